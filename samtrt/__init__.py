@@ -1,0 +1,1 @@
+"""Segment Anything at the speed limit of NVIDIA GPUs."""

@@ -1,0 +1,100 @@
+"""What an image encoder is made of: its sizes, and nothing of its weights."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Meta's normalisation constants, RGB, in units of 0…255 (segment_anything/modeling/sam.py).
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+# The prompt encoder and mask decoder of every SAM (segment_anything/build_sam.py).
+PROMPT_EMBED_DIM = 256
+MASK_IN_CHANS = 16
+NUM_MULTIMASK_OUTPUTS = 3
+DECODER_DEPTH = 2
+DECODER_NUM_HEADS = 8
+DECODER_MLP_DIM = 2048
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of SAM's ViT image encoder (``ImageEncoderViT`` of segment_anything).
+
+    Attributes:
+        embed_dim: channels C of the token sequence.
+        depth: number of transformer blocks.
+        num_heads: attention heads a block; ``embed_dim`` is a multiple of it.
+        global_attn_indexes: blocks whose attention spans the whole token grid.
+        window_size: side of the square attention windows of the other blocks, in tokens.
+        img_size: side of the square input, in pixels.
+        patch_size: side of a patch, in pixels.
+        mlp_dim: hidden channels of a block's MLP.
+        out_chans: channels of the embedding.
+        layer_norm_eps: epsilon of the blocks' LayerNorm (the neck's LayerNorm2d has its own).
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_attn_indexes: tuple[int, ...]
+    window_size: int = 14
+    img_size: int = 1024
+    patch_size: int = 16
+    mlp_dim: int = 0
+    out_chans: int = 256
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        if self.mlp_dim == 0:
+            object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the square token grid, in tokens."""
+        return self.img_size // self.patch_size
+
+    def is_global(self, block: int) -> bool:
+        """Whether that block attends over the whole grid."""
+        return block in self.global_attn_indexes
+
+    def attention_size(self, block: int) -> int:
+        """Side of the square that one attention of that block spans, in tokens."""
+        return self.grid_size if self.is_global(block) else self.window_size
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that ``json`` can write and ``from_json`` reads back."""
+        return {**asdict(self), "global_attn_indexes": list(self.global_attn_indexes)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "EncoderConfig":
+        """The inverse of ``to_json``."""
+        return cls(**value)
+
+
+def vit_b() -> EncoderConfig:
+    """SAM ViT-B (segment_anything/build_sam.py, ``build_sam_vit_b``)."""
+    return EncoderConfig(768, 12, 12, (2, 5, 8, 11))
+
+
+def vit_l() -> EncoderConfig:
+    """SAM ViT-L (``build_sam_vit_l``)."""
+    return EncoderConfig(1024, 24, 16, (5, 11, 17, 23))
+
+
+def vit_h() -> EncoderConfig:
+    """SAM ViT-H (``build_sam_vit_h``)."""
+    return EncoderConfig(1280, 32, 16, (7, 15, 23, 31))
