@@ -1,0 +1,106 @@
+"""Meta's own package, the peer that every comparison stands beside."""
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from samtrt.config import EncoderConfig
+from samtrt.errors import SamtrtError
+
+# torchvision's wheels register kernels for operators that only its CUDA-matched binary defines;
+# beside a CPU build of torch the import fails unless somebody has declared them.
+_TORCHVISION_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_libraries: list[torch.library.Library] = []  # an operator lives as long as its Library object
+
+
+def import_segment_anything() -> ModuleType:
+    """Meta's ``segment_anything`` package.
+
+    Raises:
+        SamtrtError: the package, or torchvision that it imports, is not installed.
+    """
+    for name in ("segment_anything", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            raise SamtrtError(
+                f"{name} is not installed, and the comparison needs Meta's package: "
+                "pip install -r requirements-test.txt"
+            )
+    if not torch.cuda.is_available() and not _libraries and not _declared("nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _TORCHVISION_SCHEMAS:
+            library.define(schema)
+        _libraries.append(library)
+    import segment_anything
+
+    return segment_anything
+
+
+def _declared(operator: str) -> bool:
+    return hasattr(torch.ops.torchvision, operator)
+
+
+def meta_image_encoder(config: EncoderConfig) -> torch.nn.Module:
+    """Meta's ``ImageEncoderViT`` of these sizes, in eval mode; its parameters are not yet loaded.
+
+    Called on [B, 3, img_size, img_size], it returns [B, out_chans, grid_size, grid_size].
+    """
+    from functools import partial
+
+    import_segment_anything()
+    from segment_anything.modeling import ImageEncoderViT
+
+    encoder: torch.nn.Module = ImageEncoderViT(
+        img_size=config.img_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_dim / config.embed_dim,
+        out_chans=config.out_chans,
+        norm_layer=partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
+        qkv_bias=True,
+        use_rel_pos=True,
+        rel_pos_zero_init=True,
+        window_size=config.window_size,
+        global_attn_indexes=config.global_attn_indexes,
+    )
+    return encoder.eval()
+
+
+def meta_sam(config: EncoderConfig) -> Any:
+    """Meta's ``Sam`` around ``meta_image_encoder``, in eval mode; parameters not yet loaded."""
+    import_segment_anything()
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    from samtrt import config as c
+
+    grid = config.grid_size
+    sam = Sam(
+        image_encoder=meta_image_encoder(config),
+        prompt_encoder=PromptEncoder(
+            embed_dim=c.PROMPT_EMBED_DIM,
+            image_embedding_size=(grid, grid),
+            input_image_size=(config.img_size, config.img_size),
+            mask_in_chans=c.MASK_IN_CHANS,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=c.NUM_MULTIMASK_OUTPUTS,
+            transformer=TwoWayTransformer(
+                depth=c.DECODER_DEPTH,
+                embedding_dim=c.PROMPT_EMBED_DIM,
+                mlp_dim=c.DECODER_MLP_DIM,
+                num_heads=c.DECODER_NUM_HEADS,
+            ),
+            transformer_dim=c.PROMPT_EMBED_DIM,
+            iou_head_depth=3,
+            iou_head_hidden_dim=c.PROMPT_EMBED_DIM,
+        ),
+        pixel_mean=list(c.PIXEL_MEAN),
+        pixel_std=list(c.PIXEL_STD),
+    )
+    return sam.eval()
