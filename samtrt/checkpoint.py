@@ -177,7 +177,8 @@ def save_parameters(parameters: Parameters, folder: str | Path) -> None:
         SamtrtError: the folder cannot be written.
     """
     folder = Path(folder)
-    (folder / CONFIG_FILE).unlink(missing_ok=True) if folder.is_dir() else None
+    if folder.is_dir():
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
     with replacing(folder / PARAMETERS_FILE) as temporary:
         try:
             save_file(parameters.tensors, temporary)
