@@ -1,0 +1,51 @@
+# `make run`: set-up and the main job, on a machine with nothing but Python 3.11 or newer.
+# `make test`: set-up, lint, types and the whole suite; CI runs the same.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAM := examples/sam
+DEMO := $(SAM)/sam_models/sam_demo
+SOURCES := samtrt training examples benchmarks tests
+
+.PHONY: run test check lint format clean help
+
+help:
+	@echo "make run     checkpoint -> parameters -> engine -> mask, on this machine's CPU or GPU"
+	@echo "make test    lint, types and all tests"
+	@echo "make format  what the linter can mend by itself"
+	@echo "make clean   removes the virtual environment and everything that was built"
+
+run: $(DEMO)/engine/encoder.json $(DEMO)/mask_decoder.onnx
+	$(BIN)/python $(SAM)/run.py
+
+$(DEMO)/config.json: $(SAM)/sam_models/sam_demo.pth | $(VENV)/run.installed
+	$(BIN)/python $(SAM)/params_convert.py --checkpoint $< --output-dir $(DEMO)
+
+$(DEMO)/engine/encoder.json: $(DEMO)/config.json
+	$(BIN)/python $(SAM)/build.py --params $(DEMO) --output-dir $(DEMO)/engine
+
+$(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
+	$(BIN)/python $(SAM)/export_decoder.py --params $(DEMO) --output $@
+
+test check: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/test.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(VENV)/%.installed: requirements.txt requirements-test.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: samtrt needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements$(if $(filter test,$*),-test).txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) $(SAM)/outputs
