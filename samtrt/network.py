@@ -1,0 +1,74 @@
+"""The network that is being defined, if any: what the op vocabulary dispatches on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+_active: ContextVar["Network | None"] = ContextVar("samtrt_active_network", default=None)
+
+
+class Network:
+    """A TensorRT network under construction.
+
+    Inside ``net_guard(network)`` every op of ``samtrt.functional`` adds layers to it.
+
+    Attributes:
+        trt: the TensorRT library in use (``tensorrt`` or ``tensorrt_rtx``).
+        definition: its ``INetworkDefinition``.
+        ops: the op back end, ``samtrt.ops_trt``.
+    """
+
+    def __init__(self, trt: Any, definition: Any) -> None:
+        from samtrt import ops_trt
+
+        self.trt = trt
+        self.definition = definition
+        self.ops = ops_trt
+        self._path = ""
+        self._uses: dict[str, int] = {}
+        # TensorRT holds weights by reference until the engine is built.
+        self._kept: list[Any] = []
+
+    @contextmanager
+    def scope(self, path: str) -> Iterator[None]:
+        """Names the layers added in the block after the module at that path."""
+        outer, self._path = self._path, path
+        try:
+            yield
+        finally:
+            self._path = outer
+
+    def keep(self, *objects: Any) -> None:
+        """Keeps objects alive as long as the network."""
+        self._kept.extend(objects)
+
+    def add(self, layer: Any, name: str) -> Any:
+        """Names a new layer ``module.path/name`` and returns it.
+
+        Raises:
+            ValueError: TensorRT refused the layer (``layer`` is None); its log says why.
+        """
+        full = f"{self._path}/{name}" if self._path else name
+        uses = self._uses[full] = self._uses.get(full, 0) + 1
+        full = full if uses == 1 else f"{full}_{uses}"
+        if layer is None:
+            raise ValueError(f"TensorRT refused layer {full}; its log says why")
+        layer.name = full
+        return layer
+
+
+def active_network() -> Network | None:
+    """The network that ops add layers to, or None where they compute."""
+    return _active.get()
+
+
+@contextmanager
+def net_guard(network: Network) -> Iterator[Network]:
+    """Makes ``network`` the active one inside the block, and restores the former one after it,
+    also when the block raises. Other threads are not affected."""
+    token = _active.set(network)
+    try:
+        yield network
+    finally:
+        _active.reset(token)
