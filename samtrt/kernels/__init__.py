@@ -1,0 +1,6 @@
+"""Triton kernels of the fused encoder runtime (``samtrt.fused``).
+
+Each module holds kernels and, beside them, one Python function a kernel that checks shapes,
+chooses the launch grid and names the lines of Meta's encoder it stands for. Where Triton has no
+GPU, ``TRITON_INTERPRET=1`` runs the same kernels on the CPU; the tests do.
+"""

@@ -1,0 +1,371 @@
+"""Window attention straight from the qkv tensor.
+
+Partition, padding, relative positions and unpartition (from ``window_partition`` to
+``window_unpartition`` in segment_anything/modeling/image_encoder.py) are index arithmetic here; no
+intermediate exists in memory. A padded token enters Meta's block as zeros after ``norm1``, so its key and value are the
+qkv bias and it takes part in the softmax; as a query it is dropped, so it is not computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from samtrt.errors import EngineError
+
+# Half the columns of the relative position product: the largest window side.
+MAX_WINDOW = 16
+TABLE_ROWS = 2 * MAX_WINDOW
+
+
+@dataclass(frozen=True)
+class WindowTiles:
+    """Launch options of ``window_attention``: queries a program, warps."""
+
+    block_m: int = 128
+    num_warps: int = 8
+
+
+@triton.jit
+def _key_tile(
+    qkv_ptr,
+    bias_ptr,
+    column,
+    row_stride,
+    image_row,
+    window_y,
+    window_x,
+    height,
+    width,
+    first,
+    N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """N keys (or values) of a window from its key ``first``: [N, COLUMNS]."""
+    key = first + tl.arange(0, N)
+    y = window_y + key // WINDOW
+    x = window_x + key % WINDOW
+    inside = (y < height) & (x < width) & (key < WINDOW * WINDOW)
+    columns = column + tl.arange(0, COLUMNS)
+    token = tl.where(inside, image_row + y * width + x, 0).to(tl.int64)
+    real = qkv_ptr + token[:, None] * row_stride + columns[None, :]
+    # One row of biases stands for every padded token.
+    padded = tl.broadcast_to(bias_ptr + columns[None, :], (N, COLUMNS))
+    return tl.load(tl.where(inside[:, None], real, padded))
+
+
+@triton.jit
+def _scores(
+    q,
+    q_tail,
+    relative,
+    qkv_ptr,
+    bias_ptr,
+    column,
+    row_stride,
+    image_row,
+    window_y,
+    window_x,
+    height,
+    width,
+    first: tl.constexpr,
+    N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_TAIL: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """q·kᵀ plus both relative positions for N keys: [BLOCK_M, N] fp32."""
+    k = _key_tile(
+        qkv_ptr, bias_ptr, column, row_stride, image_row, window_y, window_x, height, width,
+        first, N, WINDOW, D,
+    )  # fmt: skip
+    s = tl.dot(q, tl.trans(k))
+    if D_TAIL:
+        k_tail = _key_tile(
+            qkv_ptr, bias_ptr, column + D, row_stride, image_row, window_y, window_x, height,
+            width, first, N, WINDOW, D_TAIL,
+        )  # fmt: skip
+        s = tl.dot(q_tail, tl.trans(k_tail), s)
+    # Adding rel_h[q, key row] + rel_w[q, key column] is a product with two ones a column.
+    key = first + tl.arange(0, N)
+    slot = tl.arange(0, 2 * HALF)
+    place = tl.where((slot < HALF)[:, None], (key // WINDOW)[None, :], (key % WINDOW)[None, :])
+    ones = (slot % HALF)[:, None] == place
+    s = tl.dot(relative, ones.to(relative.dtype), s)
+    if first + N > WINDOW * WINDOW:
+        s = tl.where((key < WINDOW * WINDOW)[None, :], s, float("-inf"))
+    return s
+
+
+@triton.jit
+def _values(
+    acc,
+    acc_tail,
+    p,
+    qkv_ptr,
+    bias_ptr,
+    column,
+    row_stride,
+    image_row,
+    window_y,
+    window_x,
+    height,
+    width,
+    first: tl.constexpr,
+    N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_TAIL: tl.constexpr,
+):
+    v = _key_tile(
+        qkv_ptr, bias_ptr, column, row_stride, image_row, window_y, window_x, height, width,
+        first, N, WINDOW, D,
+    )  # fmt: skip
+    p = p.to(v.dtype)
+    acc = tl.dot(p, v, acc)
+    if D_TAIL:
+        v_tail = _key_tile(
+            qkv_ptr, bias_ptr, column + D, row_stride, image_row, window_y, window_x, height,
+            width, first, N, WINDOW, D_TAIL,
+        )  # fmt: skip
+        acc_tail = tl.dot(p, v_tail, acc_tail)
+    return acc, acc_tail
+
+
+@triton.jit
+def _window_attention_kernel(
+    qkv_ptr,
+    bias_ptr,
+    table_ptr,
+    out_ptr,
+    height,
+    width,
+    windows_y,
+    windows_x,
+    heads,
+    scale_log2e,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_TAIL: tl.constexpr,
+    HALF: tl.constexpr,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    N3: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program: BLOCK_M queries of one head of one window, over all of the window's keys."""
+    head = tl.program_id(1)
+    window = tl.program_id(2)
+    window_x = (window % windows_x) * WINDOW
+    window_y = (window // windows_x % windows_y) * WINDOW
+    image_row = (window // (windows_x * windows_y)) * height * width
+
+    # Queries are counted over the window's part inside the grid.
+    inner_w = min(WINDOW, width - window_x)
+    inner_h = min(WINDOW, height - window_y)
+    first_query = tl.program_id(0) * BLOCK_M
+    if first_query >= inner_w * inner_h:
+        return
+    query = first_query + tl.arange(0, BLOCK_M)
+    is_query = query < inner_w * inner_h
+    query_y = tl.where(is_query, query // inner_w, 0)
+    query_x = tl.where(is_query, query % inner_w, 0)
+    token = (image_row + (window_y + query_y) * width + window_x + query_x).to(tl.int64)
+
+    HEAD: tl.constexpr = D + D_TAIL
+    row_stride = 3 * heads * HEAD
+    q_column = head * HEAD
+    k_column = (heads + head) * HEAD
+    v_column = (2 * heads + head) * HEAD
+    dim = tl.arange(0, D)
+    q = tl.load(qkv_ptr + token[:, None] * row_stride + q_column + dim[None, :])
+    slot = tl.arange(0, 2 * HALF)
+    table_row = tl.arange(0, 4 * HALF)
+    table = tl.load(table_ptr + table_row[:, None] * HEAD + dim[None, :])
+    products = tl.dot(q, tl.trans(table))
+    q_tail = q
+    if D_TAIL:
+        dim_tail = D + tl.arange(0, D_TAIL)
+        q_tail = tl.load(qkv_ptr + token[:, None] * row_stride + q_column + dim_tail[None, :])
+        table_tail = tl.load(table_ptr + table_row[:, None] * HEAD + dim_tail[None, :])
+        products = tl.dot(q_tail, tl.trans(table_tail), products)
+    # From products with every table row to the rows of this query: rel_h in the first HALF
+    # columns (key row j), rel_w in the others (key column j).
+    is_h = (slot < HALF)[None, :]
+    position = tl.where(is_h, query_y[:, None], query_x[:, None])
+    distance = position - (slot % HALF)[None, :] + (WINDOW - 1)
+    distance = tl.minimum(tl.maximum(distance, 0), 2 * HALF - 1)
+    index = tl.where(is_h, 0, 2 * HALF) + distance
+    relative = tl.gather(products, index, 1).to(q.dtype)
+
+    # All scores stay in registers: one maximum, no rescaling.
+    s1 = _scores(
+        q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
+        window_x, height, width, 0, N1, WINDOW, D, D_TAIL, HALF,
+    )  # fmt: skip
+    top = tl.max(s1, 1)
+    if N2:
+        s2 = _scores(
+            q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
+            window_x, height, width, N1, N2, WINDOW, D, D_TAIL, HALF,
+        )  # fmt: skip
+        top = tl.maximum(top, tl.max(s2, 1))
+    if N3:
+        s3 = _scores(
+            q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
+            window_x, height, width, N1 + N2, N3, WINDOW, D, D_TAIL, HALF,
+        )  # fmt: skip
+        top = tl.maximum(top, tl.max(s3, 1))
+    top *= scale_log2e
+
+    acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
+    acc_tail = tl.zeros((BLOCK_M, D_TAIL if D_TAIL else 16), dtype=tl.float32)
+    p1 = tl.exp2(s1 * scale_log2e - top[:, None])
+    total = tl.sum(p1, 1)
+    acc, acc_tail = _values(
+        acc, acc_tail, p1, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
+        window_x, height, width, 0, N1, WINDOW, D, D_TAIL,
+    )  # fmt: skip
+    if N2:
+        p2 = tl.exp2(s2 * scale_log2e - top[:, None])
+        total += tl.sum(p2, 1)
+        acc, acc_tail = _values(
+            acc, acc_tail, p2, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
+            window_x, height, width, N1, N2, WINDOW, D, D_TAIL,
+        )  # fmt: skip
+    if N3:
+        p3 = tl.exp2(s3 * scale_log2e - top[:, None])
+        total += tl.sum(p3, 1)
+        acc, acc_tail = _values(
+            acc, acc_tail, p3, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
+            window_x, height, width, N1 + N2, N3, WINDOW, D, D_TAIL,
+        )  # fmt: skip
+
+    target = out_ptr + token[:, None] * (heads * HEAD) + q_column
+    scale = (1.0 / total)[:, None]
+    dtype = out_ptr.dtype.element_ty
+    tl.store(target + dim[None, :], (acc * scale).to(dtype), mask=is_query[:, None])
+    if D_TAIL:
+        tl.store(target + dim_tail[None, :], (acc_tail * scale).to(dtype), mask=is_query[:, None])
+
+
+def window_attention(
+    qkv: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    table: torch.Tensor,
+    out: torch.Tensor,
+    window_size: int,
+    num_heads: int,
+    tiles: WindowTiles,
+) -> None:
+    """``window_partition``, ``Attention.forward`` without its linears, ``window_unpartition``.
+
+    Args:
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, contiguous: ``attn.qkv`` of the real tokens.
+        qkv_bias: [3 * heads * D], the type of ``qkv``: what a padded token's row would be.
+        table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
+        out: [B, H, W, heads * D], the type of ``qkv``, contiguous.
+        window_size: side of a window, in tokens.
+        num_heads: attention heads.
+        tiles: the launch configuration.
+
+    Raises:
+        EngineError: a window side above 16, or a head dimension that two tiles do not cover.
+    """
+    batch, height, width, channels = qkv.shape
+    head_dim = channels // (3 * num_heads)
+    d, d_tail = split_head_dim(head_dim)
+    n1, n2, n3 = key_tiles(window_size)
+    windows_y = triton.cdiv(height, window_size)
+    windows_x = triton.cdiv(width, window_size)
+    queries = min(window_size, height) * min(window_size, width)
+    block_m = min(tiles.block_m, max(64, triton.next_power_of_2(queries)))
+    grid = (triton.cdiv(queries, block_m), num_heads, batch * windows_y * windows_x)
+    _window_attention_kernel[grid](
+        qkv,
+        qkv_bias,
+        table,
+        out,
+        height,
+        width,
+        windows_y,
+        windows_x,
+        num_heads,
+        head_dim**-0.5 * LOG2_E,
+        WINDOW=window_size,
+        D=d,
+        D_TAIL=d_tail,
+        HALF=MAX_WINDOW,
+        N1=n1,
+        N2=n2,
+        N3=n3,
+        BLOCK_M=block_m,
+        num_warps=tiles.num_warps,
+    )
+
+
+LOG2_E = 1.4426950408889634
+
+
+def window_table(
+    rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, window_size: int
+) -> torch.Tensor:
+    """The two tables of a window block as one: [64, D].
+
+    Rows 0…31 hold ``rel_pos_h``, rows 32…63 ``rel_pos_w`` (each [2 * window_size - 1, D]), the
+    rest zeros. Meta adds the unscaled q·R to the scaled q·kᵀ; the kernel scales the sum, so the
+    tables carry the inverse factor √D.
+    """
+    head_dim = rel_pos_h.shape[1]
+    key_tiles(window_size)
+    table = rel_pos_h.new_zeros(2 * TABLE_ROWS, head_dim)
+    table[: 2 * window_size - 1] = rel_pos_h * head_dim**0.5
+    table[TABLE_ROWS : TABLE_ROWS + 2 * window_size - 1] = rel_pos_w * head_dim**0.5
+    return table
+
+
+def split_head_dim(head_dim: int) -> tuple[int, int]:
+    """A head dimension as one or two powers of two of at least 16: 80 is (64, 16), 64 (64, 0).
+
+    Raises:
+        EngineError: it takes more than two.
+    """
+    first = 1 << (head_dim.bit_length() - 1)
+    rest = head_dim - first
+    if head_dim > 128 or first < 16 or (rest and (rest < 16 or rest & (rest - 1))):
+        raise EngineError(
+            f"head dimension {head_dim} is not supported by the cuda backend: it must be the sum "
+            "of one or two powers of two from 16 to 128; use the tensorrt or cpu backend"
+        )
+    return first, rest
+
+
+def key_tiles(window_size: int) -> tuple[int, int, int]:
+    """Up to three tile widths, powers of two of at least 16, that cover a window's keys.
+
+    14 × 14 = 196 keys are covered by 128 + 64 + 16.
+
+    Raises:
+        EngineError: a window side above 16, whose scores do not fit into registers.
+    """
+    keys = window_size * window_size
+    if not 0 < window_size <= MAX_WINDOW:
+        raise EngineError(
+            f"window size {window_size} is not supported by the cuda backend: 1 to {MAX_WINDOW} "
+            "tokens; use the tensorrt or cpu backend"
+        )
+    tiles: list[int] = []
+    left = keys
+    while left > 0 and len(tiles) < 2:
+        tile = max(16, 1 << (left.bit_length() - 1))
+        tiles.append(tile)
+        left -= tile
+    if left > 0:
+        tiles.append(max(16, 1 << (left - 1).bit_length()))
+    if sum(tiles) >= 1 << (keys - 1).bit_length():  # one tile does as well
+        tiles = [max(16, 1 << (keys - 1).bit_length())]
+    tiles += [0] * (3 - len(tiles))
+    return tiles[0], tiles[1], tiles[2]

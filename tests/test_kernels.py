@@ -1,0 +1,224 @@
+"""Each Triton kernel against fp64, in Triton's interpreter on the CPU or compiled on a GPU.
+
+Outputs are filled with NaN before each launch, so an element that is not written fails the test.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from triton_kernels import DEVICE, ON_GPU
+
+from samtrt.errors import EngineError
+from samtrt.kernels import gemm, global_attention, norm, window_attention
+
+# Relative L2 against fp64: a few roundings of the type's unit, 2^-11 and 2^-8.
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# Triton's interpreter keeps bf16 as bare bits and multiplies those, so bf16 needs the GPU.
+BFLOAT16 = pytest.param(
+    torch.bfloat16,
+    id="bf16",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU")],
+)
+TYPES = pytest.mark.parametrize("dtype", [pytest.param(torch.float16, id="fp16"), BFLOAT16])
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE, dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+
+
+def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    assert out.shape == reference.shape
+    difference = (out.double() - reference.double()).norm() / reference.double().norm()
+    return float(difference)  # NaN compares false with every bound
+
+
+def relative_bias(q: torch.Tensor, table: torch.Tensor, axis: int) -> torch.Tensor:
+    """q·R of one axis, q [B, h, H, W, D]: [B, h, H, W, side]; a loop, written independently."""
+    side = q.shape[2 + axis]
+    out = q.new_zeros(*q.shape[:4], side)
+    for i in range(side):
+        for j in range(side):
+            row = table[i - j + side - 1]
+            if axis == 0:
+                out[:, :, i, :, j] = q[:, :, i] @ row
+            else:
+                out[:, :, :, i, j] = q[:, :, :, i] @ row
+    return out
+
+
+def attention_reference(
+    qkv: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Meta's Attention.forward without its linears in fp64, qkv [B, H, W, 3 * heads * D]."""
+    batch, height, width, channels = qkv.shape
+    dim = channels // (3 * heads)
+    grid = qkv.double().view(batch, height, width, 3, heads, dim).permute(3, 0, 4, 1, 2, 5)
+    q, k, v = grid
+    bias = (
+        relative_bias(q, rel_pos_h.double(), 0)[..., :, None]
+        + relative_bias(q, rel_pos_w.double(), 1)[..., None, :]
+    ).flatten(4)
+    q, k, v = (t.flatten(2, 3) for t in (q, k, v))
+    weights = (q @ k.transpose(-2, -1) * dim**-0.5 + bias.flatten(2, 3)).softmax(-1)
+    out = (weights @ v).view(batch, heads, height, width, dim)
+    return out.permute(0, 2, 3, 1, 4).reshape(batch, height, width, heads * dim)
+
+
+def window_reference(
+    qkv: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    rel_pos_h: torch.Tensor,
+    rel_pos_w: torch.Tensor,
+    window: int,
+    heads: int,
+) -> torch.Tensor:
+    """Windows one by one, padded with the qkv bias."""
+    batch, height, width, channels = qkv.shape
+    out = qkv.new_zeros(batch, height, width, channels // 3, dtype=torch.float64)
+    for y in range(0, height, window):
+        for x in range(0, width, window):
+            real = qkv[:, y : y + window, x : x + window]
+            padded = qkv_bias.expand(batch, window, window, channels).clone()
+            padded[:, : real.shape[1], : real.shape[2]] = real
+            result = attention_reference(padded, rel_pos_h, rel_pos_w, heads)
+            out[:, y : y + window, x : x + window] = result[:, : real.shape[1], : real.shape[2]]
+    return out
+
+
+@TYPES
+@pytest.mark.parametrize(("rows", "channels"), [(5, 80), (33, 160), (4, 1280)])
+def test_layer_norm(rows: int, channels: int, dtype: torch.dtype) -> None:
+    x = random(rows, channels, dtype=dtype, seed=0, scale=3.0)
+    shift, weight, bias = (random(channels, dtype=torch.float32, seed=s) for s in (1, 2, 3))
+    out = poisoned(rows, channels, dtype=dtype)
+    for block_rows in (1, 4):
+        out.fill_(float("nan"))
+        norm.layer_norm(x, shift, weight, bias, out, 1e-6, block_rows=block_rows)
+        reference = F.layer_norm(
+            x.double() + shift.double(), (channels,), weight.double(), bias.double(), 1e-6
+        )
+        assert relative_error(out, reference) < TOLERANCE[dtype]
+
+
+@TYPES
+def test_layer_norm_to_nchw(dtype: torch.dtype) -> None:
+    x = random(2, 5, 7, 48, dtype=dtype, seed=0, scale=3.0)
+    weight, bias = (random(48, dtype=torch.float32, seed=s) for s in (1, 2))
+    out = poisoned(2, 48, 5, 7, dtype=torch.float32)
+    norm.layer_norm_to_nchw(x, weight, bias, out, 1e-6)
+    reference = F.layer_norm(x.double(), (48,), weight.double(), bias.double(), 1e-6)
+    assert relative_error(out, reference.permute(0, 3, 1, 2)) < 1e-6
+
+
+def test_gelu_is_the_erf_form() -> None:
+    x = torch.linspace(-12, 12, 4097, device=DEVICE)
+    out = poisoned(4097, dtype=torch.float32)
+    gemm.gelu(x, out)
+    assert (out.double() - F.gelu(x.double())).abs().max() < 2e-6  # the tanh form is 5e-4 away
+
+
+@TYPES
+@pytest.mark.parametrize(("m", "n", "k"), [(64, 128, 64), (70, 200, 72), (200, 320, 80)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_linear_gelu(m: int, n: int, k: int, parts: int, dtype: torch.dtype) -> None:
+    a = random(m, k, dtype=dtype, seed=0)
+    weight = random(n, k, dtype=dtype, seed=1, scale=k**-0.5)
+    bias = random(n, dtype=torch.float32, seed=2)
+    out = poisoned(m, n, dtype=dtype)
+    tiles = gemm.GemmTiles(block_m=64, block_n=64, block_k=32, epilogue_parts=parts, num_warps=4)
+    gemm.linear_gelu(a, weight, bias, out, tiles)
+    reference = F.gelu(F.linear(a.double(), weight.double(), bias.double()))
+    assert relative_error(out, reference) < TOLERANCE[dtype]
+
+
+@TYPES
+@pytest.mark.parametrize(("size", "patch"), [(64, 16), (40, 8), (42, 14)])
+def test_patchify(size: int, patch: int, dtype: torch.dtype) -> None:
+    image = random(2, 3, size, size, dtype=torch.float32, seed=0)
+    out = poisoned(2 * (size // patch) ** 2, 3 * patch * patch, dtype=dtype)
+    gemm.patchify(image, out, patch)
+    reference = F.unfold(image, patch, stride=patch).transpose(1, 2).reshape(out.shape)
+    assert torch.equal(out, reference.to(dtype))
+
+
+@TYPES
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "window", "heads", "dim"),
+    [
+        (1, 16, 16, 14, 2, 80),  # last windows almost wholly outside
+        (2, 20, 20, 14, 1, 64),
+        (1, 14, 28, 14, 2, 32),  # no padding
+        (2, 8, 12, 7, 2, 16),
+        (1, 9, 9, 5, 3, 48),
+        (1, 10, 10, 16, 1, 80),  # one window, larger than the grid
+        (1, 12, 8, 4, 2, 96),
+    ],
+)
+def test_window_attention(
+    batch: int, height: int, width: int, window: int, heads: int, dim: int, dtype: torch.dtype
+) -> None:
+    qkv = random(batch, height, width, 3 * heads * dim, dtype=dtype, seed=0)
+    qkv_bias = random(3 * heads * dim, dtype=dtype, seed=1)
+    rel_pos = [random(2 * window - 1, dim, dtype=dtype, seed=s, scale=0.3) for s in (2, 3)]
+    table = window_attention.window_table(*(r.float() for r in rel_pos), window).to(dtype)
+    for block_m, num_warps in ((64, 4), (128, 8)):
+        out = poisoned(batch, height, width, heads * dim, dtype=dtype)
+        tiles = window_attention.WindowTiles(block_m=block_m, num_warps=num_warps)
+        window_attention.window_attention(qkv, qkv_bias, table, out, window, heads, tiles)
+        reference = window_reference(qkv, qkv_bias, *rel_pos, window, heads)
+        assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
+
+
+@TYPES
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "heads", "dim"),
+    [
+        (1, 16, 16, 2, 80),
+        (2, 8, 8, 2, 64),  # one query tile, half of it past the end
+        (1, 12, 20, 1, 16),
+        (2, 5, 32, 1, 48),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_global_attention(
+    batch: int, height: int, width: int, heads: int, dim: int, rows: int, dtype: torch.dtype
+) -> None:
+    qkv = random(batch, height, width, 3 * heads * dim, dtype=dtype, seed=0)
+    rel_pos_h = random(2 * height - 1, dim, dtype=dtype, seed=1, scale=0.3)
+    rel_pos_w = random(2 * width - 1, dim, dtype=dtype, seed=2, scale=0.3)
+    tables = ((r.float() * dim**0.5).to(dtype) for r in (rel_pos_h, rel_pos_w))
+    tokens = height * width
+    rel_h = poisoned(batch, heads, height, tokens, dtype=torch.float32)
+    rel_w = poisoned(batch, heads, tokens, global_attention.row_block(width), dtype=dtype)
+    out = poisoned(batch, height, width, heads * dim, dtype=dtype)
+    global_attention.relative_positions(qkv, *tables, rel_h, rel_w, heads)
+    tiles = global_attention.GlobalTiles(block_m=64, rows=rows, num_warps=4)
+    global_attention.global_attention(qkv, rel_h, rel_w, out, heads, tiles)
+    reference = attention_reference(qkv, rel_pos_h, rel_pos_w, heads)
+    assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("window", range(1, 17))
+def test_key_tiles_cover_the_window(window: int) -> None:
+    tiles = [n for n in window_attention.key_tiles(window) if n]
+    assert sum(tiles) >= window * window
+    assert all(n >= 16 and n & (n - 1) == 0 for n in tiles)
+    assert sum(tiles[:-1]) < window * window
+
+
+def test_what_does_not_fit_raises() -> None:
+    for window in (0, 17, 32):
+        with pytest.raises(EngineError, match="window size"):
+            window_attention.key_tiles(window)
+    for dim in (8, 24, 88, 112, 160):
+        with pytest.raises(EngineError, match="head dimension"):
+            window_attention.split_head_dim(dim)
+    assert window_attention.split_head_dim(80) == (64, 16)
+    assert window_attention.split_head_dim(64) == (64, 0)
+    with pytest.raises(EngineError, match="grid of 129"):
+        global_attention.row_block(129)
