@@ -1,0 +1,73 @@
+"""The parity gate: no engine leaves the build before its output was compared with fp32.
+
+FP16 engines of vision transformers have been silently wrong in several TensorRT versions; a
+wrong embedding still decodes to masks, only to worse ones, so nobody notices without a gate.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from samtrt.checkpoint import Parameters
+from samtrt.compare import Decode, load_picture, mask_ious, relative_l2
+from samtrt.encoder import ImageEncoder
+from samtrt.engine import FAILED, PASSED, ParityResult
+from samtrt.errors import InputError
+from samtrt.mask_decoder import build_mask_decoder
+from samtrt.model import ImageEncoderViT
+
+MAX_RELATIVE_L2 = 0.03
+MIN_MEAN_MASK_IOU = 0.99
+
+
+def check_parity(
+    encoder: ImageEncoder, parameters: Parameters, pictures: Sequence[str | Path]
+) -> ParityResult:
+    """Compares an encoder with the definition in fp32, picture by picture.
+
+    Args:
+        encoder: the one to judge.
+        parameters: what it was built from.
+        pictures: files.
+
+    Returns:
+        ``PASSED`` when the worst embedding is within ``MAX_RELATIVE_L2`` and the masks' mean IoU
+        is at least ``MIN_MEAN_MASK_IOU``; ``FAILED`` otherwise (a NaN fails).
+
+    Raises:
+        InputError: no picture was given, or one cannot be read.
+    """
+    if not pictures:
+        raise InputError("the parity gate needs at least one picture; give some, or skip the gate")
+    reference = ImageEncoderViT(parameters.encoder_config).load(parameters.encoder())
+    decode = fp32_decoder(parameters)
+    errors, ious = [], []
+    with torch.inference_mode():
+        for path in _progress(pictures):
+            picture = load_picture(path, encoder.img_size)
+            embedding = encoder(picture.pixels.to(encoder.device)).cpu()
+            expected = reference(picture.pixels)
+            errors.append(relative_l2(embedding, expected))
+            ious.append(mask_ious(embedding, expected, picture, decode))
+    worst = max(errors, key=lambda error: (error != error, error))  # NaN is the worst
+    mean_iou = torch.cat(ious).mean().item()
+    passed = worst <= MAX_RELATIVE_L2 and mean_iou >= MIN_MEAN_MASK_IOU
+    return ParityResult(PASSED if passed else FAILED, worst, mean_iou, len(errors))
+
+
+def fp32_decoder(parameters: Parameters) -> Decode:
+    """The prompt encoder and mask decoder in fp32 on the CPU."""
+    decoder = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
+
+    def decode(embedding: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
+        masks: Tensor = decoder(embedding, coords, labels)[0]
+        return masks
+
+    return decode
+
+
+def _progress(pictures: Sequence[str | Path]) -> Iterable[str | Path]:
+    return tqdm(pictures, "parity gate", unit="picture", delay=2, mininterval=1)
