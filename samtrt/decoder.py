@@ -1,0 +1,248 @@
+"""Mask decoders behind one call: an ONNX file in ONNX Runtime, or parameters in torch.
+
+decoder(image_embeddings, point_coords, point_labels, mask_input=None)
+    -> (low_res_masks, iou_predictions)
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.checkpoint import Parameters, load_parameters
+from samtrt.decoder_export import METADATA_NOTE, METADATA_PARAMETERS
+from samtrt.errors import EngineError, InputError
+from samtrt.mask_decoder import build_mask_decoder
+
+_REQUIRED_INPUTS = {
+    "image_embeddings",
+    "point_coords",
+    "point_labels",
+    "mask_input",
+    "has_mask_input",
+}
+_ORIG_IM_SIZE = "orig_im_size"  # only in decoders that Meta's export_onnx_model.py made
+_OUTPUTS = ["low_res_masks", "iou_predictions"]
+
+
+class Decoder(Protocol):
+    """Prompts on an embedded picture → mask logits.
+
+    Attributes:
+        img_size: side of the model's frame, in pixels, that point coordinates refer to.
+        num_masks: masks M a prompt: 4 (see ``mask_decoder.select_masks``), or 1 for an ONNX file
+            that was exported with ``--return-single-mask``.
+        parameters_sha256: the parameter set; empty where the file does not say.
+        note: what a user must know of the parameters (``Parameters.note``).
+    """
+
+    img_size: int
+    num_masks: int
+    parameters_sha256: str
+    note: str
+
+    def __call__(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes B prompts on one picture.
+
+        Args:
+            image_embeddings: [1, 256, h, w] float32.
+            point_coords: [B, N, 2] (x, y) in pixels of the model's frame.
+            point_labels: [B, N]: −1 padding, 0 background, 1 foreground, 2 and 3 a box's corners
+                (``prompt_encoder.prompt_points`` makes both).
+            mask_input: [B, 1, 4h, 4w] logits of an earlier call, or None.
+            has_mask_input: [1], 0.0 to ignore ``mask_input``; None counts it when it is there.
+
+        Returns:
+            Logits [B, M, 4h, 4w] and predicted IoUs [B, M] float32, on the device of
+            ``image_embeddings``.
+        """
+        ...
+
+
+class TorchDecoder:
+    """The mask decoder in torch, fp32, on one device."""
+
+    num_masks = 4
+
+    def __init__(self, parameters: Parameters, device: torch.device | str = "cpu") -> None:
+        config = parameters.encoder_config
+        self.img_size = config.img_size
+        self.parameters_sha256 = parameters.sha256
+        self.note = parameters.note
+        self.device = torch.device(device)
+        self.module = build_mask_decoder(parameters.decoder(), config).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        given = (image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+        moved = [None if tensor is None else tensor.to(self.device).float() for tensor in given]
+        masks, ious = self.module(*moved)
+        return masks.to(image_embeddings.device), ious.to(image_embeddings.device)
+
+
+class OnnxDecoder:
+    """A mask decoder file in ONNX Runtime: on CUDA where its provider is there, else the CPU.
+
+    Takes the files of ``export_decoder`` and of Meta's ``export_onnx_model.py``. Meta's have a
+    prompt batch of 1, so several prompts are decoded one after the other, and their own upscaled
+    ``masks`` are never asked for.
+
+    Raises:
+        EngineError: the file is missing, damaged, or is not a SAM mask decoder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import onnxruntime as ort
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise EngineError(
+                f"no mask decoder at {self.path}; make one with export_decoder.py --output "
+                f"{self.path}"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        try:
+            self.session = ort.InferenceSession(self.path, options, _providers(ort))
+        except Exception as error:  # its exceptions share no base class of their own
+            reason = " ".join(str(error).split())[:200]
+            raise EngineError(
+                f"{self.path} cannot be opened by ONNX Runtime {ort.__version__} ({reason}); "
+                "export the decoder again with export_decoder.py"
+            ) from error
+        self.provider: str = self.session.get_providers()[0]
+
+        self._inputs = {value.name: value for value in self.session.get_inputs()}
+        outputs = {value.name: value for value in self.session.get_outputs()}
+        self._check_names(outputs)
+        _, _, mask_side, _ = self._inputs["mask_input"].shape
+        self._batched = not isinstance(self._inputs["point_coords"].shape[0], int)
+        self._grid = mask_side // 4
+        self.img_size: int = 16 * self._grid  # SAM's patches have 16 pixels
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.parameters_sha256 = metadata.get(METADATA_PARAMETERS, "")
+        self.note = metadata.get(METADATA_NOTE, "")
+        # Only what leads to the two outputs is computed, not Meta's masks at the picture's size.
+        self._run_options = ort.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True
+        self.num_masks: int = self._count_masks(outputs["iou_predictions"].shape[-1])
+
+    def __call__(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if tuple(image_embeddings.shape) != (1, 256, self._grid, self._grid):
+            raise InputError(
+                f"the mask decoder {self.path} takes one embedding of 256×{self._grid}×"
+                f"{self._grid}, and got {list(image_embeddings.shape)}; take the decoder and the "
+                "engine of the same model"
+            )
+        if mask_input is None:
+            side = 4 * self._grid
+            mask_input = torch.zeros(point_coords.shape[0], 1, side, side)
+            has_mask_input = torch.zeros(1)
+        elif has_mask_input is None:
+            has_mask_input = torch.ones(1)
+        given = (image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+        embedding, coords, labels, mask, has_mask = (
+            tensor.detach().to("cpu", torch.float32).numpy() for tensor in given
+        )
+        if self._batched:
+            masks, ious = self._run(embedding, coords, labels, mask, has_mask)
+        else:
+            results = [
+                self._run(
+                    embedding, coords[i : i + 1], labels[i : i + 1], mask[i : i + 1], has_mask
+                )
+                for i in range(len(coords))
+            ]
+            masks, ious = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        device = image_embeddings.device
+        return torch.from_numpy(masks).to(device), torch.from_numpy(ious).to(device)
+
+    def _run(
+        self,
+        embedding: np.ndarray,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        mask: np.ndarray,
+        has_mask: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        feed = {
+            "image_embeddings": embedding,
+            "point_coords": coords,
+            "point_labels": labels,
+            "mask_input": mask,
+            "has_mask_input": has_mask,
+        }
+        if _ORIG_IM_SIZE in self._inputs:
+            feed[_ORIG_IM_SIZE] = np.array([self.img_size, self.img_size], np.float32)
+        masks, ious = self.session.run(_OUTPUTS, feed, self._run_options)
+        return masks, ious
+
+    def _check_names(self, outputs: dict[str, Any]) -> None:
+        names = set(self._inputs)
+        fits = names - {_ORIG_IM_SIZE} == _REQUIRED_INPUTS and outputs.keys() >= set(_OUTPUTS)
+        # With --return-extra-metrics Meta's script gives that name to the stability scores.
+        if not fits or len(outputs["low_res_masks"].shape) != 4:
+            raise EngineError(
+                f"{self.path} is not a SAM mask decoder: it has inputs {sorted(names)} and outputs "
+                f"{sorted(outputs)}; expected those of export_decoder.py, or of Meta's "
+                "export_onnx_model.py without --return-extra-metrics"
+            )
+
+    def _count_masks(self, declared: Any) -> int:
+        if isinstance(declared, int):
+            return declared
+        # Meta's files do not say, so one prompt is decoded to see.
+        _, ious = self(
+            torch.zeros(1, 256, self._grid, self._grid), torch.zeros(1, 2, 2), torch.zeros(1, 2)
+        )
+        return ious.shape[1]
+
+
+def load_decoder(
+    path: str | os.PathLike[str], device: torch.device | str | None = None
+) -> TorchDecoder | OnnxDecoder:
+    """Loads a mask decoder: an ONNX file, or a parameter folder for the torch one.
+
+    Args:
+        device: where the torch decoder computes; None for a GPU where there is one. ONNX Runtime
+            chooses by its own providers.
+
+    Raises:
+        EngineError: an ONNX file that is missing, damaged or not a SAM mask decoder.
+        CheckpointError: a parameter folder that cannot be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return TorchDecoder(load_parameters(path), device)
+    return OnnxDecoder(path)
+
+
+def _providers(ort: Any) -> list[str]:
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in wanted if name in ort.get_available_providers()]
