@@ -1,1 +1,35 @@
 """Segment Anything at the speed limit of NVIDIA GPUs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samtrt.amg import SamAutomaticMaskGenerator
+    from samtrt.pipeline import Pipeline
+    from samtrt.predictor import SamPredictor
+    from samtrt.sam import Sam, load_sam, sam_model_registry
+
+__all__ = [
+    "Pipeline",
+    "Sam",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "load_sam",
+    "sam_model_registry",
+]
+
+# Imported on first use: torch takes seconds, and `samtrt --help` needs none of it.
+_MODULES = {
+    "Pipeline": "samtrt.pipeline",
+    "Sam": "samtrt.sam",
+    "SamAutomaticMaskGenerator": "samtrt.amg",
+    "SamPredictor": "samtrt.predictor",
+    "load_sam": "samtrt.sam",
+    "sam_model_registry": "samtrt.sam",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,199 @@
+"""The geometry of automatic masks: point grids, crops, boxes, stability, NMS, small regions.
+
+What each function computes follows segment_anything/utils/amg.py and torchvision's ``nms``.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+# A box this close to a crop's border, in pixels, is taken to be cut by it (Meta's atol).
+CROP_EDGE_TOLERANCE = 20.0
+
+# Boxes compared at once by `nms`: bounds its memory to N × this many pairs.
+_NMS_BLOCK = 1024
+
+# Regions touch over corners too, as in Meta's call of OpenCV (connectivity 8).
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
+
+
+def point_grid(points_per_side: int) -> np.ndarray:
+    """Evenly spaced points of the unit square: float64 [points_per_side², 2], (x, y), by rows."""
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side, side)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def layer_point_grids(
+    points_per_side: int, crop_n_layers: int, downscale_factor: int
+) -> list[np.ndarray]:
+    """The grid of each crop layer; layer n has points_per_side / downscale_factor**n a side."""
+    return [
+        point_grid(int(points_per_side / downscale_factor**layer))
+        for layer in range(crop_n_layers + 1)
+    ]
+
+
+def crop_boxes(
+    size: tuple[int, int], n_layers: int, overlap_ratio: float
+) -> tuple[list[list[int]], list[int]]:
+    """The crops of a picture of ``size`` (H, W): the whole, then 2ⁿ × 2ⁿ of them in layer n.
+
+    Returns:
+        XYXY boxes in pixels, and the layer of each.
+    """
+    height, width = size
+    boxes, layers = [[0, 0, width, height]], [0]
+    for layer in range(1, n_layers + 1):
+        a_side = 2**layer
+        overlap = int(overlap_ratio * min(height, width) * (2 / a_side))
+        crop_width = math.ceil((overlap * (a_side - 1) + width) / a_side)
+        crop_height = math.ceil((overlap * (a_side - 1) + height) / a_side)
+        for column in range(a_side):
+            for row in range(a_side):
+                x0, y0 = column * (crop_width - overlap), row * (crop_height - overlap)
+                boxes.append([x0, y0, min(x0 + crop_width, width), min(y0 + crop_height, height)])
+                layers.append(layer)
+    return boxes, layers
+
+
+def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
+    """IoU of each mask cut at ``threshold + offset`` and at ``threshold - offset``.
+
+    Args:
+        logits: [B, H, W].
+
+    Returns:
+        float32 [B]; NaN where both cuts are empty, as in Meta's code.
+    """
+    # The upper cut lies inside the lower one, so the IoU is a ratio of their areas.
+    inner, outer = (_area(logits > threshold + sign * offset) for sign in (1, -1))
+    return inner / outer
+
+
+def _area(masks: Tensor) -> Tensor:
+    """Foreground pixels of each bool mask [B, H, W], as int64 [B]."""
+    if masks.is_cuda:
+        return masks.flatten(1).sum(1)
+    # NumPy counts a bool array many times faster than torch sums one on the CPU.
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """The box around each bool mask [B, H, W]: int64 [B, 4], XYXY of the outermost pixels.
+
+    An empty mask has the box [0, 0, 0, 0].
+    """
+    _, height, width = masks.shape
+    rows, columns = masks.any(dim=2), masks.any(dim=1)
+    edges = []
+    for occupied, length in ((columns, width), (rows, height)):
+        first = occupied.int().argmax(dim=1)
+        last = length - 1 - occupied.flip(1).int().argmax(dim=1)
+        edges.append((first, last))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
+
+
+def near_crop_edge(boxes: Tensor, crop_box: list[int], size: tuple[int, int]) -> Tensor:
+    """Which boxes (XYXY in the crop's frame) end at the crop's border but not at the picture's.
+
+    Args:
+        boxes: [B, 4].
+        crop_box: the crop in the picture's frame, XYXY.
+        size: the picture's (H, W).
+
+    Returns:
+        bool [B].
+    """
+    x0, y0, _, _ = crop_box
+    boxes = boxes.float() + boxes.new_tensor([x0, y0, x0, y0]).float()
+    crop = boxes.new_tensor(crop_box)
+    picture = boxes.new_tensor([0, 0, size[1], size[0]])
+    near_crop = (boxes - crop).abs() <= CROP_EDGE_TOLERANCE
+    near_picture = (boxes - picture).abs() <= CROP_EDGE_TOLERANCE
+    return (near_crop & ~near_picture).any(dim=1)
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas of XYXY boxes [N, 4]: [N]."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression, exactly torchvision's, in a few passes over matrices.
+
+    A box is dropped when a better one that is kept overlaps it by more than ``iou_threshold``.
+    Within a block of boxes that definition is iterated from "all kept" until nothing changes:
+    it determines the boxes in the order of their scores, so the fixed point is unique and is
+    what the greedy loop returns. Runs on the boxes' device, in memory proportional to N.
+
+    Args:
+        boxes: float [N, 4], XYXY.
+        scores: [N], on the same device.
+
+    Returns:
+        int64 indices of the boxes kept, best score first (earlier first among equals).
+    """
+    order = scores.argsort(descending=True, stable=True)
+    boxes = boxes[order]
+    areas = box_areas(boxes)
+    kept = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    for start in range(0, len(boxes), _NMS_BLOCK):
+        block = slice(start, start + _NMS_BLOCK)
+        alive = ~_overlaps(boxes, areas, kept, block, iou_threshold).any(dim=0)
+        own = torch.arange(start, min(start + _NMS_BLOCK, len(boxes)), device=boxes.device)
+        suppresses = _overlaps(boxes, areas, own, block, iou_threshold).triu(diagonal=1)
+        keep = alive
+        while True:
+            # A float product: the CPU and the GPU have no fast bool one.
+            suppressed = (keep.float() @ suppresses.float()) > 0
+            following = alive & ~suppressed
+            if torch.equal(following, keep):
+                break
+            keep = following
+        kept = torch.cat([kept, own[keep]])
+    return order[kept]
+
+
+def _overlaps(boxes: Tensor, areas: Tensor, rows: Tensor, block: slice, limit: float) -> Tensor:
+    """Which of the boxes ``rows`` overlap which of ``block`` by more than ``limit``: bool."""
+    low = torch.maximum(boxes[rows, None, :2], boxes[None, block, :2])
+    high = torch.minimum(boxes[rows, None, 2:], boxes[None, block, 2:])
+    inter = (high - low).clamp(min=0).prod(dim=2)
+    return inter / (areas[rows, None] + areas[None, block] - inter) > limit
+
+
+def remove_small_regions(mask: np.ndarray, min_area: float, mode: str) -> tuple[np.ndarray, bool]:
+    """Fills the holes, or removes the islands, of fewer than ``min_area`` pixels.
+
+    If every island is that small, the largest stays.
+
+    Args:
+        mask: bool [H, W].
+        mode: ``"holes"`` or ``"islands"``.
+
+    Returns:
+        the mask, and whether it was changed.
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode not in ("holes", "islands"):
+        raise ValueError(f"mode must be 'holes' or 'islands', is {mode!r}")
+    holes = mode == "holes"
+    regions, count = ndimage.label(~mask if holes else mask, structure=_EIGHT_CONNECTED)
+    areas = np.bincount(regions.ravel(), minlength=count + 1)
+    small = areas < min_area
+    small[0] = False  # label 0 is what is not a region
+    if not small.any():
+        return mask, False
+    if holes:
+        return mask | small[regions], True
+    if small[1:].all():
+        return regions == 1 + areas[1:].argmax(), True
+    return mask & ~small[regions], True

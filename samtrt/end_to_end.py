@@ -1,0 +1,166 @@
+"""What a user waits for: the time from a picture in host memory to its masks in host memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from samtrt.amg import SamAutomaticMaskGenerator
+from samtrt.errors import SamtrtError
+from samtrt.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
+from samtrt.predictor import SamPredictor
+from samtrt.sam import Sam
+
+# Below this mean IoU with `SamPredictor`'s masks a time means nothing, and none is given.
+_LEAST_IOU = 0.99
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Milliseconds from host memory to host memory.
+
+    Attributes:
+        image_size: (H, W) of the picture.
+        mask_iou: mean IoU of the masks with ``SamPredictor``'s on the same picture and prompt.
+        first_p50, first_p90: picture and one point → masks.
+        further_p50, further_p90: another point on the same picture → masks.
+        stages: p50 of each stage, timed on the device in runs of their own.
+    """
+
+    image_size: tuple[int, int]
+    mask_iou: float
+    first_p50: float
+    first_p90: float
+    further_p50: float
+    further_p90: float
+    stages: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that ``json`` can write."""
+        return asdict(self)
+
+
+def measure_end_to_end(
+    sam: Sam, image: np.ndarray, repeats: int = 50, warm_up: int = 5
+) -> EndToEnd:
+    """Times ``Pipeline`` on one point, after it has checked its masks.
+
+    Args:
+        sam: the model, on the device to be measured.
+        image: [H, W, 3] uint8 RGB.
+        repeats: timed calls of each kind; pictures and points change from call to call.
+        warm_up: calls before them.
+
+    Raises:
+        SamtrtError: the masks are not those of ``SamPredictor``.
+    """
+    pipeline = Pipeline(sam)
+    height, width = image.shape[:2]
+    pictures = [np.roll(image, 16 * shift, axis=1) for shift in range(4)]
+    fractions = np.random.default_rng(0).uniform(0.1, 0.9, size=(repeats + warm_up, 1, 2))
+    points = fractions * (width, height)
+    label = np.ones(1, dtype=np.int64)
+
+    iou = _agreement(pipeline, SamPredictor(sam), image, points[:4], label)
+    if not iou >= _LEAST_IOU:
+        raise SamtrtError(
+            f"the pipeline's masks have a mean IoU of {iou:.4f} with SamPredictor's, expected at "
+            f"least {_LEAST_IOU}; nothing was timed"
+        )
+
+    def first(index: int) -> None:
+        pipeline(pictures[index % len(pictures)], points[index], label)
+
+    def further(index: int) -> None:
+        pipeline.predict(points[index], label)
+
+    first_times = _timed(first, repeats, warm_up)
+    further_times = _timed(further, repeats, warm_up)
+    stages: dict[str, list[float]] = {name: [] for name in (*IMAGE_STAGES, *PROMPT_STAGES)}
+    for index in range(repeats):
+        clock = StageClock(pipeline.device)
+        pipeline.set_image(pictures[index % len(pictures)], clock)
+        pipeline.predict(points[index], label, mark=clock)
+        for name, value in clock.milliseconds().items():
+            stages[name].append(value)
+    return EndToEnd(
+        (height, width),
+        iou,
+        *_p50_p90(first_times),
+        *_p50_p90(further_times),
+        {name: float(np.median(values)) for name, values in stages.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Milliseconds of ``SamAutomaticMaskGenerator.generate``.
+
+    Attributes:
+        image_size: (H, W) of the picture.
+        points: prompts decoded.
+        masks: records returned.
+        p50, p90: of the whole call, records in host memory included.
+    """
+
+    image_size: tuple[int, int]
+    points: int
+    masks: int
+    p50: float
+    p90: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that ``json`` can write."""
+        return asdict(self)
+
+
+def measure_everything(
+    sam: Sam, image: np.ndarray, repeats: int = 5, warm_up: int = 1, **arguments: Any
+) -> Everything:
+    """Times automatic masks of one picture; ``arguments`` go to the generator."""
+    generator = SamAutomaticMaskGenerator(sam, **arguments)
+    found = 0
+
+    def generate(_: int) -> None:
+        nonlocal found
+        found = len(generator.generate(image))
+
+    times = _timed(generate, repeats, warm_up)
+    points = len(generator.point_grids[0])
+    return Everything((image.shape[0], image.shape[1]), points, found, *_p50_p90(times))
+
+
+def _agreement(
+    pipeline: Pipeline,
+    predictor: SamPredictor,
+    image: np.ndarray,
+    points: np.ndarray,
+    label: np.ndarray,
+) -> float:
+    """Mean IoU of the masks of both; two empty masks agree."""
+    pipeline.set_image(image)
+    predictor.set_image(image)
+    ious = []
+    for point in points:
+        masks, _ = pipeline.predict(point, label)
+        expected, _, _ = predictor.predict(point, label)
+        intersection = (masks & expected).sum(axis=(1, 2))
+        union = (masks | expected).sum(axis=(1, 2))
+        ious.append(np.where(union == 0, 1.0, intersection / np.maximum(union, 1)))
+    return float(np.mean(ious))
+
+
+def _timed(call: Callable[[int], None], repeats: int, warm_up: int) -> list[float]:
+    """Wall milliseconds of each call; every call ends with its result in host memory."""
+    times = []
+    for index in range(warm_up + repeats):
+        start = time.perf_counter()
+        call(index)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[warm_up:]
+
+
+def _p50_p90(times: list[float]) -> tuple[float, float]:
+    return float(np.percentile(times, 50)), float(np.percentile(times, 90))

@@ -1,0 +1,149 @@
+"""Run-length encoded masks: COCO's uncompressed form, made for a batch at a time on any device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.errors import SamtrtError
+
+# COCO's order is column-major: position = x * H + y.
+
+# Masks decoded on the GPU at once, in bytes.
+_MASK_BYTES = 64 << 20
+
+
+@dataclass
+class MaskRuns:
+    """A batch of binary masks, each as the positions where its value changes.
+
+    The value before position 0 counts as background, so a mask that begins with foreground has
+    its first change at 0, and the parity of the number of changes up to a position is its value.
+
+    Attributes:
+        size: (H, W) of every mask, in pixels.
+        changes: int64 [total], the change positions of all masks one after the other,
+            column-major within a mask.
+        lengths: int64 [B], how many changes each mask has.
+    """
+
+    size: tuple[int, int]
+    changes: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def empty(cls, size: tuple[int, int], device: torch.device | str = "cpu") -> "MaskRuns":
+        """No masks of that size."""
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(size, none, none)
+
+    @classmethod
+    def from_masks(cls, masks: Tensor) -> "MaskRuns":
+        """Encodes bool masks [B, H, W]; the work stays on their device."""
+        count, height, width = masks.shape
+        columns = masks.transpose(1, 2).reshape(count, height * width)
+        change = torch.empty_like(columns)
+        change[:, :1] = columns[:, :1]
+        torch.ne(columns[:, 1:], columns[:, :-1], out=change[:, 1:])
+        if masks.is_cuda:
+            flat = change.view(-1).nonzero().view(-1)
+        else:  # NumPy's search of a bool array is several times torch's on the CPU
+            flat = torch.from_numpy(np.flatnonzero(change.view(-1).numpy()))
+        mask_of = torch.div(flat, max(height * width, 1), rounding_mode="floor")
+        lengths = torch.bincount(mask_of, minlength=count)
+        return cls((height, width), flat - mask_of * (height * width), lengths)
+
+    @classmethod
+    def concatenate(cls, parts: "list[MaskRuns]") -> "MaskRuns":
+        """The masks of all parts (at least one, all of one size) in order."""
+        return cls(
+            parts[0].size,
+            torch.cat([part.changes for part in parts]),
+            torch.cat([part.lengths for part in parts]),
+        )
+
+    def select(self, indices: Tensor) -> "MaskRuns":
+        """The masks at those int64 indices, in that order."""
+        lengths = self.lengths[indices]
+        starts = (self.lengths.cumsum(0) - self.lengths)[indices]
+        total = int(lengths.sum())
+        offsets = lengths.cumsum(0) - lengths
+        within = torch.arange(total, device=self.changes.device)
+        within -= torch.repeat_interleave(offsets, lengths, output_size=total)
+        take = torch.repeat_interleave(starts, lengths, output_size=total) + within
+        return MaskRuns(self.size, self.changes[take], lengths)
+
+    def to(self, device: torch.device | str) -> "MaskRuns":
+        """The same masks on another device."""
+        return MaskRuns(self.size, self.changes.to(device), self.lengths.to(device))
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """COCO's uncompressed RLE of each mask: ``{"size": [H, W], "counts": [int, …]}``."""
+        height, width = self.size
+        changes = self.changes.cpu().numpy()
+        ends = np.cumsum(self.lengths.cpu().numpy())
+        records = []
+        for mask in np.split(changes, ends[:-1]) if len(ends) else []:
+            counts = np.diff(mask, prepend=0, append=height * width)
+            records.append({"size": [height, width], "counts": counts.tolist()})
+        return records
+
+    def to_arrays(self) -> list[np.ndarray]:
+        """Each mask as a bool array [H, W] in host memory."""
+        if not self.changes.is_cuda:
+            return [rle_to_mask(rle) for rle in self.to_coco()]
+        height, width = self.size
+        step = max(1, _MASK_BYTES // (height * width))
+        arrays: list[np.ndarray] = []
+        for which in torch.arange(len(self), device=self.changes.device).split(step):
+            part = self.select(which)
+            toggles = torch.zeros(len(part), height * width, dtype=torch.uint8, device=which.device)
+            mask_of = torch.repeat_interleave(part.lengths, output_size=len(part.changes))
+            toggles[mask_of, part.changes] = 1
+            # The sum wraps at 256, and its parity is the mask's value all the same.
+            values = toggles.cumsum(1, dtype=torch.uint8).bitwise_and_(1).bool()
+            arrays.extend(values.view(-1, width, height).transpose(1, 2).contiguous().cpu().numpy())
+        return arrays
+
+
+def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
+    """The bool mask [H, W] of an uncompressed RLE (column-major in memory, as it is encoded)."""
+    height, width = rle["size"]
+    counts = np.asarray(rle["counts"], dtype=np.int64)
+    values = np.zeros(len(counts), dtype=bool)
+    values[1::2] = True
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def area_from_rle(rle: dict[str, Any]) -> int:
+    """The number of foreground pixels of an uncompressed RLE."""
+    return sum(rle["counts"][1::2])
+
+
+def coco_encode_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """COCO's compressed RLE of an uncompressed one, its counts as text that JSON can hold.
+
+    Raises:
+        SamtrtError: pycocotools is not installed.
+    """
+    mask_utils = require_pycocotools()
+    height, width = rle["size"]
+    encoded = mask_utils.frPyObjects(rle, height, width)
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def require_pycocotools() -> Any:
+    """pycocotools' mask module, or one line on how to get it."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise SamtrtError(
+            "compressed COCO RLE needs pycocotools, which is not installed; "
+            "run `pip install pycocotools` or ask for output_mode='uncompressed_rle'"
+        ) from error
+    return mask
