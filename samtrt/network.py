@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from samtrt.errors import EngineError
+from samtrt.tensorrt_library import shared_log
+
 _active: ContextVar["Network | None"] = ContextVar("samtrt_active_network", default=None)
 
 
@@ -43,17 +46,18 @@ class Network:
         """Keeps objects alive as long as the network."""
         self._kept.extend(objects)
 
-    def add(self, layer: Any, name: str) -> Any:
+    def add(self, name: str, layer: Any) -> Any:
         """Names a new layer ``module.path/name`` and returns it.
 
         Raises:
-            ValueError: TensorRT refused the layer (``layer`` is None); its log says why.
+            EngineError: TensorRT refused the layer (``layer`` is None).
         """
         full = f"{self._path}/{name}" if self._path else name
         uses = self._uses[full] = self._uses.get(full, 0) + 1
         full = full if uses == 1 else f"{full}_{uses}"
         if layer is None:
-            raise ValueError(f"TensorRT refused layer {full}; its log says why")
+            reason = shared_log(self.trt).first_error()
+            raise EngineError(f"{self.trt.__name__} refused layer {full}: {reason}")
         layer.name = full
         return layer
 
