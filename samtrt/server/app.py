@@ -1,0 +1,258 @@
+"""The ASGI application: routes, their documentation, their errors."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+
+import samtrt.server
+from samtrt.errors import InputError
+from samtrt.sam import Sam
+from samtrt.server import schemas
+from samtrt.server.assets import STATIC
+from samtrt.server.metrics import Metrics
+from samtrt.server.middleware import Guard
+from samtrt.server.pictures import check_type
+from samtrt.server.problems import RequestError, documented
+from samtrt.server.settings import PICTURE_TYPES, Settings
+from samtrt.server.studio import EmbeddedPicture, Studio
+
+BAD_BODY = (
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
+BUSY = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def create_app(
+    sam: Sam,
+    decoder_onnx: Path | None = None,
+    sample: Path | None = None,
+    settings: Settings | None = None,
+) -> FastAPI:
+    """The application for one model.
+
+    Args:
+        sam: the model.
+        decoder_onnx: the same model's mask decoder as ``export_decoder.py`` writes it, for the
+            page; without it there is the API and no page.
+        sample: a picture that the page offers to try, or None.
+        settings: limits; None for the defaults.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    studio = Studio(sam, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        studio.close()
+
+    app = FastAPI(
+        title="samtrt",
+        summary="Segment Anything over HTTP.",
+        description=samtrt.server.__doc__ or "",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # both pages load their scripts from a CDN
+        redoc_url=None,
+    )
+    app.state.studio = studio
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    _add_error_handlers(app)
+    _add_model_routes(app, studio)
+    _add_operation_routes(app, studio, sample, decoder_onnx)
+    if decoder_onnx is not None:
+        _add_page(app, decoder_onnx)
+    _document_problems(app)
+    return app
+
+
+def _add_model_routes(app: FastAPI, studio: Studio) -> None:
+    def find(embedding_id: str) -> EmbeddedPicture:
+        picture = studio.cache.get(embedding_id)
+        if picture is None:
+            raise RequestError(
+                HTTPStatus.NOT_FOUND,
+                "no embedding of that id is kept (any more); send the picture to /embed again",
+            )
+        return picture
+
+    @app.post(
+        "/embed",
+        tags=["model"],
+        responses=documented(*BAD_BODY, *BUSY),
+        openapi_extra={
+            "requestBody": {
+                "description": "The picture's file.",
+                "required": True,
+                "content": dict.fromkeys(PICTURE_TYPES, BINARY),
+            }
+        },
+    )
+    async def embed(request: Request) -> schemas.Embedding:
+        """Runs the image encoder on a picture, or finds it in the cache."""
+        media_type = check_type(request.headers.get("content-type"))
+        embedding_id, picture, cached = await studio.embed(await request.body(), media_type)
+        return schemas.Embedding(
+            id=embedding_id,
+            original_size=picture.original_size,
+            input_size=picture.input_size,
+            frame_size=studio.sam.img_size,
+            embedding_shape=picture.features.shape,
+            cached=cached,
+            seconds=picture.seconds,
+        )
+
+    @app.get(
+        "/embed/{embedding_id}",
+        tags=["model"],
+        response_class=Response,
+        responses={
+            200: {
+                "description": "Little-endian float32 of the shape that `/embed` answered.",
+                "content": {"application/octet-stream": BINARY},
+            },
+            **documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        },
+    )
+    async def get_embedding(
+        embedding_id: Annotated[schemas.EmbeddingId, PathParameter()],
+    ) -> Response:
+        """The embedding itself, for a mask decoder that runs elsewhere."""
+        data = find(embedding_id).features.astype("<f4", copy=False).tobytes()
+        headers = {"Cache-Control": "private, max-age=3600, immutable"}
+        return Response(data, headers=headers, media_type="application/octet-stream")
+
+    @app.post(
+        "/masks",
+        tags=["model"],
+        response_model=schemas.Masks,
+        responses=documented(HTTPStatus.NOT_FOUND, *BAD_BODY, *BUSY),
+    )
+    async def masks(request: schemas.MaskRequest) -> dict[str, Any]:
+        """Runs the mask decoder for one object's prompt."""
+        return {"masks": await studio.masks(find(request.id), request)}
+
+    @app.post(
+        "/everything",
+        tags=["model"],
+        response_model=schemas.CocoDataset,
+        responses=documented(HTTPStatus.NOT_FOUND, *BAD_BODY, *BUSY),
+    )
+    async def everything(request: schemas.EverythingRequest) -> dict[str, Any]:
+        """Segments whatever is in the picture, as a COCO data set."""
+        return await studio.everything(find(request.id), request)
+
+
+def _add_operation_routes(
+    app: FastAPI, studio: Studio, sample: Path | None, decoder_onnx: Path | None
+) -> None:
+    settings = studio.settings
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> schemas.Health:
+        """Whether the server works, its queues and its limits."""
+        return schemas.Health(
+            status="ok",
+            device=str(studio.sam.device),
+            frame_size=studio.sam.img_size,
+            sample=sample is not None,
+            page=decoder_onnx is not None,
+            embed_seconds=studio.embed_seconds,
+            cached_embeddings=len(studio.cache),
+            lanes={
+                name: schemas.Lane(pending=lane.pending, capacity=lane.capacity)
+                for name, lane in studio.lanes.items()
+            },
+            max_upload_bytes=settings.max_upload_bytes,
+            max_pixels=settings.max_pixels,
+            max_side=settings.max_side,
+        )
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """Counters, histograms and gauges for Prometheus."""
+        text = generate_latest(studio.metrics.registry)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    if sample is not None:
+
+        @app.get("/sample", include_in_schema=False)
+        async def get_sample() -> FileResponse:
+            return FileResponse(sample, headers={"Cache-Control": "no-cache"})
+
+
+def _add_page(app: FastAPI, decoder_onnx: Path) -> None:
+    fresh = {"Cache-Control": "no-cache"}  # kept, but asked about by its ETag
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers=fresh)
+
+    @app.get("/model/mask_decoder.onnx", include_in_schema=False)
+    async def model() -> FileResponse:
+        return FileResponse(decoder_onnx, headers=fresh, media_type="application/octet-stream")
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def on_problem(_: Request, problem: RequestError) -> Response:
+        return problem.response()
+
+    @app.exception_handler(InputError)
+    async def on_input_error(_: Request, error: InputError) -> Response:
+        return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)).response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(_: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        details = {
+            HTTPStatus.NOT_FOUND: "there is nothing under this path; see /openapi.json",
+            HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take that method; see /openapi.json",
+        }
+        response = RequestError(status, details.get(status, f"{status.phrase}.")).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
+        reasons = [
+            f"{'.'.join(map(str, item['loc'][1:])) or 'body'}: {item['msg']}"
+            for item in error.errors()[:3]
+        ]
+        return RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(reasons)).response()
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Adds the schema of errors, which no route returns as its answer, to the OpenAPI document."""
+    document = app.openapi()
+    reference = "#/components/schemas/{model}"
+    document["components"]["schemas"]["ProblemDetails"] = schemas.ProblemDetails.model_json_schema(
+        ref_template=reference
+    )

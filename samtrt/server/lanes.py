@@ -1,0 +1,76 @@
+"""Lanes: blocking work leaves the event loop for worker threads, through a bounded queue."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import TypeVar
+
+from samtrt.server.problems import RequestError
+
+Result = TypeVar("Result")
+
+
+class Lane:
+    """Worker threads with a bounded queue before them.
+
+    Used from one event loop only.
+
+    Args:
+        name: what it does, for threads, metrics and messages.
+        workers: jobs that run at once.
+        capacity: jobs that wait or run; more are refused with 503.
+        timeout: seconds from submission to result; past it the answer is 504.
+    """
+
+    def __init__(self, name: str, workers: int, capacity: int, timeout: float) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.timeout = timeout
+        self.pending = 0
+        self._threads = ThreadPoolExecutor(workers, f"samtrt-{name}")
+
+    def check_room(self) -> None:
+        """Raises RequestError (503) while the lane is full."""
+        if self.pending >= self.capacity:
+            raise RequestError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the {self.name} queue is full ({self.capacity} waiting); try again in a moment",
+                retry_after=1,
+            )
+
+    async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Runs the function in a worker thread.
+
+        A job that is still waiting when its time is up, or when its caller goes away, never
+        starts. One that runs is left to finish, and holds its place until then.
+
+        Raises:
+            RequestError: 503 when the lane is full, 504 when the time is up.
+        """
+        self.check_room()
+        self.pending += 1
+        loop = asyncio.get_running_loop()
+        job = self._threads.submit(functools.partial(function, *arguments))
+        job.add_done_callback(lambda _: self._release(loop))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job), self.timeout)
+        except TimeoutError:
+            raise RequestError(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                f"no result within {self.timeout:g} s; try again when the server is less busy, "
+                "or with a smaller request",
+                retry_after=5,
+            ) from None
+
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._decrement)
+
+    def _decrement(self) -> None:
+        self.pending -= 1
+
+    def close(self) -> None:
+        """Ends the threads once their running jobs are done; waiting jobs never start."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

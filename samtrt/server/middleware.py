@@ -1,0 +1,191 @@
+"""What happens around every request: headers, hosts, limits on size, time and number."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from samtrt.server.metrics import Metrics
+from samtrt.server.problems import RequestError
+from samtrt.server.settings import Settings
+
+log = logging.getLogger("samtrt.server")
+
+# Scripts, styles and data come from here only; WebAssembly needs its own permission. Isolation
+# (COOP and COEP) is what lets the decoder's WebAssembly use threads.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+        "style-src 'self'; font-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+READING_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
+METHODS = READING_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+JSON_PATHS = {"/masks", "/everything"}
+
+
+class Guard:
+    """The outermost layer: every check that needs no route, and the count of every answer."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app = app
+        self.settings = settings
+        self.metrics = metrics
+        self.in_work = 0
+        self.in_work_of: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        answered: list[int] = []
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, send_guarded)
+        except RequestError as problem:
+            await problem.response()(scope, receive, send_guarded)
+        except ConnectionAbortedError:
+            pass  # nobody is left to answer
+        except Exception:
+            log.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            if answered:
+                raise
+            unexpected = RequestError(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                "the server failed on this request; its log has the reason",
+            )
+            await unexpected.response()(scope, receive, send_guarded)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            status = answered[0] if answered else 499  # the client went away
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.request(method, route, status, time.perf_counter() - started)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._check_host(headers)
+        if scope["method"] in READING_METHODS:
+            await self.app(scope, receive, send)
+            return
+        self._check_origin(headers)
+        self._check_json(scope, headers)
+        client = scope["client"][0] if scope.get("client") else ""
+        self._check_room(client)
+        self.in_work += 1
+        self.in_work_of[client] += 1
+        try:
+            body = await self._read_body(scope, headers, receive)
+            await self.app(scope, _replay(body, receive), send)
+        finally:
+            self.in_work -= 1
+            self.in_work_of[client] -= 1
+            if not self.in_work_of[client]:
+                del self.in_work_of[client]
+
+    def _check_host(self, headers: Headers) -> None:
+        allowed = self.settings.allowed_hosts
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if "*" not in allowed and host not in allowed:
+            raise RequestError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "this server does not answer to that host name; "
+                "start it with --allowed-host NAME to allow it",
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        same = origin is None or urlsplit(origin).netloc == headers.get("host", "")
+        if not same or headers.get("sec-fetch-site") == "cross-site":
+            raise RequestError(
+                HTTPStatus.FORBIDDEN,
+                "requests from another site's page are not answered; use the page of this server",
+            )
+
+    def _check_json(self, scope: Scope, headers: Headers) -> None:
+        media_type = headers.get("content-type", "").split(";")[0].strip().lower()
+        if scope["path"] in JSON_PATHS and media_type != "application/json":
+            raise RequestError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "the Content-Type must be application/json",
+            )
+
+    def _check_room(self, client: str) -> None:
+        settings = self.settings
+        if self.in_work_of[client] >= settings.max_requests_per_client:
+            raise RequestError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"{settings.max_requests_per_client} requests of this client are in work already; "
+                "wait for one of them",
+                retry_after=1,
+            )
+        if self.in_work >= settings.max_requests:
+            raise RequestError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{settings.max_requests} requests are in work already; try again in a moment",
+                retry_after=1,
+            )
+
+    async def _read_body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        upload = scope["path"] == "/embed"
+        limit = self.settings.max_upload_bytes if upload else self.settings.max_json_bytes
+        too_large = RequestError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the request body is larger than {limit / 2**20:g} MiB; send a smaller one",
+        )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionAbortedError
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size > limit:
+                        raise too_large
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise RequestError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the request body did not arrive within {self.settings.body_timeout:g} s; "
+                "send it again",
+            ) from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body whole, then what the connection says."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed

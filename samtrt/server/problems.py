@@ -1,0 +1,50 @@
+"""Errors as RFC 9457 problem details: a status and one line, never a path or a stack trace."""
+
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class RequestError(Exception):
+    """A request that ends in an error response.
+
+    Args:
+        status: HTTP status, 400 or above.
+        detail: one line: what happened, what was expected, what to do.
+        retry_after: seconds for the Retry-After header, where trying again makes sense.
+    """
+
+    def __init__(self, status: HTTPStatus, detail: str, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def response(self) -> JSONResponse:
+        """The response that says it."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            headers["Connection"] = "close"  # the rest of the body is not read
+        return JSONResponse(
+            {
+                "type": "about:blank",
+                "title": self.status.phrase,
+                "status": int(self.status),
+                "detail": self.detail,
+            },
+            int(self.status),
+            headers,
+            MEDIA_TYPE,
+        )
+
+
+def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route for OpenAPI."""
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    return {
+        int(status): {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }

@@ -1,0 +1,166 @@
+"""Requests and answers of the HTTP API."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EmbeddingId = Annotated[
+    str,
+    Field(
+        pattern="^[0-9a-f]{64}$",
+        description="What `/embed` answered: the hash of the picture's file and of the encoder.",
+        examples=["5f1d7a84db00d2fce00b31a7fc73224f0f2ab0ce9bf4c4a1cfbd0c4d9b0b8a3e"],
+    ),
+]
+Coordinate = Annotated[float, Field(ge=-65536, le=65536, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Size = Annotated[tuple[int, int], Field(description="(height, width) in pixels.")]
+
+
+class Strict(BaseModel):
+    """A request body: unknown fields are errors, so that a misspelt option is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemDetails(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str = Field(description="The name of the HTTP status.")
+    status: int
+    detail: str = Field(description="What happened, what was expected, what to do.")
+
+
+class Embedding(BaseModel):
+    """A picture that is ready for prompts."""
+
+    id: EmbeddingId
+    original_size: Size
+    input_size: Annotated[
+        tuple[int, int],
+        Field(description="(height, width) of the picture within the model's square frame."),
+    ]
+    frame_size: int = Field(description="Side of the model's square frame, in pixels.")
+    embedding_shape: tuple[int, int, int, int] = Field(
+        description="[1, C, h, w] of `GET /embed/{id}`: little-endian float32."
+    )
+    cached: bool = Field(description="Whether the encoder was spared.")
+    seconds: float = Field(description="The encoder's time for this picture, resizing included.")
+
+
+class MaskRequest(Strict):
+    """A prompt for one object: points, a box, or both."""
+
+    id: EmbeddingId
+    point_coords: list[tuple[Coordinate, Coordinate]] = Field(
+        default=[], max_length=256, description="(x, y) in pixels of the picture."
+    )
+    point_labels: list[Literal[0, 1]] = Field(
+        default=[], max_length=256, description="1 for the object, 0 for the background."
+    )
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(
+        default=None, description="(x0, y0, x1, y1) in pixels of the picture."
+    )
+    multimask_output: bool = Field(
+        default=True, description="Three masks of different extent, or one."
+    )
+
+
+class CocoRle(BaseModel):
+    """A mask in COCO's compressed run-length encoding (column-major)."""
+
+    size: Size
+    counts: str
+
+
+class Mask(BaseModel):
+    """One mask of a prompt."""
+
+    segmentation: CocoRle
+    area: int = Field(description="Pixels.")
+    bbox: tuple[float, float, float, float] = Field(description="(x, y, width, height) in pixels.")
+    predicted_iou: float = Field(description="The model's own estimate of the mask's quality.")
+
+
+class Masks(BaseModel):
+    """The masks of a prompt, the best first."""
+
+    masks: list[Mask]
+
+
+class EverythingRequest(Strict):
+    """Automatic masks; the options are those of `SamAutomaticMaskGenerator`."""
+
+    id: EmbeddingId
+    points_per_side: int = Field(default=32, ge=1, le=64)
+    pred_iou_thresh: Fraction = 0.88
+    stability_score_thresh: Fraction = 0.95
+    box_nms_thresh: Fraction = 0.7
+    min_mask_region_area: int = Field(
+        default=0, ge=0, le=1_000_000, description="Smaller holes and islands are removed; pixels."
+    )
+
+
+class CocoImage(BaseModel):
+    """COCO's description of a picture."""
+
+    id: int
+    width: int
+    height: int
+    file_name: str
+
+
+class CocoAnnotation(BaseModel):
+    """COCO's annotation, with the fields that SA-1B adds."""
+
+    id: int
+    image_id: int
+    category_id: int
+    segmentation: CocoRle
+    area: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: Literal[0, 1]
+    predicted_iou: float
+    stability_score: float
+    point_coords: list[tuple[float, float]]
+
+
+class CocoCategory(BaseModel):
+    """COCO's category; SAM knows only one."""
+
+    id: int
+    name: str
+
+
+class CocoDataset(BaseModel):
+    """A COCO data set of one picture."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+
+class Lane(BaseModel):
+    """A queue of the server."""
+
+    pending: int
+    capacity: int
+
+
+class Health(BaseModel):
+    """Whether the server works, and what it works with."""
+
+    status: Literal["ok"]
+    device: str
+    frame_size: int
+    sample: bool = Field(description="Whether `GET /sample` has a picture.")
+    page: bool = Field(description="Whether the click page is served.")
+    embed_seconds: float | None = Field(
+        description="What a picture takes the encoder, a moving average; null before the first."
+    )
+    cached_embeddings: int
+    lanes: dict[str, Lane]
+    max_upload_bytes: int
+    max_pixels: int
+    max_side: int

@@ -1,0 +1,51 @@
+"""The server's limits: what one request, one client and everybody together may ask for."""
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+PICTURE_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and timeouts. The defaults suit one GPU or a workstation's CPU.
+
+    Attributes:
+        max_upload_bytes: size of a picture's file.
+        max_json_bytes: size of any other request body.
+        max_pixels: width × height of a picture, checked before it is decoded.
+        max_side: longer side of a picture, in pixels.
+        cache_bytes: embeddings and their pictures, the least recently used leave first.
+        encode_queue: pictures that wait for the encoder, the running one included.
+        decode_queue: mask requests that wait or run.
+        decode_workers: mask requests that run at once.
+        everything_queue: "everything" requests that wait or run; one runs at a time.
+        max_requests: requests in work at once, all clients together; more get 503.
+        max_requests_per_client: the same for one address; more get 429.
+        body_timeout: seconds for a request body to arrive.
+        encode_timeout: seconds from a picture's arrival to its embedding, waiting included.
+        decode_timeout: seconds for masks.
+        everything_timeout: seconds for "everything".
+        max_points: points of one prompt.
+        allowed_hosts: Host headers answered; "*" for any. Names other than these are refused,
+            so that no foreign page can reach a local server by rebinding its own name.
+    """
+
+    max_upload_bytes: int = 20 * MIB
+    max_json_bytes: int = 64 << 10
+    max_pixels: int = 40_000_000
+    max_side: int = 16_384
+    cache_bytes: int = 512 * MIB
+    encode_queue: int = 16
+    decode_queue: int = 32
+    decode_workers: int = 2
+    everything_queue: int = 4
+    max_requests: int = 64
+    max_requests_per_client: int = 32
+    body_timeout: float = 30.0
+    encode_timeout: float = 120.0
+    decode_timeout: float = 30.0
+    everything_timeout: float = 600.0
+    max_points: int = 256
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")

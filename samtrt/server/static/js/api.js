@@ -1,0 +1,104 @@
+// The server's HTTP API. Every failure becomes an ApiError whose message can be shown as it is.
+
+const RETRIES = 5;
+
+export class ApiError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export async function health() {
+  return (await request("/health")).json();
+}
+
+export async function sample() {
+  return (await request("/sample")).blob();
+}
+
+/** Embeds a picture's file. onUpload is called with the share that is sent. */
+export function embed(blob, { signal, onUpload }) {
+  return retrying(signal, () => upload(blob, signal, onUpload));
+}
+
+export async function embedding(id, signal) {
+  return (await request(`/embed/${id}`, { signal })).arrayBuffer();
+}
+
+export async function everything(options, signal) {
+  const post = () =>
+    request("/everything", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(options),
+      signal,
+    });
+  return (await retrying(signal, post)).json();
+}
+
+async function request(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw unreachable();
+  }
+  if (!response.ok) throw await failure(response.status, response.headers, () => response.json());
+  return response;
+}
+
+// fetch reports no progress of an upload; XMLHttpRequest does.
+function upload(blob, signal, onUpload) {
+  return new Promise((resolve, reject) => {
+    const call = new XMLHttpRequest();
+    call.open("POST", "/embed");
+    call.setRequestHeader("Content-Type", blob.type);
+    call.upload.onprogress = (event) => onUpload(event.loaded / event.total);
+    call.upload.onload = () => onUpload(1);
+    call.onload = async () => {
+      const body = () => JSON.parse(call.responseText);
+      if (call.status === 200) resolve(body());
+      else reject(await failure(call.status, { get: (name) => call.getResponseHeader(name) }, body));
+    };
+    call.onerror = () => reject(unreachable());
+    call.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    signal.addEventListener("abort", () => call.abort(), { once: true });
+    call.send(blob);
+  });
+}
+
+function unreachable() {
+  return new ApiError("The server does not answer. Check that it is running, then try again.");
+}
+
+async function failure(status, headers, body) {
+  let detail = `the server answered ${status}`;
+  try {
+    detail = (await body()).detail ?? detail;
+  } catch {
+    // not this server's error format; the status has to do
+  }
+  const error = new ApiError(sentence(detail), status);
+  error.retryAfter = Number(headers.get("Retry-After")) || 0;
+  return error;
+}
+
+/** Tries again while the server says that it is busy. */
+async function retrying(signal, call) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await call();
+    } catch (error) {
+      const busy = error.status === 429 || error.status === 503;
+      if (!busy || tries === RETRIES || signal.aborted) throw error;
+      await new Promise((done) => setTimeout(done, 1000 * error.retryAfter * tries));
+      signal.throwIfAborted();
+    }
+  }
+}
+
+function sentence(text) {
+  return text[0].toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
+}

@@ -1,0 +1,78 @@
+// The mask decoder, off the page's thread. One embedding at a time; requests are answered in order.
+
+import * as ort from "/static/vendor/ort.wasm.min.mjs";
+import { runsFromLogits } from "./runs.js";
+
+const MAX_THREADS = 4;
+let session = null;
+let picture = null;
+
+const handlers = {
+  async start() {
+    const response = await fetch("/model/mask_decoder.onnx");
+    if (!response.ok) throw new Error(`the mask decoder did not load (HTTP ${response.status})`);
+    ort.env.wasm.wasmPaths = "/static/vendor/";
+    ort.env.wasm.numThreads = self.crossOriginIsolated
+      ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1)
+      : 1;
+    session = await ort.InferenceSession.create(new Uint8Array(await response.arrayBuffer()), {
+      executionProviders: ["wasm"],
+      graphOptimizationLevel: "all",
+    });
+  },
+
+  picture(description) {
+    picture = description;
+    picture.tensor = new ort.Tensor("float32", new Float32Array(description.embedding), description.shape);
+  },
+
+  /**
+   * @param points [[x, y, label], …] and box [x0, y0, x1, y1] or null, in pixels of the picture.
+   * @param maskInput logits of an earlier answer, or null.
+   * @param multimask best of three masks, or the one mask for unambiguous prompts.
+   * @param sizes [[height, width], …] at which runs are wanted.
+   */
+  async decode({ points, box, maskInput, multimask, sizes }) {
+    const { originalSize, inputSize, frame, shape } = picture;
+    const scaleX = inputSize[1] / originalSize[1];
+    const scaleY = inputSize[0] / originalSize[0];
+    // A box is two more points; without one, the model expects a padding point.
+    const prompt = box
+      ? [...points, [box[0], box[1], 2], [box[2], box[3], 3]]
+      : [...points, [0, 0, -1]];
+    const coords = Float32Array.from(prompt.flatMap(([x, y]) => [x * scaleX, y * scaleY]));
+    const labels = Float32Array.from(prompt.map(([, , label]) => label));
+    const side = 4 * shape[2];
+    const output = await session.run({
+      image_embeddings: picture.tensor,
+      point_coords: new ort.Tensor("float32", coords, [1, prompt.length, 2]),
+      point_labels: new ort.Tensor("float32", labels, [1, prompt.length]),
+      mask_input: new ort.Tensor("float32", maskInput ?? new Float32Array(side * side), [1, 1, side, side]),
+      has_mask_input: new ort.Tensor("float32", [maskInput ? 1 : 0], [1]),
+    });
+    const scores = output.iou_predictions.data;
+    let best = 0;
+    if (multimask) {
+      best = 1;
+      for (let i = 2; i < scores.length; i++) if (scores[i] > scores[best]) best = i;
+    }
+    const logits = output.low_res_masks.data.slice(best * side * side, (best + 1) * side * side);
+    return {
+      score: scores[best],
+      logits,
+      runs: sizes.map((size) => runsFromLogits(logits, side, frame, inputSize, size)),
+    };
+  },
+};
+
+let last = Promise.resolve();
+self.onmessage = ({ data: { id, method, argument } }) => {
+  last = last.then(async () => {
+    try {
+      const result = await handlers[method](argument);
+      self.postMessage({ id, result });
+    } catch (error) {
+      self.postMessage({ id, error: String(error?.message ?? error) });
+    }
+  });
+};

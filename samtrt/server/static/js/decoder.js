@@ -1,0 +1,45 @@
+// The page's side of the mask decoder: promises over a worker's messages.
+
+export class Decoder {
+  #worker = new Worker("/static/js/decoder-worker.js", { type: "module" });
+  #waiting = new Map();
+  #lastId = 0;
+
+  /** Resolves when the model is loaded. */
+  ready;
+
+  constructor() {
+    this.#worker.onmessage = ({ data: { id, result, error } }) => {
+      const { resolve, reject } = this.#waiting.get(id);
+      this.#waiting.delete(id);
+      if (error === undefined) resolve(result);
+      else reject(new Error(error));
+    };
+    this.#worker.onerror = (event) => {
+      event.preventDefault();
+      const error = new Error(event.message || "the worker did not start");
+      this.#waiting.forEach(({ reject }) => reject(error));
+      this.#waiting.clear();
+    };
+    this.ready = this.#call("start");
+    this.ready.catch(() => {}); // whoever awaits it says so
+  }
+
+  /** Sets the picture that prompts are about; takes the embedding's buffer over. */
+  setPicture(description) {
+    return this.#call("picture", description, [description.embedding]);
+  }
+
+  /** See decoder-worker.js. */
+  decode(prompt) {
+    return this.#call("decode", prompt);
+  }
+
+  #call(method, argument = null, transfer = []) {
+    const id = ++this.#lastId;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, method, argument }, transfer);
+    });
+  }
+}

@@ -1,0 +1,51 @@
+// The card over the picture while the server works.
+
+const card = document.getElementById("progress");
+const text = document.getElementById("progress-text");
+const track = document.getElementById("progress-track");
+const fill = document.getElementById("progress-fill");
+const frame = document.getElementById("frame");
+
+const TICK = 150; // milliseconds
+
+/**
+ * Shows progress until the work is done, and gives the work a signal that Cancel aborts.
+ * The server cannot say how far it is, so the bar nears its end along the usual time.
+ */
+export async function withProgress(work) {
+  const abort = new AbortController();
+  const cancel = document.getElementById("cancel");
+  const onCancel = () => abort.abort();
+  cancel.addEventListener("click", onCancel);
+  let timer = 0;
+
+  const show = (label, share) => {
+    text.textContent = label;
+    fill.style.width = `${100 * share}%`;
+    track.setAttribute("aria-valuenow", Math.round(100 * share));
+  };
+  const run = (label, usual) => {
+    clearInterval(timer);
+    const started = performance.now();
+    const tick = () => {
+      const seconds = (performance.now() - started) / 1000;
+      const note = seconds < 1 ? "" : `, ${seconds.toFixed(0)} s`;
+      const about = usual && usual > 2 ? ` of about ${usual.toFixed(0)}` : "";
+      show(`${label}${note}${note && about}`, 1 - Math.exp((-2.2 * seconds) / (usual || 10)));
+    };
+    tick();
+    timer = setInterval(tick, TICK);
+  };
+
+  show("", 0);
+  card.hidden = false;
+  frame.classList.add("busy");
+  try {
+    return await work({ signal: abort.signal, show, run });
+  } finally {
+    clearInterval(timer);
+    cancel.removeEventListener("click", onCancel);
+    card.hidden = true;
+    frame.classList.remove("busy");
+  }
+}

@@ -1,0 +1,158 @@
+// One picture at a time: from a file to an embedding, from prompts to masks.
+
+import * as api from "./api.js";
+import { textToCounts } from "./runs.js";
+
+const SIGNATURES = [
+  ["image/jpeg", [0xff, 0xd8, 0xff]],
+  ["image/png", [0x89, 0x50, 0x4e, 0x47]],
+  ["image/webp", [0x52, 0x49, 0x46, 0x46]],
+];
+
+export class Session {
+  #decoder;
+  #limits = null;
+  #blob = null;
+  #embedding = null; // what /embed answered
+  #hovering = false;
+  #nextHover = null;
+
+  constructor(decoder) {
+    this.#decoder = decoder;
+  }
+
+  get isReady() {
+    return this.#embedding !== null;
+  }
+
+  /** The server's limits and usual times, asked for anew each time. */
+  async health() {
+    this.#limits = await api.health();
+    return this.#limits;
+  }
+
+  /**
+   * Embeds a picture. onBitmap is called as soon as it can be shown.
+   * @throws Error with a message for the user.
+   */
+  async open(file, { signal, show, run }, onBitmap) {
+    this.#embedding = null;
+    let bitmap;
+    try {
+      bitmap = await createImageBitmap(file);
+    } catch {
+      throw new Error("This file is not a picture that the browser can read. Try a JPEG, PNG or WebP.");
+    }
+    onBitmap(bitmap);
+    this.#blob = await uploadable(file, bitmap);
+    const limits = this.#limits ?? (await this.health());
+    if (this.#blob.size > limits.max_upload_bytes) {
+      throw new Error(
+        `The picture is ${megabytes(this.#blob.size)}; the server takes ${megabytes(limits.max_upload_bytes)}. Scale it down or save it as a JPEG.`,
+      );
+    }
+    await this.#embed(signal, show, run);
+    if (this.#embedding.original_size.join() !== [bitmap.height, bitmap.width].join()) {
+      throw new Error("Browser and server read this picture differently. Save it as a PNG and try again.");
+    }
+  }
+
+  async #embed(signal, show, run) {
+    const { embed_seconds: usual } = await this.health();
+    const onUpload = (share) =>
+      share < 1 ? show("Sending the picture", share) : run("Reading the picture", usual);
+    const answer = await api.embed(this.#blob, { signal, onUpload });
+    const buffer = await api.embedding(answer.id, signal);
+    run("Loading the mask decoder");
+    try {
+      await this.#decoder.ready;
+    } catch (error) {
+      throw new Error(`The mask decoder could not start in this browser: ${error.message}`, { cause: error });
+    }
+    await this.#decoder.setPicture({
+      embedding: buffer,
+      shape: answer.embedding_shape,
+      originalSize: answer.original_size,
+      inputSize: answer.input_size,
+      frame: answer.frame_size,
+    });
+    this.#embedding = answer;
+  }
+
+  /** A mask for points [[x, y, label], …] and a box; the picture's own size. */
+  async mask(points, box = null, earlier = null) {
+    const { runs, score, logits } = await this.#decoder.decode({
+      points,
+      box,
+      maskInput: earlier?.logits ?? null,
+      // One point is ambiguous: a button, a shirt or the person. Anything more is not.
+      multimask: points.length === 1 && !box,
+      sizes: [this.#embedding.original_size],
+    });
+    return { points, box, runs: runs[0], score, logits };
+  }
+
+  /** Calls onRuns with the mask under the pointer; hovers that came too fast are skipped. */
+  async hover(point, size, onRuns) {
+    this.#nextHover = { point, size, onRuns };
+    if (this.#hovering || !this.isReady) return;
+    this.#hovering = true;
+    try {
+      while (this.#nextHover) {
+        const next = this.#nextHover;
+        this.#nextHover = null;
+        const prompt = { points: [[...next.point, 1]], box: null, maskInput: null, multimask: true };
+        const { runs } = await this.#decoder.decode({ ...prompt, sizes: [next.size] });
+        if (this.#nextHover !== undefined) next.onRuns(runs[0]);
+      }
+    } finally {
+      this.#hovering = false;
+      this.#nextHover = null;
+    }
+  }
+
+  /** The pointer left: what is being decoded for it is not shown. */
+  stopHover() {
+    this.#nextHover = this.#hovering ? undefined : null;
+  }
+
+  /** Masks of everything. An embedding that the server has forgotten is made again. */
+  async everything({ signal, show, run }) {
+    const ask = () => {
+      run("Segmenting everything");
+      return api.everything({ id: this.#embedding.id }, signal);
+    };
+    let answer;
+    try {
+      answer = await ask();
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      await this.#embed(signal, show, run);
+      answer = await ask();
+    }
+    return answer.annotations.map((annotation) => ({
+      points: annotation.point_coords.map(([x, y]) => [x, y, 1]),
+      box: null,
+      runs: {
+        size: annotation.segmentation.size,
+        counts: textToCounts(annotation.segmentation.counts),
+      },
+      score: annotation.predicted_iou,
+      logits: null,
+    }));
+  }
+}
+
+/** The file as it is where the server takes its type, else as a PNG. */
+async function uploadable(file, bitmap) {
+  const head = new Uint8Array(await file.slice(0, 16).arrayBuffer());
+  const found = SIGNATURES.find(([, bytes]) => bytes.every((byte, i) => head[i] === byte));
+  if (found) return file.slice(0, file.size, found[0]);
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 2 ** 20).toFixed(0)} MB`;
+}
