@@ -13,6 +13,7 @@ replaces. What is folded into the parameters when they are packed:
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.config import EncoderConfig
-from samtrt.errors import EngineError, InputError
+from samtrt.encoder import check_pictures
+from samtrt.errors import EngineError
+from samtrt.kernels.cublaslt import Product
 from samtrt.kernels.gemm import GemmTiles, linear_gelu, patchify
 from samtrt.kernels.global_attention import (
     GlobalTiles,
@@ -36,8 +39,8 @@ from samtrt.kernels.window_attention import (
     window_attention,
     window_table,
 )
+from samtrt.packing import DTYPES
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NECK_EPS = 1e-6  # LayerNorm2d of segment_anything/modeling/common.py
 
 
@@ -92,7 +95,7 @@ class FusedImageEncoder:
     def __init__(
         self,
         config: EncoderConfig,
-        tensors: dict[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray | Tensor],
         precision: str = "fp16",
         device: str | torch.device = "cuda",
         max_batch_size: int = 1,
@@ -100,7 +103,7 @@ class FusedImageEncoder:
         """
         Args:
             config: sizes of the encoder.
-            tensors: its parameters under Meta's names without ``image_encoder.``, fp32 or fp16.
+            tensors: its parameters under Meta's names without ``image_encoder.``, any float type.
             precision: ``fp16`` or ``bf16``: weights and activations; sums are fp32 always.
             device: a CUDA device of compute capability 8.0 or newer. ``cpu`` works in Triton's
                 interpreter (``TRITON_INTERPRET=1``), for tests.
@@ -109,7 +112,7 @@ class FusedImageEncoder:
         Raises:
             EngineError: the configuration, precision or device is not supported.
         """
-        if precision not in DTYPES:
+        if precision not in ("fp16", "bf16"):
             raise EngineError(
                 f"the cuda backend computes in fp16 or bf16, not in {precision}; "
                 "use one of them, or the cpu backend for fp32"
@@ -128,6 +131,7 @@ class FusedImageEncoder:
         self._pack(tensors)
         self._allocate()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._products: dict[tuple[int, ...], Product] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] fp32, normalised and padded → [B, out_chans, S/16, S/16] fp32.
@@ -137,20 +141,8 @@ class FusedImageEncoder:
         Raises:
             InputError: another shape, type or device, or more than ``max_batch_size`` pictures.
         """
-        batch = x.shape[0] if x.ndim else 0
-        expected = (batch, 3, self.img_size, self.img_size)
-        if tuple(x.shape) != expected or x.dtype != torch.float32 or batch < 1:
-            raise InputError(
-                f"the image encoder takes float32 [B, 3, {self.img_size}, {self.img_size}], got "
-                f"{x.dtype} {list(x.shape)}; use samtrt.transforms to prepare pictures"
-            )
-        if batch > self.max_batch_size:
-            raise InputError(
-                f"{batch} pictures in a call, but this encoder was made for max_batch_size "
-                f"{self.max_batch_size}; make it with a larger one or split the batch"
-            )
-        if x.device.type != self.device.type:
-            raise InputError(f"the image encoder is on {self.device}, the input on {x.device}")
+        check_pictures(x, self.img_size, self.device, self.max_batch_size)
+        batch = x.shape[0]
         self._image[:batch].copy_(x)
         if self.device.type == "cpu":
             self._forward(batch)
@@ -162,6 +154,7 @@ class FusedImageEncoder:
 
     def _record(self, batch: int) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self.device):
+            self._choose_products(batch)
             # Once outside the graph: kernels are compiled and loaded, cuBLAS gets its workspace.
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -217,7 +210,7 @@ class FusedImageEncoder:
         layer_norm(x, block.norm1_shift, block.norm1_weight, block.norm1_bias, normed, eps)
         # qkv = self.qkv(x): of real tokens only
         qkv = self._view(0, rows, 3 * channels)
-        torch.addmm(block.qkv_bias, normed, block.qkv_weight.t(), out=qkv)
+        self._linear(normed, block.qkv_weight, block.qkv_bias, qkv)
         # window_partition, attn without its linears, window_unpartition
         qkv = qkv.view(batch, side, side, 3 * channels)
         attended = normed.view(batch, side, side, channels)  # norm1's output is done with
@@ -237,12 +230,37 @@ class FusedImageEncoder:
                 tiles.window,
             )
         # x = shortcut + self.proj(x)
-        x.addmm_(normed, block.proj_weight.t())
+        self._linear(normed, block.proj_weight, None, x)
         # x = x + self.mlp(self.norm2(x))
         layer_norm(x, block.norm2_shift, block.norm2_weight, block.norm2_bias, normed, eps)
         hidden = self._view(0, rows, config.mlp_dim)
         linear_gelu(normed, block.lin1_weight, block.lin1_bias, hidden, tiles.gemm)
-        x.addmm_(hidden, block.lin2_weight.t())
+        self._linear(hidden, block.lin2_weight, None, x)
+
+    def _linear(self, a: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """``out = a @ weight.T + bias``; without a bias ``out += a @ weight.T``."""
+        product = self._products.get((a.shape[0], *weight.shape))
+        if product is not None:
+            product(a, weight, bias, out)
+        elif bias is not None:
+            torch.addmm(bias, a, weight.t(), out=out)
+        else:
+            out.addmm_(a, weight.t())
+
+    def _choose_products(self, batch: int) -> None:
+        """Picks cuBLASLt's algorithms for this batch size, on random data and every weight."""
+        rows = batch * self.config.grid_size**2
+        x, normed = self._x[:rows].normal_(), self._normed[:rows].normal_()
+        hidden = self._view(0, rows, self.config.mlp_dim).normal_()
+        qkv = self._view(0, rows, 3 * self.config.embed_dim)
+        for a, weights, bias, out in (
+            (normed, [b.qkv_weight for b in self._blocks], self._blocks[0].qkv_bias, qkv),
+            (normed, [b.proj_weight for b in self._blocks], None, x),
+            (hidden, [b.lin2_weight for b in self._blocks], None, x),
+        ):
+            product = Product(rows, out.shape[1], a.shape[1], self.dtype, bias is not None)
+            product.choose(a, weights, bias, out)
+            self._products[(rows, *weights[0].shape)] = product
 
     def _allocate(self) -> None:
         config, batch = self.config, self.max_batch_size
@@ -283,15 +301,15 @@ class FusedImageEncoder:
             rel_w.view(batch, heads, tokens, block),
         )
 
-    def _pack(self, tensors: dict[str, np.ndarray]) -> None:
+    def _pack(self, tensors: Mapping[str, np.ndarray | Tensor]) -> None:
         config = self.config
         channels = config.embed_dim
 
         def fp32(name: str) -> Tensor:
-            return torch.from_numpy(tensors[name]).to(self.device).float()
+            return torch.as_tensor(tensors[name]).to(self.device).float()
 
         def matrix(name: str) -> Tensor:
-            return torch.from_numpy(tensors[name]).to(self.device).to(self.dtype).contiguous()
+            return torch.as_tensor(tensors[name]).to(self.device).to(self.dtype).contiguous()
 
         self._patch_weight = matrix("patch_embed.proj.weight").view(channels, -1)
         pos_embed = fp32("pos_embed") + fp32("patch_embed.proj.bias")

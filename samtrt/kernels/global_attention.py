@@ -20,12 +20,20 @@ MAX_GRID = 128
 
 @dataclass(frozen=True)
 class GlobalTiles:
-    """Launch options of ``global_attention``: queries a program, key rows a step, pipelining."""
+    """Launch options of ``global_attention``.
+
+    Attributes:
+        block_m: queries a program.
+        rows: grid rows of keys a step, 1 or 2.
+        num_stages: key tiles in flight.
+        registers: registers a thread, at most.
+    """
 
     block_m: int = 128
     rows: int = 1
     num_warps: int = 8
     num_stages: int = 3
+    registers: int | None = None
 
 
 @triton.jit
@@ -266,6 +274,7 @@ def global_attention(
         ROWS=rows,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        maxnreg=tiles.registers,
     )
 
 

@@ -2,8 +2,9 @@
 
 Partition, padding, relative positions and unpartition (from ``window_partition`` to
 ``window_unpartition`` in segment_anything/modeling/image_encoder.py) are index arithmetic here; no
-intermediate exists in memory. A padded token enters Meta's block as zeros after ``norm1``, so its key and value are the
-qkv bias and it takes part in the softmax; as a query it is dropped, so it is not computed.
+intermediate exists in memory. A padded token enters Meta's block as zeros after ``norm1``, so its
+key and value are the qkv bias and it takes part in the softmax; as a query it is dropped, so it is
+not computed.
 """
 
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ TABLE_ROWS = 2 * MAX_WINDOW
 
 @dataclass(frozen=True)
 class WindowTiles:
-    """Launch options of ``window_attention``: queries a program, warps."""
+    """Launch options of ``window_attention``: queries a program, warps, registers a thread."""
 
     block_m: int = 128
     num_warps: int = 8
+    registers: int | None = None
 
 
 @triton.jit
@@ -304,6 +306,7 @@ def window_attention(
         N3=n3,
         BLOCK_M=block_m,
         num_warps=tiles.num_warps,
+        maxnreg=tiles.registers,
     )
 
 

@@ -1,0 +1,194 @@
+"""Matrix products through cuBLASLt with the fastest algorithm measured, not the first guessed.
+
+torch takes the first algorithm of cuBLASLt's heuristic. Trying the first few on the real shapes
+costs some milliseconds once and picks a better one for narrow outputs (docs/performance.md).
+"""
+
+import ctypes
+from ctypes import byref, c_float, c_int, c_int32, c_size_t, c_uint64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from samtrt.errors import EngineError
+
+# cublasLt.h and library_types.h
+_COMPUTE_32F = 68
+_R_32F = 0
+_TYPES = {torch.float16: 2, torch.bfloat16: 14}
+_DESC_TRANSA, _DESC_EPILOGUE, _DESC_BIAS_POINTER = 3, 7, 8
+_EPILOGUE_BIAS = 4
+_PREFERENCE_MAX_WORKSPACE_BYTES = 1
+_OP_T = 1
+
+WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
+CANDIDATES = 16
+
+
+class _Heuristic(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = (
+        ("algo", c_uint64 * 8),
+        ("workspace", c_size_t),
+        ("state", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    version = (torch.version.cuda or "").split(".")[0]
+    name = f"libcublasLt.so.{version}"  # torch has loaded it already
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise EngineError(f"{name} of torch's CUDA was not found; reinstall torch") from error
+
+
+def _check(status: int, call: str) -> None:
+    if status:
+        raise EngineError(f"cuBLASLt: {call} failed with status {status}")
+
+
+@cache
+def _handle(device: int) -> c_void_p:
+    handle = c_void_p()
+    with torch.cuda.device(device):
+        _check(_library().cublasLtCreate(byref(handle)), "create")
+    return handle
+
+
+@cache
+def _workspace(device: int) -> Tensor:
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=f"cuda:{device}")
+
+
+class Product:
+    """``out = a @ weight.T + bias`` or ``out += a @ weight.T`` for one shape and type.
+
+    Attributes:
+        candidates: how many algorithms there are to choose from.
+        choice: the one in use.
+    """
+
+    def __init__(
+        self, rows: int, out_channels: int, in_channels: int, dtype: torch.dtype, bias: bool
+    ) -> None:
+        """
+        Args:
+            rows: M of ``a`` [M, K].
+            out_channels: N of ``weight`` [N, K].
+            in_channels: K.
+            dtype: fp16 or bf16, of every matrix and of the bias; sums are fp32.
+            bias: whether a bias is added; otherwise the product is added to ``out``.
+        """
+        library = _library()
+        self._device = torch.cuda.current_device()
+        self._bias = bias
+        self._shape = (rows, out_channels, in_channels)
+        # Row-major out = a weightᵀ is column-major outᵀ = weight aᵀ.
+        self._desc = c_void_p()
+        _check(library.cublasLtMatmulDescCreate(byref(self._desc), _COMPUTE_32F, _R_32F), "desc")
+        self._set(_DESC_TRANSA, c_int32(_OP_T))
+        if bias:
+            self._set(_DESC_EPILOGUE, c_int32(_EPILOGUE_BIAS))
+        self._weight = self._layout(dtype, in_channels, out_channels)
+        self._a = self._layout(dtype, in_channels, rows)
+        self._out = self._layout(dtype, out_channels, rows)
+        self._algorithms = self._heuristics()
+        self.candidates = len(self._algorithms)
+        self.choice = 0
+
+    def __call__(self, a: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Launches on the current stream; shapes as at construction, all contiguous."""
+        if bias is not None:
+            self._set(_DESC_BIAS_POINTER, c_void_p(bias.data_ptr()))
+        alpha, beta = c_float(1.0), c_float(0.0 if self._bias else 1.0)
+        pointer = c_void_p(out.data_ptr())
+        algorithm = self._algorithms[self.choice]
+        status = _library().cublasLtMatmul(
+            _handle(self._device),
+            self._desc,
+            byref(alpha),
+            c_void_p(weight.data_ptr()),
+            self._weight,
+            c_void_p(a.data_ptr()),
+            self._a,
+            byref(beta),
+            pointer,
+            self._out,
+            pointer,
+            self._out,
+            byref(algorithm.algo),
+            c_void_p(_workspace(self._device).data_ptr()),
+            c_size_t(WORKSPACE_BYTES),
+            c_void_p(torch.cuda.current_stream().cuda_stream),
+        )
+        _check(status, f"matmul {self._shape}")
+
+    def choose(
+        self, a: Tensor, weights: list[Tensor], bias: Tensor | None, out: Tensor, calls: int = 24
+    ) -> None:
+        """Times every candidate on the current stream and keeps the fastest; overwrites ``out``.
+
+        Args:
+            weights: taken in turn, so that they come from memory as in the network.
+            calls: launches a candidate.
+        """
+        times = []
+        for choice in range(self.candidates):
+            self.choice = choice
+            self(a, weights[0], bias, out)
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for i in range(calls):
+                self(a, weights[i % len(weights)], bias, out)
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        self.choice = times.index(min(times))
+
+    def _set(self, attribute: int, value: ctypes._SimpleCData) -> None:
+        status = _library().cublasLtMatmulDescSetAttribute(
+            self._desc, attribute, byref(value), c_size_t(ctypes.sizeof(value))
+        )
+        _check(status, "set attribute")
+
+    @staticmethod
+    def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
+        layout = c_void_p()
+        status = _library().cublasLtMatrixLayoutCreate(
+            byref(layout), _TYPES[dtype], c_uint64(rows), c_uint64(columns), ctypes.c_int64(rows)
+        )
+        _check(status, "layout")
+        return layout
+
+    def _heuristics(self) -> list[_Heuristic]:
+        library = _library()
+        preference = c_void_p()
+        _check(library.cublasLtMatmulPreferenceCreate(byref(preference)), "preference")
+        size = c_size_t(WORKSPACE_BYTES)
+        status = library.cublasLtMatmulPreferenceSetAttribute(
+            preference, _PREFERENCE_MAX_WORKSPACE_BYTES, byref(size), c_size_t(8)
+        )
+        _check(status, "preference")
+        results = (_Heuristic * CANDIDATES)()
+        found = c_int()
+        status = library.cublasLtMatmulAlgoGetHeuristic(
+            _handle(self._device),
+            self._desc,
+            self._weight,
+            self._a,
+            self._out,
+            self._out,
+            preference,
+            CANDIDATES,
+            results,
+            byref(found),
+        )
+        _check(status, f"heuristic {self._shape}")
+        library.cublasLtMatmulPreferenceDestroy(preference)
+        return [results[i] for i in range(found.value) if results[i].state == 0]
