@@ -9,6 +9,8 @@ from samtrt.checkpoint import random_parameters
 from samtrt.errors import CheckpointError
 from samtrt.model import ImageEncoderViT, relative_positions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = {
     "head dim 16, padding": tiny_config(),
     "head dim 80": tiny_config(embed_dim=160, depth=2),
