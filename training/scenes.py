@@ -1,0 +1,478 @@
+"""Procedural pictures with exact masks: what the demo checkpoint learns from, and is judged on.
+
+A scene holds 5 to 16 objects on a textured ground, later ones over earlier ones. An object may
+have parts (patches, or a cut that splits it), painted in its own colours: a click on a part means
+the part or the whole, which is the ambiguity that SAM's three masks are for.
+
+Scene ``index`` of ``seed`` is a pure function of both, whatever the batch; devices agree up to
+the rounding of float32 at outlines.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training import shapes
+from training.randomness import SceneRandom
+from training.shapes import Window
+from training.textures import clouds, photograph, shade, surfaces
+
+OBJECTS = 16
+PARTS = 2  # of one object, at most
+STRIDE = 1 + PARTS  # slots of one object: itself, then its parts
+SLOTS = OBJECTS * STRIDE
+BACKGROUND, PADDING = 0, 255  # owners that are no slot
+SHADOWS = 6  # in one scene, at most
+MIN_AREA = 1600  # visible pixels of a mask, at 1024²
+MIN_VISIBLE = 0.35  # of its outline
+
+POLYGON, ELLIPSE, SPLINE, CURVE, TEXT, CUT = range(6)
+KIND_NAMES = ("polygon", "ellipse", "blob", "curve", "text", "cut", "ring", "background")
+RING, GROUND = 6, 7
+
+
+@dataclass
+class Layout:
+    """Everything drawn before a pixel exists; tensors [B, SLOTS, …] on the CPU, lengths in pixels.
+
+    Attributes:
+        kind: int64; one of POLYGON … CUT.
+        active: bool.
+        ring: bool, only the rim is filled.
+        centre: [.., 2] (x, y).
+        radius: half the extent along the longer axis.
+        rotation: radians.
+        points: [.., POLYGON_POINTS, 2] polygon vertices or, in the first four, Bézier controls.
+        radii: [.., SPLINE_POINTS] of the blob.
+        half_axes: [.., 2] of the ellipse or the text.
+        exponent: of the superellipse.
+        half_width: of the stroke or, for a ring, its thickness.
+        word: int64 index into ``shapes.WORDS``.
+        shadow: [B, OBJECTS, 4]: strength (0 = none), x, y, softness.
+        table: [B, 1 + SLOTS, len(SURFACE)].
+        extent: [B, 2] (height, width) of the picture inside the square.
+    """
+
+    kind: Tensor
+    active: Tensor
+    ring: Tensor
+    centre: Tensor
+    radius: Tensor
+    rotation: Tensor
+    points: Tensor
+    radii: Tensor
+    half_axes: Tensor
+    exponent: Tensor
+    half_width: Tensor
+    word: Tensor
+    shadow: Tensor
+    table: Tensor
+    extent: Tensor
+
+
+@dataclass
+class SceneBatch:
+    """Pictures and who owns each pixel.
+
+    Attributes:
+        images: [B, 3, S, S] uint8 RGB; zero outside the extent.
+        owner: [B, S, S] uint8: BACKGROUND, PADDING, or 1 + slot.
+        extent: [B, 2] int64 (height, width), on the CPU.
+        valid: [B, SLOTS + 1] bool: slots whose mask is large and visible enough to be asked for;
+            the last entry is the background.
+        kind: [B, SLOTS + 1] int64 indices into ``KIND_NAMES``, on the CPU.
+    """
+
+    images: Tensor
+    owner: Tensor
+    extent: Tensor
+    valid: Tensor
+    kind: Tensor
+
+    def coverage(self) -> Tensor:
+        """[B, SLOTS + 1, S/4, S/4] float16 share of each 4 × 4 cell that a mask covers."""
+        return _coverage(self.owner)
+
+    def mask(self, scene: int, entry: int) -> Tensor:
+        """[height, width] bool mask of one entry of ``valid``, exact at pixel centres."""
+        height, width = self.extent[scene].tolist()
+        owner = self.owner[scene, :height, :width]
+        if entry == SLOTS:
+            return owner == BACKGROUND
+        first, last = mask_owners(entry)
+        return (owner >= first) & (owner <= last)
+
+
+def mask_owners(slot: int) -> tuple[int, int]:
+    """First and last owner in a slot's mask: an object's includes its parts'."""
+    return slot + 1, slot + 1 + (PARTS if slot % STRIDE == 0 else 0)
+
+
+def _coverage(owner: Tensor) -> Tensor:
+    batch, size, _ = owner.shape
+    cells = owner.view(batch, size // 4, 4, size // 4, 4)
+    output = torch.empty(
+        batch, SLOTS + 1, size // 4, size // 4, dtype=torch.float16, device=owner.device
+    )
+    for entry in range(SLOTS):
+        first, last = mask_owners(entry)
+        inside = (cells >= first) & (cells <= last) if last > first else cells == first
+        output[:, entry] = inside.sum((2, 4), dtype=torch.uint8)
+    output[:, SLOTS] = (cells == BACKGROUND).sum((2, 4), dtype=torch.uint8)
+    return output.div_(16)
+
+
+def sample_layout(random: SceneRandom, size: int) -> Layout:
+    """Draws what stands where, for each scene of ``random`` (on the CPU)."""
+    scale = size / 1024
+    batch = len(random.keys)
+    count = random.integers(5, OBJECTS + 1, 1)
+    long_side = torch.full((batch, 1), size)
+    short_side = (random.uniform(0.55, 1, 1) * size).long()
+    square, upright = random.chance(0.55, 1), random.chance(0.5, 1)
+    extent = torch.cat(
+        [
+            torch.where(square | upright, long_side, short_side),
+            torch.where(square | ~upright, long_side, short_side),
+        ],
+        dim=1,
+    )
+
+    # Larger objects tend to stand behind smaller ones.
+    radius = random.log_uniform(48, 270, OBJECTS) * (9 / count.clamp_min(7)) ** 0.3
+    radius = radius.sort(dim=1, descending=True).values * random.uniform(0.75, 1.3, OBJECTS)
+    centre = _scatter(random, radius * scale, extent.flip(1))
+    position = torch.arange(OBJECTS)
+    # The first slots are the largest: leave out a random subset, not the smallest ones.
+    active = random.lattice(OBJECTS).argsort(1).argsort(1) < count
+    draw = random.lattice(OBJECTS)
+    kind = torch.bucketize(draw, torch.tensor([0.3, 0.52, 0.76, 0.88]))
+    kind = torch.where((kind == TEXT) & (radius < 80), POLYGON, kind)
+    kind = torch.where((kind == CURVE) & (radius < 60), ELLIPSE, kind)
+    ring = random.chance(0.16, OBJECTS) & (kind <= SPLINE) & (radius > 70)
+    divided = random.chance(0.2, OBJECTS) & (kind <= SPLINE) & ~ring & (radius > 85)
+
+    def slots(per_object: Tensor) -> Tensor:
+        """[B, OBJECTS, …] → [B, SLOTS, …]: parts start as copies of their object."""
+        return per_object.repeat_interleave(STRIDE, dim=1)
+
+    is_part = (torch.arange(SLOTS) % STRIDE > 0).expand(batch, SLOTS)
+    cut = is_part & random.chance(0.45, SLOTS)
+    has_part = random.chance(0.5, SLOTS) | (torch.arange(SLOTS) % STRIDE == 1)
+    all_active = slots(active) & (~is_part | slots(divided) & has_part)
+    part_kind = torch.where(cut, CUT, random.integers(POLYGON, SPLINE + 1, SLOTS))
+    part_radius = slots(radius) * random.uniform(0.28, 0.45, SLOTS)
+    all_radius = torch.where(is_part, part_radius, slots(radius)) * scale
+    away = random.uniform(0, 2 * math.pi, SLOTS)
+    shift = random.uniform(0.25, 0.6, SLOTS) * slots(radius) * scale
+    offset = torch.stack([away.cos(), away.sin()], -1) * (shift * is_part)[..., None]
+    all_kind = torch.where(is_part, part_kind, slots(kind))
+
+    half_axes, points, half_width, word = _outlines(random, all_kind, all_radius, scale)
+    all_ring = slots(ring) & ~is_part
+    rim = half_axes.amin(-1) * random.uniform(0.3, 0.5, SLOTS)
+    shadow_angle = random.uniform(0, 2 * math.pi, 1) + random.uniform(-0.3, 0.3, OBJECTS)
+    reach = random.uniform(0.05, 0.16, OBJECTS) * radius * scale
+    has_shadow = random.chance(0.4, OBJECTS) & active
+    has_shadow &= has_shadow.cumsum(1) <= SHADOWS
+    shadow = torch.stack(
+        [
+            random.uniform(0.2, 0.6, OBJECTS) * has_shadow,
+            shadow_angle.cos() * reach,
+            shadow_angle.sin() * reach,
+            random.log_uniform(3, 20, OBJECTS) * scale,
+        ],
+        dim=-1,
+    )
+    all_centre = slots(centre) + offset
+    assert position.numel() == OBJECTS
+    return Layout(
+        kind=all_kind,
+        active=all_active,
+        ring=all_ring,
+        centre=all_centre,
+        radius=all_radius,
+        rotation=torch.where(cut, away, random.uniform(0, 2 * math.pi, SLOTS)),
+        points=points,
+        radii=all_radius[..., None] * random.uniform(0.5, 1.1, SLOTS, shapes.SPLINE_POINTS),
+        half_axes=half_axes,
+        exponent=torch.where(
+            random.chance(0.5, SLOTS),
+            torch.tensor(2.0),
+            random.uniform(2.5, 9, SLOTS),
+        ),
+        half_width=torch.where(all_ring, rim, half_width),
+        word=word,
+        shadow=shadow,
+        table=_paint(random, all_centre, all_radius, is_part, extent, size),
+        extent=extent,
+    )
+
+
+def _scatter(random: SceneRandom, radius: Tensor, area: Tensor) -> Tensor:
+    """[B, OBJECTS, 2] centres: of three draws each, the one that overlaps earlier ones least."""
+    candidates = random.lattice(OBJECTS, 3, 2) * area[:, None, None, :]
+    centre = candidates[:, :, 0].clone()
+    for index in range(1, OBJECTS):
+        distance = (candidates[:, index, :, None] - centre[:, None, :index]).norm(dim=-1)
+        room = distance / (radius[:, None, index, None] + radius[:, None, :index])
+        best = room.amin(-1).clamp(max=0.9).argmax(1)
+        centre[:, index] = candidates[torch.arange(len(centre)), index, best]
+    return centre
+
+
+def _outlines(
+    random: SceneRandom, kind: Tensor, radius: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Half axes, points, half widths and words of ``Layout``."""
+    aspect = random.uniform(0.4, 1, SLOTS)
+    axes = torch.stack([radius, radius * aspect], dim=-1)
+    word = random.integers(0, len(shapes.WORDS), SLOTS)
+    tall = shapes.glyph_aspects()[word].sqrt()
+    text = 0.8 * radius[..., None] * torch.stack([tall, 1 / tall], dim=-1)
+    half_axes = torch.where((kind == TEXT)[..., None], text, axes)
+
+    corners = random.integers(3, shapes.POLYGON_POINTS + 1, SLOTS)[..., None]
+    vertex = torch.arange(shapes.POLYGON_POINTS)
+    vertex = torch.minimum(vertex, corners - 1)
+    jitter = random.uniform(-0.2, 0.2, SLOTS, shapes.POLYGON_POINTS).gather(-1, vertex)
+    angle = (vertex + jitter) * (2 * math.pi / corners)
+    uneven = random.lattice(SLOTS, shapes.POLYGON_POINTS).gather(-1, vertex)
+    reach = 1 - uneven * random.uniform(0, 0.5, SLOTS, 1)
+    star = random.chance(0.2, SLOTS, 1) & (corners % 2 == 0) & (corners >= 6)
+    reach = torch.where(star & (vertex % 2 == 1), reach * 0.5, reach)
+    polygon = torch.stack([angle.cos() * reach, angle.sin() * reach], dim=-1) * axes[:, :, None]
+
+    turn = random.uniform(0, 2 * math.pi, SLOTS)
+    along = torch.stack([turn.cos(), turn.sin()], -1)[:, :, None]
+    normal = torch.stack([-turn.sin(), turn.cos()], -1)[:, :, None]
+    bend = random.uniform(-1, 1, SLOTS, 4, 1)
+    curve = along * torch.tensor([-1.2, -0.4, 0.4, 1.2])[:, None] + normal * bend
+    curve = curve * radius[:, :, None, None]
+    points = polygon.clone()
+    points[:, :, :4] = torch.where((kind == CURVE)[..., None, None], curve, polygon[:, :, :4])
+    half_width = random.log_uniform(8, 22, SLOTS) * scale
+    return half_axes, points, half_width, word
+
+
+def _paint(
+    random: SceneRandom, centre: Tensor, radius: Tensor, is_part: Tensor, extent: Tensor, size: int
+) -> Tensor:
+    """[B, 1 + SLOTS, len(SURFACE)]: one surface an object; parts in shades of their object's."""
+    objects = surfaces(random, 1 + OBJECTS, size)
+    table = torch.cat([objects[:, :1], objects[:, 1:].repeat_interleave(STRIDE, dim=1)], dim=1)
+    tint = random.uniform(0.0, 1.0, SLOTS, 3)
+    level = torch.where(
+        random.chance(0.5, SLOTS),
+        random.uniform(0.45, 0.75, SLOTS),
+        random.uniform(1.3, 1.8, SLOTS),
+    )
+    for first in (0, 3):
+        own = table[:, 1:, first : first + 3]
+        shaded = (own * level[..., None]).clamp(0.03, 1) * 0.75 + tint * 0.25
+        table[:, 1:, first : first + 3] = torch.where(is_part[..., None], shaded, own)
+    # The ground is lit across the whole picture.
+    table[:, 0, 13:15] = extent.flip(1) / 2
+    table[:, 0, 15] = 0.75 * size
+    whole_centre, whole_radius = centre[:, ::STRIDE], radius[:, ::STRIDE]
+    table[:, 1:, 13:15] = whole_centre.repeat_interleave(STRIDE, dim=1)
+    table[:, 1:, 15] = whole_radius.repeat_interleave(STRIDE, dim=1)
+    return table
+
+
+def _windows(
+    ids: Tensor, centre: Tensor, reach: Tensor, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Window]]:
+    """Which shapes to draw together, and where: all at once on a GPU, else each in its box."""
+    if device.type != "cpu":
+        for chunk in ids.split(64):
+            yield chunk, Window(0, 0, size, size)
+        return
+    for index in ids.tolist():
+        x, y = centre[index].tolist()
+        radius = float(reach[index]) + 2
+        left, top = max(0, math.floor(x - radius)), max(0, math.floor(y - radius))
+        right, bottom = min(size, math.ceil(x + radius)), min(size, math.ceil(y + radius))
+        if right > left and bottom > top:
+            yield torch.tensor([index]), Window(top, left, bottom - top, right - left)
+
+
+class _Painter:
+    """Draws the fields of chosen shapes of a layout on one device."""
+
+    def __init__(self, layout: Layout, size: int, device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.kind = layout.kind.flatten()
+        self.reach = layout.radius.flatten() * 1.6
+        self.reach = torch.where(
+            self.kind == CURVE, self.reach + layout.half_width.flatten(), self.reach
+        )
+        self.reach = torch.where(
+            self.kind == TEXT, layout.half_axes.flatten(0, 1).norm(dim=-1), self.reach
+        )
+        self.reach = torch.where(self.kind == CUT, layout.radius.flatten() * 5, self.reach)
+        self.centre = layout.centre.flatten(0, 1)
+        self.fields = {
+            name: getattr(layout, name).flatten(0, 1).to(device, non_blocking=True)
+            for name in (
+                *("kind", "ring", "centre", "rotation", "points", "radii", "half_axes"),
+                *("exponent", "half_width", "word"),
+            )
+        }
+
+    def draw(
+        self, ids: Tensor, shift: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Window, Tensor]]:
+        """Yields (ids, window, field [M, H, W]) of flat slot ids, moved by ``shift`` [.., 2]."""
+        kinds = self.kind[ids]
+        centre = self.centre if shift is None else self.centre + shift.flatten(0, 1)
+        on_device = centre.to(self.device)
+        for kind in range(CUT + 1):
+            chosen = ids[kinds == kind]
+            if not len(chosen):
+                continue
+            for part, window in _windows(chosen, centre, self.reach, self.size, self.device):
+                where = part.to(self.device)
+                yield part, window, self._field(kind, where, on_device[where], window)
+
+    def _field(self, kind: int, ids: Tensor, centre: Tensor, window: Window) -> Tensor:
+        value = {name: tensor[ids] for name, tensor in self.fields.items()}
+        if kind == CURVE:
+            points = shapes.bezier_points(value["points"][:, :4]) + centre[:, None]
+            return shapes.curve_field(window, points, value["half_width"])
+        if kind == TEXT:
+            return shapes.text_field(
+                window, centre, value["word"], value["half_axes"], value["rotation"]
+            )
+        if kind == CUT:
+            x, y = window.offsets(centre)
+            angle = value["rotation"][:, None, None]
+            return -(x * angle.cos() + y * angle.sin())
+        if kind == POLYGON:
+            outline = shapes.polygon_outline(value["points"])
+        elif kind == ELLIPSE:
+            outline = shapes.ellipse_outline(value["half_axes"], value["exponent"])
+        else:
+            outline = shapes.spline_outline(value["radii"])
+        field = shapes.radial_field(window, centre, outline, value["rotation"])
+        rim = torch.where(value["ring"], value["half_width"], torch.inf)
+        return shapes.ring_field(field, rim)
+
+
+def generate(
+    seed: int, indices: Tensor | list[int], size: int = 1024, device: str | torch.device = "cpu"
+) -> SceneBatch:
+    """Draws scenes.
+
+    Args:
+        seed: the data set.
+        indices: [B] which scenes of it.
+        size: side of the square, pixels, a multiple of 8; all lengths scale with it.
+        device: where to draw; the result lies there.
+    """
+    device = torch.device(device)
+    indices = torch.as_tensor(indices, dtype=torch.int64)
+    random = SceneRandom(seed, indices)
+    layout = sample_layout(random, size)
+    batch = len(indices)
+    painter = _Painter(layout, size, device)
+
+    # inside[b, s] holds s + 1 where slot s would be seen if nothing stood before it.
+    inside = torch.zeros(batch, SLOTS, size, size, dtype=torch.uint8, device=device)
+    flat = inside.view(batch * SLOTS, size, size)
+    for ids, window, field in painter.draw(layout.active.flatten().nonzero()[:, 0]):
+        rows = slice(window.top, window.top + window.height)
+        columns = slice(window.left, window.left + window.width)
+        where = ids.to(device)
+        label = (where % SLOTS + 1).to(torch.uint8)[:, None, None]
+        flat[where, rows, columns] = (field < 0) * label
+    families = inside.view(batch, OBJECTS, STRIDE, size, size)
+    families[:, :, 1:] *= families[:, :, :1] > 0
+    owner = inside.amax(1)
+    outlined = (inside > 0).sum((2, 3)).float()
+    del inside, flat, families
+
+    extent = layout.extent
+    line = torch.arange(size)
+    outside = (line >= extent[:, :1])[:, :, None] | (line >= extent[:, 1:])[:, None, :]
+    outside = outside.to(device)
+
+    keys = SceneRandom(seed, indices.to(device) + 0x5EED)
+    coarse = clouds(keys, size, (3, 7, 15, 31))
+    fine = clouds(keys, size, (64 * size // 1024 + 2, 200 * size // 1024 + 2))
+    picture = shade(owner.long(), layout.table.to(device), coarse, fine)
+    # Grounds are never quite even.
+    picture += (coarse * 0.12 + fine * 0.05)[:, None] * (owner == BACKGROUND)[:, None]
+    picture *= _shadows(layout, painter, owner)[:, None]
+    images = photograph(picture, random, size)
+    images.masked_fill_(outside[:, None], 0)
+    owner.masked_fill_(outside, PADDING)
+
+    counts = torch.zeros(batch, 256, dtype=torch.int64, device=device)
+    flat_owner = owner.flatten(1).long()
+    counts.scatter_add_(1, flat_owner, torch.ones_like(flat_owner))
+    areas = counts[:, 1 : SLOTS + 1].float()
+    family = areas.view(batch, OBJECTS, STRIDE)
+    family[:, :, 0] = family.sum(2)
+    least = MIN_AREA * (size / 1024) ** 2
+    valid = (areas >= least) & (areas >= MIN_VISIBLE * outlined)
+    # A part that fills its object is no part, and neither shows.
+    shown = valid.view(batch, OBJECTS, STRIDE)
+    shown[:, :, 1:] &= (family[:, :, 1:] < 0.8 * family[:, :, :1]) & shown[:, :, :1]
+    valid = torch.cat([valid, (counts[:, :1] >= least)], dim=1)
+    kind = torch.where(layout.ring, RING, layout.kind)
+    kind = torch.cat([kind, torch.full((batch, 1), GROUND)], dim=1)
+    return SceneBatch(images, owner, extent, valid, kind)
+
+
+def _shadows(layout: Layout, painter: _Painter, owner: Tensor) -> Tensor:
+    """[B, S, S] factors by which shadows darken what lies behind their objects."""
+    light = torch.ones(owner.shape, device=owner.device)
+    cast = layout.shadow[..., 0] > 0
+    rank = cast.cumsum(1)
+    shift = layout.shadow[..., 1:3].repeat_interleave(STRIDE, dim=1)
+    for turn in range(1, SHADOWS + 1):  # one a scene each time: no two write the same pixels
+        scene, index = (cast & (rank == turn)).nonzero(as_tuple=True)
+        ids = scene * SLOTS + index * STRIDE
+        for part, window, field in painter.draw(ids, shift):
+            where = (part // SLOTS).to(owner.device)
+            slot = part % SLOTS
+            strength, softness = (
+                layout.shadow[part // SLOTS, slot // STRIDE, column].to(owner.device)[:, None, None]
+                for column in (0, 3)
+            )
+            rows = slice(window.top, window.top + window.height)
+            columns = slice(window.left, window.left + window.width)
+            behind = owner[where, rows, columns] < (slot + 1).to(owner.device)[:, None, None]
+            dark = strength * torch.sigmoid(field / -softness) * behind
+            light[where, rows, columns] *= 1 - dark
+    return light
+
+
+def examples(
+    seed: int, count: int, size: int = 1024, device: str | torch.device = "cpu", batch: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]]:
+    """Yields scenes 0 … count − 1 of a seed, for evaluation; the background is not asked for.
+
+    Yields:
+        image: [H, W, 3] uint8 RGB, cropped to the scene's extent.
+        masks: [K, H, W] bool.
+        kinds: K of ``KIND_NAMES``.
+        is_part: [K] bool.
+    """
+    for start in range(0, count, batch):
+        scenes = generate(seed, list(range(start, min(count, start + batch))), size, device)
+        for row in range(len(scenes.images)):
+            height, width = scenes.extent[row].tolist()
+            entries = scenes.valid[row, :SLOTS].nonzero()[:, 0].tolist()
+            masks = [scenes.mask(row, entry).cpu().numpy() for entry in entries]
+            yield (
+                scenes.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
+                np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool),
+                [KIND_NAMES[int(scenes.kind[row, entry])] for entry in entries],
+                np.array([entry % STRIDE > 0 for entry in entries]),
+            )
