@@ -242,6 +242,15 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 @_composite
+def fused_rel_pos_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Parameter, rel_w: Parameter
+) -> Tensor:
+    """``rel_pos_attention`` by the back end's own attention operator."""
+    bias = rel_pos_bias(q, rel_h, rel_w)
+    return fused_attention(mul(q, float(q.shape[-1] ** -0.5)), k, v, bias)
+
+
+@_composite
 def rel_pos_attention(
     q: Tensor, k: Tensor, v: Tensor, rel_h: Parameter, rel_w: Parameter, fused: bool = True
 ) -> Tensor:
@@ -253,9 +262,10 @@ def rel_pos_attention(
         q, k, v: [B, heads, H·W, D]. rel_h: [H, H, D]. rel_w: [W, W, D].
         fused: by the back end's own attention operator, else step by step.
     """
+    if fused:
+        return fused_rel_pos_attention(q, k, v, rel_h, rel_w)
     bias = rel_pos_bias(q, rel_h, rel_w)
-    q = mul(q, float(q.shape[-1] ** -0.5))
-    return (fused_attention if fused else plain_attention)(q, k, v, bias)
+    return plain_attention(mul(q, float(q.shape[-1] ** -0.5)), k, v, bias)
 
 
 def _broadcasts(xs: Sequence[int], ys: Sequence[int]) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from samtrt.module import Parameter
+from samtrt.torch_attention import fused_rel_pos_attention as fused_rel_pos_attention
 
 
 def constant(value: Parameter | torch.Tensor, rank: int | None) -> torch.Tensor:
@@ -54,6 +55,8 @@ def matmul(x: torch.Tensor, y: torch.Tensor, transpose_y: bool) -> torch.Tensor:
 def conv2d(
     x: torch.Tensor, weight: Parameter, bias: Parameter | None, stride: int, padding: int
 ) -> torch.Tensor:
+    # Channels last, so that the tokens that the model permutes it to lie in a row.
+    x = x.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight.value, bias.value if bias else None, stride, padding)
 
 
