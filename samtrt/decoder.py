@@ -82,6 +82,9 @@ class TorchDecoder:
         self.device = torch.device(device)
         self.module = build_mask_decoder(parameters.decoder(), config).to(self.device)
 
+    def __str__(self) -> str:
+        return f"torch, fp32, on {self.device}"
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -143,6 +146,9 @@ class OnnxDecoder:
         self._run_options = ort.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
         self.num_masks: int = self._count_masks(outputs["iou_predictions"].shape[-1])
+
+    def __str__(self) -> str:
+        return f"ONNX Runtime, {self.provider.removesuffix('ExecutionProvider')}"
 
     def __call__(
         self,

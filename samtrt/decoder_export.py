@@ -11,11 +11,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samtrt.checkpoint import Parameters
+from samtrt.config import EncoderConfig
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing
 from samtrt.mask_decoder import PromptedMaskDecoder, build_mask_decoder
@@ -88,9 +90,19 @@ def export_decoder(
     config = parameters.encoder_config
     decoder = build_mask_decoder(parameters.decoder(), config)
     model = SingleMaskDecoder(decoder).eval() if return_single_mask else decoder
+    with replacing(output) as temporary:  # first, so that a bad name fails before the work
+        proto = _to_onnx(model, config)
+        metadata = {METADATA_PARAMETERS: parameters.sha256, METADATA_NOTE: parameters.note}
+        onnx.helper.set_model_props(proto, {k: v for k, v in metadata.items() if v})
+        onnx.checker.check_model(proto)
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
+    """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
     prompts, points = torch.export.Dim("num_prompts"), torch.export.Dim("num_points")
-    # Neither size is 1: the exporter would take a 1 for a constant.
     grid, side = config.grid_size, 4 * config.grid_size
+    # Neither dynamic size is 1: the exporter would take a 1 for a constant.
     example = (
         torch.zeros(1, config.out_chans, grid, grid),
         torch.zeros(2, 5, 2),
@@ -112,15 +124,11 @@ def export_decoder(
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
-    metadata = {METADATA_PARAMETERS: parameters.sha256, METADATA_NOTE: parameters.note}
-    onnx.helper.set_model_props(proto, {k: v for k, v in metadata.items() if v})
     proto.producer_name, proto.producer_version = "samtrt", ""
-    onnx.checker.check_model(proto)
-    with replacing(output) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
-def _strip_traces(proto) -> None:  # type: ignore[no-untyped-def]
+def _strip_traces(proto: Any) -> None:
     """Drops what the exporter notes of this machine: source lines and file names."""
     graph = proto.graph
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):

@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -79,14 +81,36 @@ def save_png(path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]) -> Non
     Raises:
         SamtrtError: the file cannot be written.
     """
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+    save_pngs({Path(path): pixels})
 
 
-def check_png_name(path: Path) -> None:
-    """Raises ``InputError`` unless the name ends in .png: JPEG would blur a mask's edge."""
+def save_pngs(files: Mapping[Path, npt.NDArray[np.uint8]]) -> None:
+    """``save_png`` for several files: all take their names, or none does.
+
+    Raises:
+        SamtrtError: one of the files cannot be written.
+    """
+    with ExitStack() as stack:
+        for path, pixels in files.items():
+            temporary = stack.enter_context(replacing(path))
+            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+
+
+def check_png_output(path: Path) -> None:
+    """Refuses a name under which no mask can be written, before anything is computed for it.
+
+    Raises:
+        InputError: the name does not end in .png (JPEG would blur a mask's edge), is a folder's,
+            or lies where nothing can be written.
+    """
     if path.suffix.lower() != ".png":
         raise InputError(f"masks are written as PNG; expected a name that ends in .png, not {path}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "no write permission" if existing.is_dir() else "not a folder"
+        raise InputError(f"cannot write {path}: {existing}: {reason}; give another folder")
 
 
 def _read(path: Path) -> bytes:

@@ -1,16 +1,18 @@
 """Pictures of every kind and of no kind: decoded as a viewer shows them, or one clear line."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from samtrt.errors import InputError, SamtrtError
-from samtrt.images import check_png_name, load_image, save_png
+from samtrt.images import check_png_output, load_image, save_png, save_pngs
 
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -197,7 +199,36 @@ def test_save_below_a_file_fails_cleanly(tmp_path: Path) -> None:
         save_png(tmp_path / "file" / "a.png", RGB)
 
 
-def test_only_png_names() -> None:
-    check_png_name(Path("a.PNG"))
-    with pytest.raises(InputError, match=r"ends in \.png, not a\.jpg"):
-        check_png_name(Path("a.jpg"))
+def test_several_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pngs({tmp_path / "a.png": RGB, tmp_path / "b.png": RGB[..., 0]})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["a.png", "b.png"]
+
+    save, calls = Image.Image.save, []
+
+    def full_at_the_second(self: Image.Image, *args: Any, **options: Any) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full_at_the_second)
+    with pytest.raises(SamtrtError, match=r"cannot write .*c\.png: No space left on device"):
+        save_pngs({tmp_path / "a.png": RGB[::-1], tmp_path / "c.png": RGB})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_outputs_are_checked_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_png_output(tmp_path / "new" / "folder" / "a.PNG")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"ends in \.png, not .*a\.jpg"):
+        check_png_output(tmp_path / "a.jpg")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: not a folder"):
+        check_png_output(tmp_path / "file" / "folder" / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        check_png_output(tmp_path / "folder.png")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere
+    with pytest.raises(InputError, match="no write permission"):
+        check_png_output(tmp_path / "a.png")
