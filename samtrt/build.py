@@ -21,6 +21,7 @@ from samtrt.engine import (
     write_engine,
 )
 from samtrt.errors import EngineError
+from samtrt.model import AttentionKind
 from samtrt.packing import write_packed
 from samtrt.parity import MAX_RELATIVE_L2, MIN_MEAN_MASK_IOU, check_parity
 
@@ -47,7 +48,7 @@ class BuildOptions:
     backend: str = "auto"
     precision: str = "auto"
     max_batch_size: int = 1
-    attention: str = "fused"
+    attention: AttentionKind = "fused"
     compute_capability: str | None = None
     skip_parity_gate: bool = False
 
@@ -133,15 +134,15 @@ def _build(
         if options.backend == "tensorrt":
             info = _write_tensorrt(engine_file, parameters, options)
         else:
-            info = _write_packed(engine_file, parameters, options)
+            write_packed(engine_file, parameters.encoder(), options.precision)
+            info = _info(parameters, options)
         info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
         return replace(info, parity=_gate(engine_file, info, parameters, pictures, options))
 
     return write_engine(output_dir, produce)
 
 
-def _write_packed(engine_file: Path, parameters: Parameters, options: BuildOptions) -> EngineInfo:
-    write_packed(engine_file, parameters.encoder(), options.precision)
+def _info(parameters: Parameters, options: BuildOptions) -> EngineInfo:
     return EngineInfo(
         options.backend,
         parameters.encoder_config,
@@ -153,7 +154,28 @@ def _write_packed(engine_file: Path, parameters: Parameters, options: BuildOptio
 
 
 def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOptions) -> EngineInfo:
-    raise EngineError("the TensorRT builder is not there yet")
+    from samtrt.builder import build_engine
+    from samtrt.tensorrt_library import import_tensorrt
+
+    trt = import_tensorrt()
+    engine = build_engine(
+        parameters.encoder_config,
+        parameters.encoder(),
+        precision=options.precision,
+        max_batch_size=options.max_batch_size,
+        attention=options.attention,
+        compute_capability=options.compute_capability,
+    )
+    engine_file.write_bytes(engine)
+    # TensorRT builds for the GPU it finds; TensorRT-RTX for all, unless it was told which.
+    here = compute_capability() if trt.__name__ == "tensorrt" else None
+    return replace(
+        _info(parameters, options),
+        library=trt.__name__,
+        library_version=trt.__version__,
+        compute_capability=options.compute_capability or here,
+        attention=options.attention,
+    )
 
 
 def _gate(
@@ -167,7 +189,15 @@ def _gate(
         return ParityResult(SKIPPED)
     if not can_execute(info):
         return ParityResult(NOT_CHECKED)
-    result = check_parity(open_encoder(engine_file, info), parameters, pictures)
+    try:
+        encoder = open_encoder(engine_file, info)
+    except EngineError as error:
+        if info.backend != "tensorrt":
+            raise
+        # An engine may be built on one machine for another whose GPU TensorRT does support.
+        logger.warning("%s: %s", NOT_CHECKED, error)
+        return ParityResult(NOT_CHECKED)
+    result = check_parity(encoder, parameters, pictures)
     if result.status == FAILED:
         raise ParityError(result)
     return result

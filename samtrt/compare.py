@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from samtrt.images import load_image
 from samtrt.prompt_encoder import (
     LABEL_BOX_BOTTOM_RIGHT,
     LABEL_BOX_TOP_LEFT,
@@ -97,7 +97,7 @@ def load_picture(path: str | Path, img_size: int) -> Picture:
     Raises:
         InputError: it is missing or not a picture.
     """
-    image = np.array(Image.open(path).convert("RGB"))
+    image = load_image(path)
     pixels, input_size = preprocess(image, img_size)
     return Picture(Path(path).name, pixels, input_size, (image.shape[0], image.shape[1]))
 

@@ -206,7 +206,7 @@ def _library_version(library: str) -> str | None:
         return PACKED_VERSION
     try:
         return str(importlib.import_module(library).__version__)
-    except ImportError:
+    except (ImportError, OSError, RuntimeError):  # the latter two: a shared library is missing
         return None
 
 

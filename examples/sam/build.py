@@ -54,7 +54,7 @@ def main() -> None:
     info = build_encoder(
         load_parameters(arguments.params),
         output_dir,
-        sorted(IMAGES.glob("*.*")),
+        sorted(IMAGES.glob("*.jpg")),
         BuildOptions(
             arguments.backend,
             arguments.precision,
