@@ -28,6 +28,7 @@ from samtrt.server.settings import PICTURE_TYPES, Settings
 from samtrt.server.studio import EmbeddedPicture, Studio
 
 BAD_BODY = (
+    HTTPStatus.BAD_REQUEST,
     HTTPStatus.FORBIDDEN,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -114,10 +115,10 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         embedding_id, picture, cached = await studio.embed(await request.body(), media_type)
         return schemas.Embedding(
             id=embedding_id,
-            original_size=picture.original_size,
-            input_size=picture.input_size,
+            original_size=list(picture.original_size),
+            input_size=list(picture.input_size),
             frame_size=studio.sam.img_size,
-            embedding_shape=picture.features.shape,
+            embedding_shape=list(picture.features.shape),
             cached=cached,
             seconds=picture.seconds,
         )
@@ -233,6 +234,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_http_exception(_: Request, error: HTTPException) -> Response:
         status = HTTPStatus(error.status_code)
         details = {
+            HTTPStatus.BAD_REQUEST: "the body is not JSON in UTF-8",
             HTTPStatus.NOT_FOUND: "there is nothing under this path; see /openapi.json",
             HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take that method; see /openapi.json",
         }

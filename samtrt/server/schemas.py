@@ -14,7 +14,12 @@ EmbeddingId = Annotated[
 ]
 Coordinate = Annotated[float, Field(ge=-65536, le=65536, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Size = Annotated[tuple[int, int], Field(description="(height, width) in pixels.")]
+# Lists of a fixed length: JSON has no tuples, and their schema would need prefixItems.
+Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
+Size = Annotated[
+    list[int], Field(min_length=2, max_length=2, description="(height, width) in pixels.")
+]
 
 
 class Strict(BaseModel):
@@ -37,13 +42,14 @@ class Embedding(BaseModel):
 
     id: EmbeddingId
     original_size: Size
-    input_size: Annotated[
-        tuple[int, int],
-        Field(description="(height, width) of the picture within the model's square frame."),
-    ]
+    input_size: Size = Field(
+        description="(height, width) of the picture within the model's square frame."
+    )
     frame_size: int = Field(description="Side of the model's square frame, in pixels.")
-    embedding_shape: tuple[int, int, int, int] = Field(
-        description="[1, C, h, w] of `GET /embed/{id}`: little-endian float32."
+    embedding_shape: list[int] = Field(
+        min_length=4,
+        max_length=4,
+        description="[1, C, h, w] of `GET /embed/{id}`: little-endian float32.",
     )
     cached: bool = Field(description="Whether the encoder was spared.")
     seconds: float = Field(description="The encoder's time for this picture, resizing included.")
@@ -53,15 +59,13 @@ class MaskRequest(Strict):
     """A prompt for one object: points, a box, or both."""
 
     id: EmbeddingId
-    point_coords: list[tuple[Coordinate, Coordinate]] = Field(
+    point_coords: list[Point] = Field(
         default=[], max_length=256, description="(x, y) in pixels of the picture."
     )
     point_labels: list[Literal[0, 1]] = Field(
         default=[], max_length=256, description="1 for the object, 0 for the background."
     )
-    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(
-        default=None, description="(x0, y0, x1, y1) in pixels of the picture."
-    )
+    box: Box | None = Field(default=None, description="(x0, y0, x1, y1) in pixels of the picture.")
     multimask_output: bool = Field(
         default=True, description="Three masks of different extent, or one."
     )
@@ -79,7 +83,7 @@ class Mask(BaseModel):
 
     segmentation: CocoRle
     area: int = Field(description="Pixels.")
-    bbox: tuple[float, float, float, float] = Field(description="(x, y, width, height) in pixels.")
+    bbox: Box = Field(description="(x, y, width, height) in pixels.")
     predicted_iou: float = Field(description="The model's own estimate of the mask's quality.")
 
 
@@ -119,11 +123,11 @@ class CocoAnnotation(BaseModel):
     category_id: int
     segmentation: CocoRle
     area: int
-    bbox: tuple[float, float, float, float]
+    bbox: Box
     iscrowd: Literal[0, 1]
     predicted_iou: float
     stability_score: float
-    point_coords: list[tuple[float, float]]
+    point_coords: list[Point]
 
 
 class CocoCategory(BaseModel):

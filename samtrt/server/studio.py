@@ -142,7 +142,8 @@ class Studio:
             InputError: a prompt that is empty, contradicts itself or leaves the picture.
             RequestError: as ``Lane.run``.
         """
-        prompt = Prompt(tuple(request.point_coords), tuple(request.point_labels), request.box)
+        coords = [number for point in request.point_coords for number in point]
+        prompt = Prompt.from_numbers(coords, request.point_labels, request.box)
         prompt.check_inside(picture.original_size)
         return await self.lanes["decode"].run(
             self._masks, picture, prompt, request.multimask_output

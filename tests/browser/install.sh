@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What the browser tests need and pip cannot bring: Chromium with its driver, and the page's assets.
+# Does what it can (apt as root, npm where it is installed) and says what it could not; without
+# Chromium or the assets the tests are skipped, except where CI is set.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+python=${1:-.venv/bin/python}
+
+if ! command -v chromedriver >/dev/null || ! command -v chromium >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+      chromium chromium-driver fonts-liberation nodejs npm >/dev/null; } ||
+      echo "note: apt-get could not install chromium and chromium-driver" >&2
+  else
+    echo "note: install chromium and chromium-driver to run the browser tests" >&2
+  fi
+fi
+if command -v npm >/dev/null; then
+  "$python" -m samtrt.server.assets || echo "note: the page's assets are not installed" >&2
+else
+  echo "note: install Node.js with npm to get the page's assets" >&2
+fi
+exit 0

@@ -1,0 +1,65 @@
+"""A real server with a tiny seeded model, in a thread of the test process."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from oracle import tiny_config
+from PIL import Image
+
+from samtrt.build import BuildOptions, build_encoder
+from samtrt.checkpoint import random_parameters, save_parameters
+from samtrt.decoder_export import export_decoder
+
+CONFIG = tiny_config(img_size=256)
+
+
+def make_model(folder: Path, decoder: bool = True, seed: int = 3) -> Path:
+    """A parameter folder with its engine and, if asked for, its ONNX mask decoder."""
+    parameters = random_parameters(CONFIG, seed)
+    save_parameters(parameters, folder)
+    options = BuildOptions("cpu", "fp32", skip_parity_gate=True)
+    build_encoder(parameters, folder / "engine", [], options)
+    if decoder:
+        export_decoder(parameters, folder / "mask_decoder.onnx")
+    return folder
+
+
+def picture(seed: int, height: int = 150, width: int = 200) -> np.ndarray:
+    """[height, width, 3] uint8: smooth colours, other ones for each seed."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """The picture as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serves the application on a free port of the loopback; yields its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
