@@ -146,7 +146,6 @@ def sample_layout(random: SceneRandom, size: int) -> Layout:
     radius = random.log_uniform(48, 270, OBJECTS) * (9 / count.clamp_min(7)) ** 0.3
     radius = radius.sort(dim=1, descending=True).values * random.uniform(0.75, 1.3, OBJECTS)
     centre = _scatter(random, radius * scale, extent.flip(1))
-    position = torch.arange(OBJECTS)
     # The first slots are the largest: leave out a random subset, not the smallest ones.
     active = random.lattice(OBJECTS).argsort(1).argsort(1) < count
     draw = random.lattice(OBJECTS)
@@ -154,7 +153,7 @@ def sample_layout(random: SceneRandom, size: int) -> Layout:
     kind = torch.where((kind == TEXT) & (radius < 80), POLYGON, kind)
     kind = torch.where((kind == CURVE) & (radius < 60), ELLIPSE, kind)
     ring = random.chance(0.16, OBJECTS) & (kind <= SPLINE) & (radius > 70)
-    divided = random.chance(0.2, OBJECTS) & (kind <= SPLINE) & ~ring & (radius > 85)
+    divided = random.chance(0.3, OBJECTS) & (kind <= SPLINE) & ~ring & (radius > 85)
 
     def slots(per_object: Tensor) -> Tensor:
         """[B, OBJECTS, …] → [B, SLOTS, …]: parts start as copies of their object."""
@@ -179,17 +178,19 @@ def sample_layout(random: SceneRandom, size: int) -> Layout:
     reach = random.uniform(0.05, 0.16, OBJECTS) * radius * scale
     has_shadow = random.chance(0.4, OBJECTS) & active
     has_shadow &= has_shadow.cumsum(1) <= SHADOWS
+    # A word's field reaches a few pixels only, and so does its penumbra.
+    softness = random.log_uniform(3, 20, OBJECTS)
+    softness = torch.where(kind == TEXT, 0.8, softness)
     shadow = torch.stack(
         [
             random.uniform(0.2, 0.6, OBJECTS) * has_shadow,
             shadow_angle.cos() * reach,
             shadow_angle.sin() * reach,
-            random.log_uniform(3, 20, OBJECTS) * scale,
+            softness * scale,
         ],
         dim=-1,
     )
     all_centre = slots(centre) + offset
-    assert position.numel() == OBJECTS
     return Layout(
         kind=all_kind,
         active=all_active,
@@ -454,25 +455,25 @@ def _shadows(layout: Layout, painter: _Painter, owner: Tensor) -> Tensor:
 
 
 def examples(
-    seed: int, count: int, size: int = 1024, device: str | torch.device = "cpu", batch: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]]:
+    seed: int, count: int, size: int = 1024, device: str | torch.device = "cpu"
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
     """Yields scenes 0 … count − 1 of a seed, for evaluation; the background is not asked for.
 
     Yields:
         image: [H, W, 3] uint8 RGB, cropped to the scene's extent.
         masks: [K, H, W] bool.
-        kinds: K of ``KIND_NAMES``.
-        is_part: [K] bool.
+        groups: K names: "part", or one of ``KIND_NAMES``.
     """
-    for start in range(0, count, batch):
-        scenes = generate(seed, list(range(start, min(count, start + batch))), size, device)
-        for row in range(len(scenes.images)):
-            height, width = scenes.extent[row].tolist()
-            entries = scenes.valid[row, :SLOTS].nonzero()[:, 0].tolist()
-            masks = [scenes.mask(row, entry).cpu().numpy() for entry in entries]
-            yield (
-                scenes.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
-                np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool),
-                [KIND_NAMES[int(scenes.kind[row, entry])] for entry in entries],
-                np.array([entry % STRIDE > 0 for entry in entries]),
-            )
+    for index in range(count):
+        scenes = generate(seed, [index], size, device)
+        height, width = scenes.extent[0].tolist()
+        entries = scenes.valid[0, :SLOTS].nonzero()[:, 0].tolist()
+        masks = [scenes.mask(0, entry).cpu().numpy() for entry in entries]
+        yield (
+            scenes.images[0, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
+            np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool),
+            [
+                "part" if entry % STRIDE else KIND_NAMES[int(scenes.kind[0, entry])]
+                for entry in entries
+            ],
+        )
