@@ -137,6 +137,16 @@ def coco_encode_rle(rle: dict[str, Any]) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
+def coco_decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """The bool mask [H, W] of a compressed RLE.
+
+    Raises:
+        SamtrtError: pycocotools is not installed.
+    """
+    size_and_bytes = {**rle, "counts": rle["counts"].encode("ascii")}
+    return np.asarray(require_pycocotools().decode([size_and_bytes]))[..., 0].astype(bool)
+
+
 def require_pycocotools() -> Any:
     """pycocotools' mask module, or one line on how to get it."""
     try:

@@ -17,7 +17,7 @@ from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.checkpoint import random_parameters
 from samtrt.errors import InputError, SamtrtError
 from samtrt.peers import import_segment_anything
-from samtrt.rle import MaskRuns, area_from_rle, coco_encode_rle, rle_to_mask
+from samtrt.rle import MaskRuns, area_from_rle, coco_decode_rle, coco_encode_rle, rle_to_mask
 from samtrt.sam import Sam, sam_from_parameters
 
 CONFIG = tiny_config()
@@ -143,9 +143,7 @@ def mask_of(record: dict[str, Any]) -> np.ndarray:
         return segmentation
     if isinstance(segmentation["counts"], list):
         return rle_to_mask(segmentation)
-    from pycocotools import mask as mask_utils
-
-    return mask_utils.decode(segmentation).astype(bool)
+    return coco_decode_rle(segmentation)
 
 
 def mean_best_iou(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
@@ -386,6 +384,7 @@ def test_rle_is_metas_and_turns_back(meta: Any) -> None:
         np.testing.assert_array_equal(array, mask)
         np.testing.assert_array_equal(rle_to_mask(rle), mask)
         assert area_from_rle(rle) == mask.sum()
+        np.testing.assert_array_equal(coco_decode_rle(coco_encode_rle(rle)), mask)
         assert coco_encode_rle(rle) == meta.utils.amg.coco_encode_rle(rle)
 
 
