@@ -326,9 +326,12 @@ class _Painter:
         }
 
     def draw(
-        self, ids: Tensor, shift: Tensor | None = None
+        self, ids: Tensor, shift: Tensor | None = None, margin: float = 0
     ) -> Iterator[tuple[Tensor, Window, Tensor]]:
-        """Yields (ids, window, field [M, H, W]) of flat slot ids, moved by ``shift`` [.., 2]."""
+        """Yields (ids, window, field [M, H, W]) of flat slot ids, moved by ``shift`` [.., 2].
+
+        The window reaches ``margin`` pixels beyond the outline.
+        """
         kinds = self.kind[ids]
         centre = self.centre if shift is None else self.centre + shift.flatten(0, 1)
         on_device = centre.to(self.device)
@@ -336,7 +339,9 @@ class _Painter:
             chosen = ids[kinds == kind]
             if not len(chosen):
                 continue
-            for part, window in _windows(chosen, centre, self.reach, self.size, self.device):
+            for part, window in _windows(
+                chosen, centre, self.reach + margin, self.size, self.device
+            ):
                 where = part.to(self.device)
                 yield part, window, self._field(kind, where, on_device[where], window)
 
@@ -439,7 +444,7 @@ def _shadows(layout: Layout, painter: _Painter, owner: Tensor) -> Tensor:
     for turn in range(1, SHADOWS + 1):  # one a scene each time: no two write the same pixels
         scene, index = (cast & (rank == turn)).nonzero(as_tuple=True)
         ids = scene * SLOTS + index * STRIDE
-        for part, window, field in painter.draw(ids, shift):
+        for part, window, field in painter.draw(ids, shift, margin=6 * 20 * owner.shape[-1] / 1024):
             where = (part // SLOTS).to(owner.device)
             slot = part % SLOTS
             strength, softness = (
