@@ -1,6 +1,6 @@
 """How far apart two image encoders are: errors of the embedding, and IoU of the decoded masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrt.errors import InputError
 from samtrt.images import load_image
 from samtrt.prompt_encoder import (
     LABEL_BOX_BOTTOM_RIGHT,
@@ -89,6 +90,17 @@ class Picture:
     pixels: Tensor
     input_size: Size
     original_size: Size
+
+
+def load_pictures(paths: Sequence[str | Path], img_size: int) -> list[Picture]:
+    """Reads pictures from files, at least one.
+
+    Raises:
+        InputError: none was given, or one is missing or not a picture.
+    """
+    if not paths:
+        raise InputError("there is no picture to compare on; give one with --image")
+    return [load_picture(path, img_size) for path in paths]
 
 
 def load_picture(path: str | Path, img_size: int) -> Picture:

@@ -4,12 +4,11 @@ FP16 engines of vision transformers have been silently wrong in several TensorRT
 wrong embedding still decodes to masks, only to worse ones, so nobody notices without a gate.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from samtrt.checkpoint import Parameters
 from samtrt.compare import Decode, load_picture, mask_ious, relative_l2
@@ -18,6 +17,7 @@ from samtrt.engine import FAILED, PASSED, ParityResult
 from samtrt.errors import InputError
 from samtrt.mask_decoder import build_mask_decoder
 from samtrt.model import ImageEncoderViT
+from samtrt.progress import progress_steps
 
 MAX_RELATIVE_L2 = 0.03
 MIN_MEAN_MASK_IOU = 0.99
@@ -45,8 +45,9 @@ def check_parity(
     reference = ImageEncoderViT(parameters.encoder_config).load(parameters.encoder())
     decode = fp32_decoder(parameters)
     errors, ious = [], []
-    with torch.inference_mode():
-        for path in _progress(pictures):
+    with torch.inference_mode(), progress_steps(len(pictures)) as announce:
+        for path in pictures:
+            announce(f"parity gate: {Path(path).name}")
             picture = load_picture(path, encoder.img_size)
             embedding = encoder(picture.pixels.to(encoder.device)).cpu()
             expected = reference(picture.pixels)
@@ -67,7 +68,3 @@ def fp32_decoder(parameters: Parameters) -> Decode:
         return masks
 
     return decode
-
-
-def _progress(pictures: Sequence[str | Path]) -> Iterable[str | Path]:
-    return tqdm(pictures, "parity gate", unit="picture", delay=2, mininterval=1)

@@ -1,0 +1,184 @@
+"""The two reports on image encoders beside Meta's code: how exact they are, and how fast."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samtrt.benchmarking import Timing, markdown_table, time_calls
+from samtrt.checkpoint import Parameters
+from samtrt.compare import ErrorStatistics, Picture, error_statistics, mask_ious, relative_l2
+from samtrt.contestants import Contestant, meta_decoder
+from samtrt.encoder import ImageEncoder
+from samtrt.errors import EngineError
+from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far one encoder is from Meta's in fp32, over all pictures.
+
+    Attributes:
+        name: the encoder.
+        embedding: errors of the embedding.
+        mean_mask_iou, worst_mask_iou: over all pictures, prompts and masks.
+    """
+
+    name: str
+    embedding: ErrorStatistics
+    mean_mask_iou: float
+    worst_mask_iou: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that ``json`` can write."""
+        return asdict(self)
+
+
+def measure_accuracy(
+    parameters: Parameters,
+    reference: Contestant,
+    contestants: Sequence[Contestant],
+    pictures: Sequence[Picture],
+    announce: Announce = print,
+) -> list[Accuracy]:
+    """Compares each encoder with the reference, masks included.
+
+    The reference's masks come from Meta's decoder, the others' from this project's.
+
+    Args:
+        announce: is told what is being run.
+    """
+    announce(reference.name)
+    expected = _embed(reference, pictures)
+    decode, decode_reference = fp32_decoder(parameters), meta_decoder(parameters)
+    rows = []
+    for contestant in contestants:
+        announce(contestant.name)
+        embeddings = _embed(contestant, pictures)
+        with torch.inference_mode():
+            ious = torch.cat(
+                [
+                    mask_ious(embedding, true, picture, decode, decode_reference)
+                    for embedding, true, picture in zip(embeddings, expected, pictures, strict=True)
+                ]
+            )
+        errors = error_statistics(torch.cat(embeddings), torch.cat(expected))
+        rows.append(Accuracy(contestant.name, errors, ious.mean().item(), ious.min().item()))
+    return rows
+
+
+def accuracy_table(rows: Sequence[Accuracy]) -> str:
+    """A Markdown table of the errors."""
+    header = ["encoder", "abs max", "abs mean", "abs median", "rel max", "rel mean", "rel median"]
+    header += ["rel L2", "mask IoU mean", "worst"]
+    cells = []
+    for row in rows:
+        errors = [f"{error:.2e}" for error in asdict(row.embedding).values()]
+        ious = [f"{row.mean_mask_iou:.5f}", f"{row.worst_mask_iou:.4f}"]
+        cells.append([row.name, *errors, *ious])
+    return markdown_table(header, cells)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Latency and throughput of one encoder at one batch size.
+
+    Attributes:
+        name: the encoder.
+        batch_size: pictures a call.
+        timing: of a call, image tensor → embedding.
+        images_per_second: batch_size / p50.
+        relative_l2: of the embedding, against Meta's code in fp32: the check before the clock.
+    """
+
+    name: str
+    batch_size: int
+    timing: Timing
+    images_per_second: float
+    relative_l2: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that ``json`` can write."""
+        return asdict(self)
+
+
+def measure_speed(
+    reference: Contestant,
+    contestants: Sequence[Contestant],
+    pictures: Sequence[Picture],
+    batch_sizes: Sequence[int],
+    runs: int,
+    seconds: float,
+    announce: Announce = print,
+) -> list[Speed]:
+    """Times each encoder at each batch size, once its output was found right.
+
+    Args:
+        pictures: the batches rotate through them.
+        runs, seconds: limits for one row; see ``time_calls``.
+
+    Raises:
+        EngineError: an output is further from the reference than ``MAX_RELATIVE_L2``.
+    """
+    announce(reference.name)
+    expected = torch.cat(_embed(reference, pictures))
+    pixels = torch.cat([picture.pixels for picture in pictures])
+    rows = []
+    for contestant in contestants:
+        encoder = contestant.make()
+        inputs = pixels.to(encoder.device)
+        for batch_size in batch_sizes:
+            announce(f"{contestant.name}, batch {batch_size}")
+            batches = [
+                [(first + index) % len(pixels) for index in range(batch_size)]
+                for first in range(len(pixels))
+            ]
+            ready = [inputs[batch].contiguous() for batch in batches]
+            error = max(
+                relative_l2(encoder(x), expected[batch])
+                for x, batch in zip(ready, batches, strict=True)
+            )
+            if not error <= MAX_RELATIVE_L2:
+                raise EngineError(
+                    f"{contestant.name}, batch {batch_size}: its output is wrong, {error:.2%} off "
+                    f"{reference.name} (allowed: {MAX_RELATIVE_L2:.0%}); it was not timed"
+                )
+            timing = time_calls(_rotating(encoder, ready), encoder.device, 1, runs, seconds)
+            rows.append(
+                Speed(contestant.name, batch_size, timing, 1e3 * batch_size / timing.p50, error)
+            )
+        del encoder
+    return rows
+
+
+def speed_table(rows: Sequence[Speed]) -> str:
+    """A Markdown table of the timings; the last column compares with the first encoder's."""
+    base = {row.batch_size: row.timing.p50 for row in reversed(rows) if row.name == rows[0].name}
+    header = ["encoder", "batch", "p50 ms", "p90 ms", "images/s", "rel L2", "speed-up"]
+    cells = [
+        [
+            row.name,
+            str(row.batch_size),
+            f"{row.timing.p50:,.1f}",
+            f"{row.timing.p90:,.1f}",
+            f"{row.images_per_second:.3g}",
+            f"{row.relative_l2:.1e}",
+            f"{base[row.batch_size] / row.timing.p50:.2f}×",
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells)
+
+
+def _rotating(encoder: ImageEncoder, batches: Sequence[Tensor]) -> Callable[[int], Tensor]:
+    return lambda index: encoder(batches[index % len(batches)])
+
+
+def _embed(contestant: Contestant, pictures: Sequence[Picture]) -> list[Tensor]:
+    """[1, 256, h, w] of each picture, on the CPU."""
+    encoder = contestant.make()
+    return [encoder(picture.pixels.to(encoder.device)).cpu() for picture in pictures]
