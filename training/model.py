@@ -131,16 +131,30 @@ def decode(
     with torch.autocast(embeddings.device.type, enabled=False):
         sparse = embed_points(prompt, coords, labels)
         position = prompt.get_dense_pe()
-    count = len(coords)
-    per_image = count // len(embeddings)
+    per_image = len(coords) // len(embeddings)
     if mask_input is None:
-        dense = prompt.no_mask_embed.weight.view(1, -1, 1, 1)
+        dense = prompt.no_mask_embed.weight.view(1, -1, 1, 1).expand(
+            len(coords), *position.shape[1:]
+        )
     else:
         dense = prompt.mask_downscaling(mask_input)
     source = embeddings.repeat_interleave(per_image, 0) + dense
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([tokens.expand(count, -1, -1), sparse], dim=1)
-    _, channels, height, width = source.shape
+    tokens = torch.cat([tokens.expand(len(coords), -1, -1), sparse], dim=1)
+    return predict_masks(decoder, source, position, tokens)
+
+
+def predict_masks(
+    decoder: Any, source: Tensor, position: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rest of Meta's ``MaskDecoder.predict_masks``, from the transformer on.
+
+    Args:
+        source: [n, 256, h, w] embeddings plus dense prompts.
+        position: [1, 256, h, w].
+        tokens: [n, 5 + N, 256].
+    """
+    count, channels, height, width = source.shape
     out, source = decoder.transformer(source, position.expand_as(source), tokens)
     source = source.transpose(1, 2).reshape(count, channels, height, width)
     upscaled = decoder.output_upscaling(source)

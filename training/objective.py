@@ -48,9 +48,7 @@ def mask_ious(logits: Tensor, targets: Tensor) -> Tensor:
     return intersection / (predicted | true).sum((-2, -1)).clamp_min(1)
 
 
-def choose_targets(
-    scenes: SceneBatch, coverage: Tensor, count: int, random: SceneRandom
-) -> tuple[Tensor, Tensor]:
+def choose_targets(scenes: SceneBatch, count: int, random: SceneRandom) -> tuple[Tensor, Tensor]:
     """Draws ``count`` masks of each scene: coverage [B·count, 1, h, w] and weights [B·count]."""
     valid = scenes.valid.clone()
     valid[:, SLOTS] &= random.chance(BACKGROUND_SHARE, 1)[:, 0]
@@ -58,7 +56,7 @@ def choose_targets(
     chosen = score.topk(count, dim=1).indices
     weights = valid.gather(1, chosen).float().flatten()
     rows = torch.arange(len(valid), device=chosen.device)[:, None]
-    return coverage[rows, chosen].flatten(0, 1)[:, None].float(), weights
+    return scenes.coverage()[rows, chosen].flatten(0, 1)[:, None].float(), weights
 
 
 def sample_pixels(regions: Tensor, noise: Tensor) -> Tensor:
@@ -113,16 +111,14 @@ class Objective(nn.Module):
     def __init__(self, sam: Any, masks_per_image: int, rounds: int) -> None:
         super().__init__()
         self.sam, self.masks_per_image, self.rounds = sam, masks_per_image, rounds
-        self.encode, self.decode = encode, decode
+        self.encode, self.mask_losses = encode, mask_losses  # train.py may compile them
 
-    def forward(
-        self, scenes: SceneBatch, coverage: Tensor, random: SceneRandom
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, scenes: SceneBatch, random: SceneRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Returns:
             The loss to minimise, and detached figures for the log.
         """
-        targets, weights = choose_targets(scenes, coverage, self.masks_per_image, random)
+        targets, weights = choose_targets(scenes, self.masks_per_image, random)
         total = weights.sum().clamp_min(1)
 
         def mean(values: Tensor) -> Tensor:
@@ -152,8 +148,8 @@ class Objective(nn.Module):
         loss = targets.new_zeros(())
         figures: dict[str, Tensor] = {}
         for turn in range(self.rounds):
-            logits, predicted = self.decode(self.sam, embeddings, coords, labels, mask_input)
-            losses = mask_losses(logits, targets)
+            logits, predicted = decode(self.sam, embeddings, coords, labels, mask_input)
+            losses = self.mask_losses(logits, targets)
             with torch.no_grad():
                 ious = mask_ious(logits, targets)
             ambiguous = ~use_box if turn == 0 else torch.zeros_like(use_box)

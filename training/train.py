@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor
 from samtrt.errors import InputError
 from samtrt.files import replacing
 from samtrt.scripts import run_script
-from training import model, objective, scenes, textures
+from training import model, objective, scenes
+from training.loader import Plan, load_scenes
 from training.randomness import SceneRandom
 
 PROMPT_SEED = 1 << 20  # apart from the scenes' streams
@@ -55,6 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--optimizer", choices=("adamw", "muon"), default="adamw")
     add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: 0.999)")
     add("--save-every", type=float, default=60, help="seconds (default: 60)")
+    add("--workers", type=int, default=0, help="processes a GPU that draw scenes (default: 0)")
     add("--log-every", type=int, default=25, help="steps (default: 25)")
     add("--compile", action="store_true", help="torch.compile what costs most")
     add("--img-size", type=int, default=1024, help="smaller only for tests")
@@ -164,6 +166,15 @@ class Training:
         self.optimizers = build_optimizers(self.sam, options)
         self.gradients = Gradients(self.parameters, options.clip)
         self.step, self.seconds = 0, 0.0
+        self.plan = Plan(
+            options.seed,
+            options.batch_size,
+            options.img_size,
+            world.rank,
+            world.size,
+            str(world.device),
+        )
+        self.source: Iterator[scenes.SceneBatch] | None = None  # starts with the first step
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -201,15 +212,15 @@ class Training:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        first = (self.step * world.size + world.rank) * options.batch_size
-        indices = torch.arange(first, first + options.batch_size)
-        batch = scenes.generate(options.seed, indices, options.img_size, world.device)
-        coverage = batch.coverage()
+        if self.source is None:
+            self.source = load_scenes(self.plan, self.step, options.workers)
+        batch = next(self.source)
+        indices = self.plan.indices(self.step)
         random = SceneRandom(options.seed + PROMPT_SEED, indices.to(world.device))
         self.gradients.flat.zero_()
         bfloat16 = world.device.type == "cuda"
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16):
-            loss, figures = self.objective(batch, coverage, random)
+            loss, figures = self.objective(batch, random)
         loss.backward()
         figures["gradient_norm"] = self.gradients.finish(world)
         for optimizer in self.optimizers:
@@ -238,14 +249,10 @@ class Training:
 
 
 def compile_parts(training: Training) -> None:
-    """Fuses the parts that move most memory; each has one shape for the whole run."""
-    static: Callable[[Any], Any] = lambda part: torch.compile(part, dynamic=False)  # noqa: E731
-    training.objective.encode = static(model.encode)
-    objective.mask_losses = static(objective.mask_losses)
-    textures_shade = static(textures.shade)
-    scenes.shade = textures_shade
-    upscaling = training.sam.mask_decoder.output_upscaling
-    upscaling.forward = static(upscaling.forward)
+    """Fuses what moves most memory: the encoder, the losses, the decoder."""
+    training.objective.encode = torch.compile(model.encode, dynamic=False)
+    training.objective.mask_losses = torch.compile(objective.mask_losses, dynamic=False)
+    model.predict_masks = torch.compile(model.predict_masks)
 
 
 class Log:
