@@ -28,6 +28,7 @@ $(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
 	$(BIN)/python $(SAM)/export_decoder.py --params $(DEMO) --output $@
 
 test check: lint
+	tests/browser/install.sh $(BIN)/python
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test.installed

@@ -6,13 +6,18 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${1:-.venv/bin/python}
 
-if ! command -v chromedriver >/dev/null || ! command -v chromium >/dev/null; then
+packages=()
+{ command -v chromium && command -v chromedriver; } >/dev/null ||
+  packages+=(chromium chromium-driver fonts-liberation)
+command -v npm >/dev/null || packages+=(nodejs npm)
+if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      chromium chromium-driver fonts-liberation nodejs npm >/dev/null; } ||
-      echo "note: apt-get could not install chromium and chromium-driver" >&2
+    apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${packages[@]}" >/dev/null ||
+      echo "note: apt-get could not install ${packages[*]}" >&2
   else
-    echo "note: install chromium and chromium-driver to run the browser tests" >&2
+    echo "note: install ${packages[*]} to run the browser tests" >&2
   fi
 fi
 if command -v npm >/dev/null; then

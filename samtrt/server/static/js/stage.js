@@ -43,6 +43,7 @@ export class Stage {
   setPicture(bitmap) {
     this.#bitmap = bitmap;
     this.#preview = this.#box = this.#crosshair = null;
+    this.#pointer.dataset.size = `${bitmap.width}×${bitmap.height}`;
     this.#frame.hidden = false;
     this.#fit();
   }

@@ -1,0 +1,443 @@
+"""The page in a headless Chromium, with a tiny seeded model: its masks are the predictor's."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Page
+from PIL import Image
+from pycocotools import mask as mask_utils
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from server_support import encoded, make_model, picture, running
+
+from samtrt.amg import SamAutomaticMaskGenerator
+from samtrt.predictor import SamPredictor
+from samtrt.sam import Sam, load_sam
+from samtrt.server.app import create_app
+
+HEIGHT, WIDTH = 300, 420
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def sam(model: Path) -> Sam:
+    return load_sam(model / "engine", model)
+
+
+@pytest.fixture(scope="session")
+def image() -> np.ndarray:
+    return picture(1, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="session")
+def file(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "colours.png"
+    path.write_bytes(encoded(image))
+    return path
+
+
+@pytest.fixture(scope="session")
+def predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    return predictor
+
+
+@pytest.fixture(scope="session")
+def url(model: Path, sam: Sam, file: Path) -> Iterator[str]:
+    with running(create_app(sam, model / "mask_decoder.onnx", sample=file)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shared_page(make_page: Callable[..., Page], url: str) -> Page:
+    return make_page(url)
+
+
+@pytest.fixture
+def page(shared_page: Page, url: str, file: Path) -> Page:
+    """The page with the picture open and no masks."""
+    shared_page.driver.get(url)
+    shared_page.log()  # what earlier tests provoked
+    shared_page.open(file)
+    return shared_page
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return np.logical_and(a, b).sum() / np.logical_or(a, b).sum()
+
+
+def downloaded_masks(page: Page) -> list[np.ndarray]:
+    """The masks of the page's COCO file, in the order they were made."""
+    dataset = json.loads(page.download("coco").read_text())
+    assert dataset["images"][0] == {
+        "id": 1,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "file_name": "colours.png",
+    }
+    masks = []
+    for annotation in dataset["annotations"]:
+        rle = annotation["segmentation"]
+        mask = mask_utils.decode({**rle, "counts": rle["counts"].encode()}).astype(bool)
+        assert mask.shape == (HEIGHT, WIDTH)
+        assert annotation["area"] == mask.sum()
+        rows, columns = np.nonzero(mask)
+        x, y = columns.min(), rows.min()
+        assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+        masks.append(mask)
+    return masks
+
+
+def best_of(answer: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The mask [H, W] and logits [1, h, w] of the highest score."""
+    masks, scores, logits = answer
+    best = int(np.argmax(scores))
+    return masks[best], logits[best : best + 1]
+
+
+def requests_of(page: Page) -> list[str]:
+    return page.script("return performance.getEntriesByType('resource').map(e => e.name)")
+
+
+# The masks
+
+
+def test_clicks_keep_the_predictors_masks(page: Page, predictor: SamPredictor) -> None:
+    points = [(100, 80), (300, 200), (210, 150)]
+    for point in points:
+        page.click(*point)
+    for point, mask in zip(points, downloaded_masks(page), strict=True):
+        expected, _ = best_of(predictor.predict(np.array([point]), np.array([1])))
+        assert iou(mask, expected) > 0.99
+
+
+def test_boxes_and_negative_points_are_the_predictors(page: Page, predictor: SamPredictor) -> None:
+    page.at(60, 50).click_and_hold().perform()
+    page.at(200, 120).perform()
+    page.at(300, 220).release().perform()
+    page.wait(lambda: page.count == 1, "the mask of a box")
+    box = np.array([60, 50, 300, 220])
+    masks, _, logits = predictor.predict(box=box, multimask_output=False)
+    assert iou(downloaded_masks(page)[0], masks[0]) > 0.98  # corners fall between pixels
+
+    before = page["list"].text
+    page.at(100, 100).context_click().perform()
+    page.wait(lambda: page["list"].text != before, "the changed mask")
+    masks, _, _ = predictor.predict(
+        np.array([[100, 100]]), np.array([0]), box, mask_input=logits, multimask_output=False
+    )
+    assert iou(downloaded_masks(page)[0], masks[0]) > 0.98
+
+
+def test_added_points_refine_the_selected_mask(page: Page, predictor: SamPredictor) -> None:
+    page.click(100, 80)
+    _, logits = best_of(predictor.predict(np.array([[100, 80]]), np.array([1])))
+    before = page["list"].text
+    page.driver.find_element(By.CSS_SELECTOR, "[data-tool=add]").click()
+    page.at(300, 200).click().perform()
+    page.wait(lambda: page["list"].text != before, "the changed mask")
+    assert page.count == 1
+    points, labels = np.array([[100, 80], [300, 200]]), np.array([1, 1])
+    masks, _, _ = predictor.predict(points, labels, mask_input=logits, multimask_output=False)
+    assert iou(downloaded_masks(page)[0], masks[0]) > 0.98
+
+
+def test_hovering_previews_without_a_request(page: Page) -> None:
+    assert page.script("return crossOriginIsolated")  # so that the decoder may use threads
+    before = requests_of(page)
+    assert page.preview_pixels() < 5000
+    page.at(100, 80).perform()
+    page.wait(lambda: page.preview_pixels() > 5000, "the preview")
+    page.click(100, 80)
+    page.at(300, 200).perform()
+    page.wait(lambda: page.preview_pixels() > 5000, "the next preview")
+    assert requests_of(page) == before and page.count == 1
+    ActionChains(page.driver).move_to_element(page["help"]).perform()
+    page.wait(lambda: page.preview_pixels() < 5000, "the preview to go")
+
+
+def test_downloads_are_the_masks(page: Page, image: np.ndarray) -> None:
+    page.click(100, 80)
+    page.click(300, 200)
+    hide = page.driver.find_elements(By.CSS_SELECTOR, "[data-focus^=eye]")[0]
+    hide.click()  # the list shows the newest first; hidden masks are not downloaded
+    (mask,) = downloaded_masks(page)
+    with Image.open(page.download("mask")) as found:
+        np.testing.assert_array_equal(np.array(found.convert("L")) == 255, mask)
+    with Image.open(page.download("cutout")) as found:
+        cutout = np.array(found)
+    np.testing.assert_array_equal(cutout[..., 3], np.where(mask, 255, 0))
+    np.testing.assert_array_equal(cutout[mask][:, :3], image[mask])
+
+
+# The list and its history
+
+
+def test_undo_redo_clear_and_delete(page: Page) -> None:
+    page.click(100, 80)
+    page.click(300, 200)
+    page["undo"].click()
+    assert page.count == 1
+    page["redo"].click()
+    assert page.count == 2 and not page["redo"].is_enabled()
+    page["clear"].click()
+    assert page.count == 0 and page["no-masks"].is_displayed()
+    page["undo"].click()
+    assert page.count == 2
+    page.driver.find_element(By.CSS_SELECTOR, "[aria-label='Delete Mask 1']").click()
+    assert page.count == 1 and "Mask 2" in page["list"].text
+
+
+def test_opacity_changes_what_is_painted(page: Page) -> None:
+    page.click(100, 80)
+
+    def alpha() -> int:
+        return page.script(
+            "const c = document.getElementById('masks');"
+            "return Math.max(...c.getContext('2d').getImageData(0, 0, c.width, c.height)"
+            ".data.filter((_, i) => i % 4 === 3).slice(0, 90000))"
+        )
+
+    assert alpha() > 200
+    page["opacity"].send_keys(Keys.HOME)
+    assert page["opacity-value"].text == "0 %" and alpha() < 60
+
+
+def test_everything_by_keyboard(page: Page, predictor: SamPredictor) -> None:
+    """No pointer at all: from the canvas to a mask, a box, and back."""
+    keys = ActionChains(page.driver)
+    page.script("document.getElementById('pointer').focus()")
+    keys.send_keys(Keys.ARROW_LEFT * 5, Keys.ARROW_UP * 3, Keys.ENTER).perform()
+    page.wait(lambda: page.count == 1, "the mask of Enter")
+    step = WIDTH / 100
+    point = [WIDTH / 2 - 5 * step, HEIGHT / 2 - 3 * step]
+    expected, _ = best_of(predictor.predict(np.array([point]), np.array([1])))
+    assert iou(downloaded_masks(page)[0], expected) > 0.99
+
+    page.script("document.getElementById('pointer').focus()")
+    before = page["list"].text
+    keys = ActionChains(page.driver)
+    keys.send_keys(Keys.ARROW_RIGHT * 9, "-").perform()
+    page.wait(lambda: page["list"].text != before, "the changed mask")
+    ActionChains(page.driver).key_down(Keys.CONTROL).send_keys("zz").key_up(Keys.CONTROL).perform()
+    assert page.count == 0
+    keys = ActionChains(page.driver)
+    keys.send_keys("b", Keys.ARROW_RIGHT * 12, Keys.ARROW_DOWN * 12, "b").perform()
+    page.wait(lambda: page.count == 1, "the mask of a box")
+    ActionChains(page.driver).send_keys(Keys.DELETE).perform()
+    assert page.count == 0
+
+
+def test_segment_everything_adds_what_is_found(
+    page: Page, sam: Sam, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A random model is never confident, and 1,024 points take long: fewer points, no thresholds.
+    options = {
+        "points_per_side": 2,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 1.0,
+    }
+    monkeypatch.setattr(
+        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
+    )
+    expected = SamAutomaticMaskGenerator(sam, **options).generate(image)
+    page["everything"].click()
+    page.wait(lambda: page.count == len(expected) > 3, "the masks")
+    for found, record in zip(downloaded_masks(page), expected, strict=True):
+        np.testing.assert_array_equal(found, record["segmentation"])
+    page["undo"].click()
+    assert page.count == 0
+
+
+def test_segment_everything_that_finds_nothing_says_so(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, "points_per_side": 2}),
+    )
+    page["everything"].click()
+    page.wait(lambda: "Nothing was found" in page["notices"].text, "the notice")
+    assert page.count == 0
+
+
+# Pictures and errors
+
+
+def test_sample_and_a_second_picture(shared_page: Page, url: str, tmp_path: Path) -> None:
+    page = shared_page
+    page.driver.get(url)
+    page.wait(lambda: page["try-sample"].is_displayed(), "the sample button")
+    page["try-sample"].click()
+    page.wait_for_picture()
+    page.click(100, 80)
+    other = tmp_path / "other.jpg"
+    other.write_bytes(encoded(picture(2, 200, 100), "JPEG"))
+    page.open(other)
+    page.wait(lambda: page["picture-name"].text == "other.jpg", "the second picture")
+    page.wait_for_picture()
+    assert page.count == 0
+    page.click(50, 50)
+
+
+def test_formats_that_only_the_browser_reads_are_converted(page: Page, tmp_path: Path) -> None:
+    gif = tmp_path / "colours.gif"
+    gif.write_bytes(encoded(picture(3, 90, 120), "GIF"))
+    page.open(gif)
+    page.wait(lambda: page["picture-name"].text == "colours.gif", "the picture")
+    page.wait_for_picture()
+    page.click(60, 40)
+
+
+def test_files_that_are_no_pictures_are_refused(page: Page, tmp_path: Path) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    page["file"].send_keys(str(text))
+    page.wait(lambda: "not a picture" in page["notices"].text, "the error")
+    alert = page.driver.find_element(By.CSS_SELECTOR, "#notices [role=alert]")
+    alert.find_element(By.XPATH, ".//button[text()='Dismiss']").click()
+    assert page["notices"].text == ""
+
+
+def test_refusals_of_the_server_are_shown(page: Page, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    wide.write_bytes(encoded(np.zeros((1, 17_000, 3), np.uint8)))
+    page["file"].send_keys(str(wide))
+    page.wait(lambda: "too many pixels" in page["notices"].text, "the server's reason")
+
+
+def test_a_server_that_is_gone_is_said_and_can_be_tried_again(
+    make_page: Callable[..., Page], model: Path, sam: Sam, file: Path
+) -> None:
+    app = create_app(sam, model / "mask_decoder.onnx")
+    with running(app) as url:
+        page = make_page(url)
+        page.wait(lambda: page["limits"].text, "the start")
+    page["file"].send_keys(str(file))
+    page.wait(lambda: "does not answer" in page["notices"].text, "the error")
+    assert "Try again" in page["notices"].text
+
+
+def test_embedding_shows_progress_and_can_be_cancelled(
+    page: Page, sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    encode = sam.image_encoder
+
+    def slow(x: Any) -> Any:
+        assert gate.wait(60)
+        return encode(x)
+
+    monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: slow))
+    other = tmp_path / "slow.png"
+    other.write_bytes(encoded(picture(9, 120, 160)))
+    try:
+        page["file"].send_keys(str(other))
+        page.wait(lambda: "Reading the picture" in page["progress-text"].text, "the progress")
+        page.wait(lambda: page["progress-fill"].size["width"] > 0, "the bar")
+        page["cancel"].click()
+        page.wait(lambda: "Cancelled" in page["notices"].text, "the notice")
+        gate.set()
+        page["notices"].find_element(By.XPATH, ".//button[text()='Try again']").click()
+        page.wait_for_picture()
+        page.click(60, 40)
+    finally:
+        gate.set()
+
+
+# The page as a whole
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_complains(page: Page, url: str) -> None:
+    page.click(100, 80)
+    assert all(name.startswith((url, "blob:")) for name in requests_of(page))
+    assert page.log() == []
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_phone(make_page: Callable[..., Page], url: str, file: Path, width: int) -> None:
+    page = make_page(url, width, 844, phone=True)
+    page.open(file)
+    assert page.script("return document.documentElement.scrollWidth") <= width
+    for name in ("pointer", "everything", "undo"):
+        bounds = page[name].rect
+        assert bounds["x"] >= 0 and bounds["x"] + bounds["width"] <= width
+        assert bounds["height"] >= 40
+    page.click(WIDTH / 2, HEIGHT / 2)
+    assert page["list"].text.startswith("Mask 1")
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    page.click(100, 80)
+    nameless = page.script(
+        "return [...document.querySelectorAll('button, input:not([hidden]), canvas[tabindex]')]"
+        ".filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))"
+        ".map(e => e.outerHTML)"
+    )
+    assert nameless == []
+
+
+# The page's own arithmetic
+
+
+def in_page(page: Page, body: str, *arguments: Any) -> Any:
+    """Runs the body with the module ``runs.js`` as ``runs``."""
+    return page.driver.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        f"import('/static/js/runs.js').then(runs => done((() => {{ {body} }})()));",
+        *arguments,
+    )
+
+
+@pytest.mark.parametrize("size", [(300, 420), (75, 90), (1, 50), (640, 480)])
+def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
+    import torch
+
+    from samtrt.transforms import MASK_THRESHOLD, ResizeLongestSide, postprocess_masks
+
+    rng = np.random.default_rng(4)
+    logits = torch.from_numpy(rng.normal(size=(1, 1, 64, 64)).astype(np.float32))
+    input_size = ResizeLongestSide.get_preprocess_shape(*size, 256)
+    expected = postprocess_masks(logits, input_size, size, 256)[0, 0] > MASK_THRESHOLD
+    text = in_page(
+        page,
+        "const r = runs.runsFromLogits(Float32Array.from(arguments[0]), 64, 256, arguments[1],"
+        " arguments[2]); return runs.countsToText(r.counts);",
+        logits.flatten().tolist(),
+        list(input_size),
+        list(size),
+    )
+    found = mask_utils.decode({"size": list(size), "counts": text.encode()}).astype(bool)
+    assert (found != expected.numpy()).mean() < 1e-4
+
+
+def test_run_lengths_are_cocos(page: Page) -> None:
+    rng = np.random.default_rng(5)
+    masks = [rng.random((60, 80)) < share for share in (0, 0.02, 0.5, 0.98, 1)]
+    masks += [np.zeros((1, 1), bool), np.ones((2000, 900), bool)]
+    for mask in masks:
+        rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+        text, box, area = in_page(
+            page,
+            "const counts = runs.textToCounts(arguments[0]);"
+            "const r = {size: arguments[1], counts};"
+            "return [runs.countsToText(counts), runs.boxOf(r), runs.areaOf(r)];",
+            rle["counts"].decode(),
+            list(mask.shape),
+        )
+        assert text == rle["counts"].decode()
+        assert area == mask.sum()
+        assert box == mask_utils.toBbox(rle).tolist()
