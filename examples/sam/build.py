@@ -47,6 +47,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def gate_pictures() -> list[Path]:
+    """The pictures that ship with the project."""
+    return sorted(IMAGES.glob("*.jpg"))
+
+
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -54,7 +59,7 @@ def main() -> None:
     info = build_encoder(
         load_parameters(arguments.params),
         output_dir,
-        sorted(IMAGES.glob("*.jpg")),
+        gate_pictures(),
         BuildOptions(
             arguments.backend,
             arguments.precision,
