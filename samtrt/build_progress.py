@@ -65,6 +65,7 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
                     total=1.0,
                     file=output,
                     leave=False,
+                    miniters=0,  # by time alone
                     bar_format="{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}",
                 )
 

@@ -82,6 +82,8 @@ def build_engine(
     """
     if precision not in DTYPES:
         raise EngineError(f"unknown precision {precision}; expected one of {', '.join(DTYPES)}")
+    if attention not in ("fused", "plain"):
+        raise EngineError(f"unknown attention {attention}; expected fused or plain")
     if max_batch_size < 1:
         raise EngineError(f"the largest batch is {max_batch_size}; expected 1 or more")
     trt = import_tensorrt()
