@@ -24,7 +24,7 @@ from samtrt.amg_utils import (
 )
 from samtrt.errors import InputError
 from samtrt.graphed_decoder import GraphedMaskDecoder
-from samtrt.predictor import SamPredictor
+from samtrt.predictor import SamPredictor, check_picture
 from samtrt.prompt_encoder import LABEL_PADDING
 from samtrt.rle import MaskRuns, area_from_rle, coco_encode_rle, require_pycocotools, rle_to_mask
 from samtrt.sam import Sam
@@ -183,6 +183,7 @@ class SamAutomaticMaskGenerator:
         Raises:
             InputError: not a uint8 picture.
         """
+        check_picture(image)
         masks = self._all_crops(image)
         if self.min_mask_region_area > 0 and len(masks.runs):
             masks = self._without_small_regions(masks)
@@ -288,7 +289,7 @@ class SamAutomaticMaskGenerator:
         kept = torch.arange(len(logits), device=logits.device)
         if self.stability_score_thresh > 0:
             kept = (stability >= self.stability_score_thresh).nonzero()[:, 0]
-        masks = logits[kept] > model.mask_threshold
+        masks = (logits > model.mask_threshold)[kept]
         boxes = mask_boxes(masks)
         inside = (~near_crop_edge(boxes, crop.box, crop.picture_size)).nonzero()[:, 0]
         if len(inside) < len(kept):

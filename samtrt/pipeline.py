@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samtrt.errors import InputError
 from samtrt.graphed_decoder import GraphedMaskDecoder
-from samtrt.predictor import ImageNotSetError
+from samtrt.predictor import ImageNotSetError, check_picture
 from samtrt.prompt_encoder import prompt_points
 from samtrt.sam import Sam
 from samtrt.transforms import ResizeLongestSide, normalize_and_pad, preprocess
@@ -60,10 +60,7 @@ class Pipeline:
         Raises:
             InputError: another shape or dtype.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(
-                f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]"
-            )
+        check_picture(image)
         self._sizes = None
         if self.device.type == "cuda":
             picture = self._upload(image)

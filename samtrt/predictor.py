@@ -301,12 +301,7 @@ class SamPredictor:
         """A private, contiguous copy of the picture in the model's channel order."""
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}, expected 'RGB' or 'BGR'")
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-            raise InputError(
-                f"the image is {_describe(image)}, expected a uint8 array of shape [H, W, 3]"
-            )
-        if image.shape[2] != 3 or 0 in image.shape:
-            raise InputError(f"the image has shape {list(image.shape)}, expected [H, W, 3]")
+        check_picture(image)
         if image_format != self.model.image_format:
             image = image[..., ::-1]
         return image.copy()
@@ -315,7 +310,16 @@ class SamPredictor:
         return torch.as_tensor(values, dtype=torch.float, device=self.device)
 
 
-def _describe(image: object) -> str:
-    if isinstance(image, np.ndarray):
-        return f"a {image.dtype} array of shape {list(image.shape)}"
-    return f"a {type(image).__name__}"
+def check_picture(image: np.ndarray) -> None:
+    """Refuses what is not a picture, before it fails somewhere inside.
+
+    Raises:
+        InputError: anything but a uint8 array of shape [H, W, 3] with at least one pixel.
+    """
+    if not isinstance(image, np.ndarray):
+        found = f"a {type(image).__name__}"
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"a {image.dtype} array of shape {list(image.shape)}"
+    else:
+        return
+    raise InputError(f"the image is {found}, expected a uint8 array of shape [H, W, 3]")

@@ -285,6 +285,12 @@ def test_bad_arguments(models: tuple[Any, Sam], changes: dict[str, Any], message
         SamAutomaticMaskGenerator(models[1], **changes)
 
 
+def test_what_is_no_picture(models: tuple[Any, Sam]) -> None:
+    for image in ("picture.png", PICTURE[..., 0], PICTURE / 255):
+        with pytest.raises(InputError, match="expected a uint8 array"):
+            SamAutomaticMaskGenerator(models[1]).generate(image)
+
+
 def test_coco_rle_without_pycocotools(
     models: tuple[Any, Sam], monkeypatch: pytest.MonkeyPatch
 ) -> None:
