@@ -75,21 +75,21 @@ class _Evaluation:
     def __init__(self, trt: ModuleType, definition: Any, dtype: torch.dtype | None) -> None:
         self.trt, self.definition, self.dtype = trt, definition, dtype
         self.tensors: dict[str, torch.Tensor] = {}
-        kind = trt.LayerType
-        self.handlers: dict[Any, tuple[Any, Callable[[_Layer], Any]]] = {
-            kind.CONSTANT: (trt.IConstantLayer, self.constant),
-            kind.SHAPE: (trt.IShapeLayer, self.shape),
-            kind.CAST: (trt.ICastLayer, self.cast),
-            kind.SHUFFLE: (trt.IShuffleLayer, self.shuffle),
-            kind.SLICE: (trt.ISliceLayer, self.slice),
-            kind.ELEMENTWISE: (trt.IElementWiseLayer, self.elementwise),
-            kind.MATRIX_MULTIPLY: (trt.IMatrixMultiplyLayer, self.matrix_multiply),
-            kind.CONVOLUTION: (trt.IConvolutionLayer, self.convolution),
-            kind.NORMALIZATION: (trt.INormalizationLayer, self.normalization),
-            kind.SOFTMAX: (trt.ISoftMaxLayer, self.softmax),
-            kind.ACTIVATION: (trt.IActivationLayer, self.activation),
-            kind.ATTENTION_INPUT: (trt.IAttentionInputLayer, self.attention_input),
-            kind.ATTENTION_OUTPUT: (trt.IAttentionOutputLayer, self.attention_output),
+        # By name: older versions do not have them all.
+        self.handlers: dict[str, tuple[str, Callable[[_Layer], torch.Tensor]]] = {
+            "CONSTANT": ("IConstantLayer", self.constant),
+            "SHAPE": ("IShapeLayer", self.shape),
+            "CAST": ("ICastLayer", self.cast),
+            "SHUFFLE": ("IShuffleLayer", self.shuffle),
+            "SLICE": ("ISliceLayer", self.slice),
+            "ELEMENTWISE": ("IElementWiseLayer", self.elementwise),
+            "MATRIX_MULTIPLY": ("IMatrixMultiplyLayer", self.matrix_multiply),
+            "CONVOLUTION": ("IConvolutionLayer", self.convolution),
+            "NORMALIZATION": ("INormalizationLayer", self.normalization),
+            "SOFTMAX": ("ISoftMaxLayer", self.softmax),
+            "ACTIVATION": ("IActivationLayer", self.activation),
+            "ATTENTION_INPUT": ("IAttentionInputLayer", self.attention_input),
+            "ATTENTION_OUTPUT": ("IAttentionOutputLayer", self.attention_output),
         }
 
     def run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -124,11 +124,12 @@ class _Evaluation:
         return {name: self.tensors[name] for name in outputs}
 
     def _evaluate_layer(self, layer: Any) -> None:
-        if layer.type not in self.handlers:
-            raise UnknownNetworkError(f"{layer.name}: no meaning is known for a layer {layer.type}")
-        layer_class, handler = self.handlers[layer.type]
+        kind = layer.type.name
+        if kind not in self.handlers:
+            raise UnknownNetworkError(f"{layer.name}: no meaning is known for a layer {kind}")
+        layer_class, handler = self.handlers[kind]
         output = layer.get_output(0)
-        reading = _Layer(self.trt, layer, layer_class)
+        reading = _Layer(self.trt, layer, getattr(self.trt, layer_class))
         value = handler(reading)
         if reading.unread:
             raise UnknownNetworkError(f"{reading.name}: settings {sorted(reading.unread)} not read")
@@ -287,13 +288,12 @@ class _Evaluation:
     def attention_output(self, layer: _Layer) -> torch.Tensor:
         (result,) = layer.operands(self.tensors, 1)
         attention = layer.read("attention")
-        trt = self.trt
-        known = {
-            "norm_op": trt.AttentionNormalizationOp.SOFTMAX,
+        known = {  # an enumeration's value by its name: older versions do not have them all
+            "norm_op": "SOFTMAX",
             "causal": False,
-            "causal_kind": trt.CausalMaskKind.NONE,
-            "query_form": trt.AttentionIOForm.PADDED_BHND,
-            "key_value_form": trt.AttentionIOForm.PADDED_BHND,
+            "causal_kind": "NONE",
+            "query_form": "PADDED_BHND",
+            "key_value_form": "PADDED_BHND",
             "query_lengths": None,
             "key_value_lengths": None,
             "normalization_quantize_scale": None,
@@ -301,13 +301,15 @@ class _Evaluation:
             "num_outputs": 1,
             "num_inputs": 4,
         }
-        for setting, value in known.items():
+        settings = _settings(type(attention))
+        for setting in settings & known.keys():
             found = getattr(attention, setting)
-            layer.require(found == value, f"attention's {setting} is {found}, not {value}")
+            found = getattr(found, "name", found)
+            layer.require(found == known[setting], f"attention's {setting} is {found}")
         meaningless = {"name", "metadata", "decomposable"}
         # It has no value where no scale is set, and asking for it is an error.
         meaningless |= {"mask", "normalization_quantize_to_type"}
-        unread = _settings(type(attention)) - known.keys() - meaningless
+        unread = settings - known.keys() - meaningless
         layer.require(not unread, f"attention's settings {sorted(unread)} not read")
         return result
 
