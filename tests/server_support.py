@@ -1,8 +1,10 @@
 """A real server with a tiny seeded model, in a thread of the test process."""
 
 import contextlib
+import functools
 import io
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,17 +21,34 @@ from samtrt.checkpoint import random_parameters, save_parameters
 from samtrt.decoder_export import export_decoder
 
 CONFIG = tiny_config(img_size=256)
+SEED = 3
 
 
-def make_model(folder: Path, decoder: bool = True, seed: int = 3) -> Path:
-    """A parameter folder with its engine and, if asked for, its ONNX mask decoder."""
+_folder = tempfile.TemporaryDirectory(prefix="samtrt-tests-")
+
+
+def build_model(folder: Path, seed: int) -> None:
+    """A parameter folder with its engine."""
     parameters = random_parameters(CONFIG, seed)
     save_parameters(parameters, folder)
     options = BuildOptions("cpu", "fp32", skip_parity_gate=True)
     build_encoder(parameters, folder / "engine", [], options)
-    if decoder:
-        export_decoder(parameters, folder / "mask_decoder.onnx")
+
+
+@functools.cache
+def tiny_model() -> Path:
+    """The parameter folder and engine that all tests of this process share; not to be changed."""
+    folder = Path(_folder.name) / "tiny"
+    build_model(folder, SEED)
     return folder
+
+
+@functools.cache
+def tiny_decoder() -> Path:
+    """``tiny_model``'s mask decoder as ONNX, beside it."""
+    path = tiny_model() / "mask_decoder.onnx"
+    export_decoder(random_parameters(CONFIG, SEED), path)
+    return path
 
 
 def picture(seed: int, height: int = 150, width: int = 200) -> np.ndarray:

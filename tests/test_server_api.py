@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
-from server_support import encoded, make_model, picture, running
+from server_support import encoded, picture, running, tiny_model
 
 from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.predictor import SamPredictor
@@ -29,9 +29,8 @@ NO_MASKS_EVER = "0" * 64
 
 
 @pytest.fixture(scope="module")
-def sam(tmp_path_factory: pytest.TempPathFactory) -> Sam:
-    folder = make_model(tmp_path_factory.mktemp("model"), decoder=False)
-    return load_sam(folder / "engine", folder)
+def sam() -> Sam:
+    return load_sam(tiny_model() / "engine", tiny_model())
 
 
 @pytest.fixture(scope="module")

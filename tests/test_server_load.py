@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from server_support import encoded, make_model, picture, running
+from server_support import encoded, picture, running, tiny_model
 
 from samtrt.predictor import SamPredictor
 from samtrt.sam import load_sam
@@ -43,16 +43,11 @@ def serve(folder: Path, pipe: Connection) -> None:
         pipe.recv()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), decoder=False)
-
-
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def server() -> Iterator[tuple[str, psutil.Process]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(folder, theirs))
+    process = context.Process(target=serve, args=(tiny_model(), theirs))
     process.start()
     try:
         assert ours.poll(60), "the server did not start"
@@ -123,13 +118,11 @@ def areas_of(predictor: SamPredictor, image: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
-def test_parallel_clients_lose_nothing(
-    server: tuple[str, psutil.Process], folder: Path, seconds: int
-) -> None:
+def test_parallel_clients_lose_nothing(server: tuple[str, psutil.Process], seconds: int) -> None:
     url, process = server
     images = [picture(seed) for seed in range(PICTURES)]
     files = [encoded(image) for image in images]
-    predictor = SamPredictor(load_sam(folder / "engine", folder))
+    predictor = SamPredictor(load_sam(tiny_model() / "engine", tiny_model()))
     areas = [areas_of(predictor, image) for image in images]
     assert len({tuple(found) for found in areas}) == PICTURES  # a mix-up would be seen
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from server_support import encoded, make_model, picture, running
+from server_support import encoded, picture, running, tiny_model
 
 from samtrt.sam import load_sam
 from samtrt.server.app import create_app
@@ -22,9 +22,8 @@ for media_type, kind in {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp":
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = make_model(tmp_path_factory.mktemp("model"), decoder=False)
-    with running(create_app(load_sam(folder / "engine", folder))) as url:
+def url() -> Iterator[str]:
+    with running(create_app(load_sam(tiny_model() / "engine", tiny_model()))) as url:
         yield url
 
 

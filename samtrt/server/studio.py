@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from samtrt.amg import SamAutomaticMaskGenerator
+from samtrt.everything import coco_dataset
 from samtrt.predictor import SamPredictor
 from samtrt.prompts import Prompt
 from samtrt.rle import require_pycocotools
@@ -194,20 +196,9 @@ class Studio:
             height, width = picture.original_size
             # Without crops the generator hands the pixels to the predictor and looks at nothing
             # but their shape, so no picture needs to be kept for it.
-            records = generator.generate(np.broadcast_to(np.uint8(0), (height, width, 3)))
-        image = {"id": 1, "width": width, "height": height, "file_name": f"{request.id[:16]}"}
-        annotations = [
-            {
-                "id": number,
-                "image_id": 1,
-                "category_id": 1,
-                "iscrowd": 0,
-                **{name: value for name, value in record.items() if name != "crop_box"},
-            }
-            for number, record in enumerate(records, start=1)
-        ]
-        categories = [{"id": 1, "name": "object"}]
-        return {"images": [image], "annotations": annotations, "categories": categories}
+            pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
+            records = generator.generate(pixels)
+        return coco_dataset(Path(request.id[:16]), pixels, records)
 
     def close(self) -> None:
         """Lets the worker threads end."""

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server_support import encoded, make_model, picture, running
+from server_support import encoded, picture, running, tiny_decoder, tiny_model
 
 from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.predictor import SamPredictor
@@ -25,13 +25,8 @@ HEIGHT, WIDTH = 300, 420
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def sam(model: Path) -> Sam:
-    return load_sam(model / "engine", model)
+def sam() -> Sam:
+    return load_sam(tiny_model() / "engine", tiny_model())
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +49,8 @@ def predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
 
 
 @pytest.fixture(scope="session")
-def url(model: Path, sam: Sam, file: Path) -> Iterator[str]:
-    with running(create_app(sam, model / "mask_decoder.onnx", sample=file)) as url:
+def url(sam: Sam, file: Path) -> Iterator[str]:
+    with running(create_app(sam, tiny_decoder(), sample=file)) as url:
         yield url
 
 
@@ -320,9 +315,9 @@ def test_refusals_of_the_server_are_shown(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_gone_is_said_and_can_be_tried_again(
-    make_page: Callable[..., Page], model: Path, sam: Sam, file: Path
+    make_page: Callable[..., Page], sam: Sam, file: Path
 ) -> None:
-    app = create_app(sam, model / "mask_decoder.onnx")
+    app = create_app(sam, tiny_decoder())
     with running(app) as url:
         page = make_page(url)
         page.wait(lambda: page["limits"].text, "the start")
