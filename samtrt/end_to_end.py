@@ -1,13 +1,14 @@
 """What a user waits for: the time from a picture in host memory to its masks in host memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from samtrt.amg import SamAutomaticMaskGenerator
+from samtrt.benchmarking import markdown_table
 from samtrt.errors import SamtrtError
 from samtrt.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
 from samtrt.predictor import SamPredictor
@@ -92,6 +93,16 @@ def measure_end_to_end(
         *_p50_p90(further_times),
         {name: float(np.median(values)) for name, values in stages.items()},
     )
+
+
+def end_to_end_table(results: Mapping[str, EndToEnd]) -> str:
+    """A Markdown table: who, first and further prompts, then each stage; milliseconds."""
+    header = ["pipeline", "first p50", "p90", "further p50", "p90", *IMAGE_STAGES, *PROMPT_STAGES]
+    rows = []
+    for name, result in results.items():
+        times = [result.first_p50, result.first_p90, result.further_p50, result.further_p90]
+        rows.append([name, *(f"{time:,.1f}" for time in (*times, *result.stages.values()))])
+    return markdown_table(header, rows)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,15 @@ def test_script_writes_table_record_and_plot(
         assert image.width > 800 and len(image.convert("RGB").getcolors(1 << 20) or []) > 4
 
 
+def test_end_to_end_by_stage(script: ModuleType, flags: list[object], tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    status, out, err = call_script(script, *flags, "--end-to-end", "--json", record)
+    assert status == 0, err
+    times = json.loads(record.read_text())["end_to_end"]["samtrt cpu"]
+    assert times["first_p50"] > times["further_p50"] > 0
+    assert all(stage in out for stage in times["stages"]) and "Host memory to host memory" in out
+
+
 def test_a_wrong_output_is_not_timed(
     script: ModuleType, flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

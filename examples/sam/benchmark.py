@@ -11,8 +11,11 @@ from samtrt.checkpoint import load_parameters
 from samtrt.compare import load_pictures
 from samtrt.comparison import measure_speed, speed_table
 from samtrt.contestants import meta_contestants, our_contestants
+from samtrt.end_to_end import EndToEnd, end_to_end_table, measure_end_to_end
 from samtrt.files import write_json
+from samtrt.images import load_image
 from samtrt.progress import progress_steps
+from samtrt.sam import load_sam
 from samtrt.scripts import run_script
 
 HERE = Path(__file__).resolve().parent
@@ -54,9 +57,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=30, help="at most about so long a row (default: 30)"
     )
+    parser.add_argument(
+        "--end-to-end",
+        action="store_true",
+        help="time pictures in host memory to masks in host memory as well, by stage",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG here")
     return parser.parse_args()
+
+
+def time_end_to_end(arguments: argparse.Namespace) -> dict[str, EndToEnd]:
+    """Each backend on the first picture."""
+    image = load_image(arguments.image[0])
+    times = {}
+    for backend in arguments.backend:
+        sam = load_sam(arguments.params, backend=backend, device=backend)
+        runs = arguments.runs if backend == "cuda" else min(arguments.runs, 5)
+        times[f"samtrt {backend}"] = measure_end_to_end(sam, image, runs, warm_up=1)
+    return times
 
 
 def main() -> None:
@@ -78,10 +97,14 @@ def main() -> None:
             announce,
         )
 
+    end_to_end = time_end_to_end(arguments) if arguments.end_to_end else {}
+
     record = environment()
     config = parameters.encoder_config
     title = f"{config.depth} blocks of {config.embed_dim} channels, {config.img_size}² pixels"
     print(f"{title}; {describe(record)}\n\n{speed_table(rows)}")
+    if end_to_end:
+        print(f"\nHost memory to host memory, one point\n\n{end_to_end_table(end_to_end)}")
     if parameters.note:
         print(f"\nnote: {parameters.note}")
     if arguments.json:
@@ -94,6 +117,7 @@ def main() -> None:
                 "note": parameters.note,
                 "pictures": [picture.name for picture in pictures],
                 "rows": [row.to_json() for row in rows],
+                "end_to_end": {name: times.to_json() for name, times in end_to_end.items()},
             },
         )
     if arguments.plot:
