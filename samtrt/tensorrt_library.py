@@ -15,14 +15,17 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _logger = logging.getLogger("samtrt.tensorrt")
 
 
-def import_tensorrt() -> ModuleType:
+def import_tensorrt(library: str | None = None) -> ModuleType:
     """The installed TensorRT library; its name and version are ``__name__`` and ``__version__``.
+
+    Args:
+        library: the one of ``LIBRARIES`` that an engine needs; None for the preferred one.
 
     Raises:
         EngineError: neither library is installed, or the one that is cannot be loaded.
     """
     broken = ""
-    for name in LIBRARIES:
+    for name in LIBRARIES if library is None else (library,):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

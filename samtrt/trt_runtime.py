@@ -34,7 +34,7 @@ class TensorRTImageEncoder:
         self.device = device
         self._max_batch_size = info.max_batch_size
         self._output_shape = (info.config.out_chans, info.config.grid_size, info.config.grid_size)
-        self._trt = import_tensorrt()
+        self._trt = import_tensorrt(info.library)
         self._log = shared_log(self._trt)
         self._log.errors.clear()
         with torch.cuda.device(device):

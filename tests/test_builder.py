@@ -114,6 +114,7 @@ def test_tensorrt_is_preferred_and_rtx_the_other_choice(monkeypatch):
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     assert import_tensorrt() is modules["tensorrt"]
+    assert import_tensorrt("tensorrt_rtx") is modules["tensorrt_rtx"]
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert import_tensorrt() is modules["tensorrt_rtx"]
 
@@ -295,7 +296,7 @@ def fake(trt, monkeypatch, tmp_path):
     library = SimpleNamespace(
         __name__="tensorrt_rtx", __version__="1.7", Runtime=lambda log: runtime
     )
-    monkeypatch.setattr(trt_runtime, "import_tensorrt", lambda: library)
+    monkeypatch.setattr(trt_runtime, "import_tensorrt", lambda _: library)
     monkeypatch.setattr(trt_runtime, "shared_log", lambda library: log)
     cuda = SimpleNamespace(
         device=lambda device: torch.inference_mode(),
