@@ -48,6 +48,7 @@ def create_app(
     decoder_onnx: Path | None = None,
     sample: Path | None = None,
     settings: Settings | None = None,
+    note: str = "",
 ) -> FastAPI:
     """The application for one model.
 
@@ -57,6 +58,7 @@ def create_app(
             page; without it there is the API and no page.
         sample: a picture that the page offers to try, or None.
         settings: limits; None for the defaults.
+        note: what a user must know of the model (``EngineInfo.note``).
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -80,7 +82,7 @@ def create_app(
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     _add_error_handlers(app)
     _add_model_routes(app, studio)
-    _add_operation_routes(app, studio, sample, decoder_onnx)
+    _add_operation_routes(app, studio, sample, decoder_onnx, note)
     if decoder_onnx is not None:
         _add_page(app, decoder_onnx)
     _document_problems(app)
@@ -165,7 +167,7 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
 
 
 def _add_operation_routes(
-    app: FastAPI, studio: Studio, sample: Path | None, decoder_onnx: Path | None
+    app: FastAPI, studio: Studio, sample: Path | None, decoder_onnx: Path | None, note: str
 ) -> None:
     settings = studio.settings
 
@@ -174,6 +176,7 @@ def _add_operation_routes(
         """Whether the server works, its queues and its limits."""
         return schemas.Health(
             status="ok",
+            note=note,
             device=str(studio.sam.device),
             frame_size=studio.sam.img_size,
             sample=sample is not None,

@@ -47,7 +47,10 @@ def serve(options: ServeOptions) -> None:
     with _listen(options.host, options.port) as listener:
         sam = load_sam(engine, options.params, options.backend)
         settings = replace(options.settings, allowed_hosts=_allowed_hosts(options))
-        app = create_app(sam, decoder, sample, settings)
+        app = create_app(sam, decoder, sample, settings, read_engine_info(engine).note)
+        if sam.device.type == "cuda":
+            logger.info("warming up")
+            app.state.studio.warm_up()
         config = uvicorn.Config(
             app,
             log_level="warning",

@@ -156,6 +156,7 @@ class Health(BaseModel):
     """Whether the server works, and what it works with."""
 
     status: Literal["ok"]
+    note: str = Field(description="What a user must know of the model; empty for nothing.")
     device: str
     frame_size: int
     sample: bool = Field(description="Whether `GET /sample` has a picture.")

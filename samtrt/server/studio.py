@@ -3,8 +3,11 @@
 import asyncio
 import hashlib
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from samtrt.server.lanes import Lane
 from samtrt.server.metrics import Metrics
 from samtrt.server.pictures import decode_picture
 from samtrt.server.settings import Settings
+
+MAX_GENERATORS = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,13 @@ class Studio:
                 "everything", 1, settings.everything_queue, settings.everything_timeout
             ),
         }
+        # A CUDA graph must not be recorded while another thread launches work; on the CPU the
+        # lanes run side by side.
+        on_gpu = sam.device.type == "cuda"
+        self._device_lock: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
         self._embedding: dict[str, asyncio.Task[EmbeddedPicture]] = {}
+        # Kept with the CUDA graphs that they have recorded.
+        self.generator = lru_cache(MAX_GENERATORS)(self._make_generator)
         self._mask_utils = require_pycocotools()
         metrics.watch_cache(self.cache)
         for lane in self.lanes.values():
@@ -123,11 +134,12 @@ class Studio:
 
     def _embed(self, embedding_id: str, data: bytes, media_type: str) -> EmbeddedPicture:
         image = decode_picture(data, media_type, self.settings)
-        started = time.perf_counter()
-        predictor = SamPredictor(self.sam)
-        predictor.set_image(image)
-        features = predictor.get_image_embedding().cpu().numpy()
-        seconds = time.perf_counter() - started
+        with self._device_lock:
+            started = time.perf_counter()
+            predictor = SamPredictor(self.sam)
+            predictor.set_image(image)
+            features = predictor.get_image_embedding().cpu().numpy()
+            seconds = time.perf_counter() - started
         self.metrics.work_seconds.labels("encode").observe(seconds)
         before = seconds if self.embed_seconds is None else self.embed_seconds
         self.embed_seconds = 0.7 * before + 0.3 * seconds
@@ -155,12 +167,13 @@ class Studio:
         self, picture: EmbeddedPicture, prompt: Prompt, multimask_output: bool
     ) -> list[dict[str, Any]]:
         with self.metrics.work_seconds.labels("decode").time():
-            masks, scores, _ = EmbeddedPredictor(self.sam, picture).predict(
-                np.array(prompt.point_coords) if prompt.point_coords else None,
-                np.array(prompt.point_labels) if prompt.point_coords else None,
-                None if prompt.box is None else np.array(prompt.box),
-                multimask_output=multimask_output,
-            )
+            with self._device_lock:
+                masks, scores, _ = EmbeddedPredictor(self.sam, picture).predict(
+                    np.array(prompt.point_coords) if prompt.point_coords else None,
+                    np.array(prompt.point_labels) if prompt.point_coords else None,
+                    None if prompt.box is None else np.array(prompt.box),
+                    multimask_output=multimask_output,
+                )
             encoded = self._mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
             areas, boxes = self._mask_utils.area(encoded), self._mask_utils.toBbox(encoded)
             return [
@@ -189,16 +202,24 @@ class Studio:
     def _everything(
         self, picture: EmbeddedPicture, request: schemas.EverythingRequest
     ) -> dict[str, Any]:
-        with self.metrics.work_seconds.labels("everything").time():
-            options = request.model_dump(exclude={"id"})
-            generator = SamAutomaticMaskGenerator(self.sam, output_mode="coco_rle", **options)
+        height, width = picture.original_size
+        # Without crops the generator hands the pixels to the predictor and looks at nothing but
+        # their shape, so no picture needs to be kept for it.
+        pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
+        generator = self.generator(**request.model_dump(exclude={"id"}))
+        with self.metrics.work_seconds.labels("everything").time(), self._device_lock:
             generator.predictor = EmbeddedPredictor(self.sam, picture)
-            height, width = picture.original_size
-            # Without crops the generator hands the pixels to the predictor and looks at nothing
-            # but their shape, so no picture needs to be kept for it.
-            pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
             records = generator.generate(pixels)
         return coco_dataset(Path(request.id[:16]), pixels, records)
+
+    def _make_generator(self, **options: Any) -> SamAutomaticMaskGenerator:
+        return SamAutomaticMaskGenerator(self.sam, output_mode="coco_rle", **options)
+
+    def warm_up(self) -> None:
+        """Makes a first picture's work, so that no client waits for kernels to be compiled."""
+        predictor = SamPredictor(self.sam)
+        predictor.set_image(np.zeros((self.sam.img_size, self.sam.img_size, 3), np.uint8))
+        predictor.predict(np.array([[0, 0]]), np.array([1]))
 
     def close(self) -> None:
         """Lets the worker threads end."""

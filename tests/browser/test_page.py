@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Page
+from fastapi import FastAPI
 from PIL import Image
 from pycocotools import mask as mask_utils
 from selenium.webdriver.common.action_chains import ActionChains
@@ -49,9 +50,27 @@ def predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
 
 
 @pytest.fixture(scope="session")
-def url(sam: Sam, file: Path) -> Iterator[str]:
-    with running(create_app(sam, tiny_decoder(), sample=file)) as url:
+def app(sam: Sam, file: Path) -> FastAPI:
+    return create_app(sam, tiny_decoder(), sample=file)
+
+
+@pytest.fixture(scope="session")
+def url(app: FastAPI) -> Iterator[str]:
+    with running(app) as url:
         yield url
+
+
+@pytest.fixture
+def generator_options(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Options that overrule those of the page: 1,024 points would take long."""
+    options: dict[str, Any] = {"points_per_side": 2}
+    monkeypatch.setattr(
+        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
+    )
+    app.state.studio.generator.cache_clear()
+    yield options
+    app.state.studio.generator.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -235,20 +254,12 @@ def test_everything_by_keyboard(page: Page, predictor: SamPredictor) -> None:
 
 
 def test_segment_everything_adds_what_is_found(
-    page: Page, sam: Sam, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    page: Page, sam: Sam, image: np.ndarray, generator_options: dict[str, Any]
 ) -> None:
-    # A random model is never confident, and 1,024 points take long: fewer points, no thresholds.
-    options = {
-        "points_per_side": 2,
-        "pred_iou_thresh": 0.0,
-        "stability_score_thresh": 0.0,
-        "box_nms_thresh": 1.0,
-    }
-    monkeypatch.setattr(
-        "samtrt.server.studio.SamAutomaticMaskGenerator",
-        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
-    )
-    expected = SamAutomaticMaskGenerator(sam, **options).generate(image)
+    # A random model is never confident.
+    no_thresholds = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    generator_options |= no_thresholds
+    expected = SamAutomaticMaskGenerator(sam, **generator_options).generate(image)
     page["everything"].click()
     page.wait(lambda: page.count == len(expected) > 3, "the masks")
     for found, record in zip(downloaded_masks(page), expected, strict=True):
@@ -257,13 +268,8 @@ def test_segment_everything_adds_what_is_found(
     assert page.count == 0
 
 
-def test_segment_everything_that_finds_nothing_says_so(
-    page: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "samtrt.server.studio.SamAutomaticMaskGenerator",
-        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, "points_per_side": 2}),
-    )
+@pytest.mark.usefixtures("generator_options")
+def test_segment_everything_that_finds_nothing_says_so(page: Page) -> None:
     page["everything"].click()
     page.wait(lambda: "Nothing was found" in page["notices"].text, "the notice")
     assert page.count == 0

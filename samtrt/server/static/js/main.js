@@ -234,6 +234,7 @@ addEventListener("keydown", (event) => {
 try {
   const limits = await session.health();
   byId("sample").hidden = byId("try-sample").hidden = !limits.sample;
+  byId("note").textContent = limits.note && `About this model: ${limits.note}`;
   byId("limits").textContent = `JPEG, PNG or WebP, up to ${Math.round(limits.max_upload_bytes / 2 ** 20)} MB and ${Math.round(limits.max_pixels / 1e6)} megapixels.`;
 } catch (error) {
   complain(error, () => location.reload());
