@@ -31,18 +31,19 @@ METADATA_PARAMETERS = "samtrt.parameters_sha256"
 METADATA_NOTE = "samtrt.note"
 
 
-class SingleMaskDecoder(nn.Module):
-    """A decoder that returns one mask a prompt, chosen as Meta's ONNX model chooses.
+class ExportedDecoder(nn.Module):
+    """The decoder as it is exported, with Meta's choice of a single mask if asked for.
 
-    The score of mask 0 is raised by 1000 · (N − 2.5), N being the number of points with padding
-    and box corners: mask 0 for three points and more, the best of masks 1…3 otherwise. A box
-    alone counts as two points, so it gets one of masks 1…3, where Meta's PyTorch predictor
+    That choice raises the score of mask 0 by 1000 · (N − 2.5), N being the number of points with
+    padding and box corners: mask 0 for three points and more, the best of masks 1…3 otherwise. A
+    box alone counts as two points, so it gets one of masks 1…3, where Meta's PyTorch predictor
     (``multimask_output=False``) always answers with mask 0.
     """
 
-    def __init__(self, decoder: PromptedMaskDecoder) -> None:
+    def __init__(self, decoder: PromptedMaskDecoder, return_single_mask: bool) -> None:
         super().__init__()
         self.decoder = decoder
+        self.return_single_mask = return_single_mask
 
     def forward(
         self,
@@ -52,10 +53,12 @@ class SingleMaskDecoder(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As ``PromptedMaskDecoder``, but returns [B, 1, 4h, 4w] and [B, 1]."""
-        masks, iou_predictions = self.decoder(
+        """As ``PromptedMaskDecoder``; a single mask is [B, 1, 4h, 4w] and [B, 1]."""
+        masks, iou_predictions = self.decoder.decode(
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input
         )
+        if not self.return_single_mask:
+            return masks, iou_predictions
         first = torch.arange(iou_predictions.shape[1], device=masks.device) == 0
         # Counted in a tensor: the exporter cannot multiply by a symbolic size.
         num_points = torch.ones_like(point_labels).sum(dim=1, keepdim=True)
@@ -89,7 +92,7 @@ def export_decoder(
 
     config = parameters.encoder_config
     decoder = build_mask_decoder(parameters.decoder(), config)
-    model = SingleMaskDecoder(decoder).eval() if return_single_mask else decoder
+    model = ExportedDecoder(decoder, return_single_mask).eval()
     with replacing(output) as temporary:  # first, so that a bad name fails before the work
         proto = _to_onnx(model, config)
         metadata = {METADATA_PARAMETERS: parameters.sha256, METADATA_NOTE: parameters.note}

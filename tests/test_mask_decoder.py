@@ -122,13 +122,19 @@ def test_mask_input_counts_only_when_it_is_said_to(decoder: PromptedMaskDecoder)
     assert relative_l2(counted, without) > 0.01
 
 
+@pytest.mark.parametrize("mask", [False, True])
 @torch.inference_mode()
-def test_each_prompt_of_a_batch_is_its_own(decoder: PromptedMaskDecoder) -> None:
-    coords, labels = prompt_points(prompts(5, 2, False, False)[0], None)
-    together = decoder(embedding(), coords, labels)[0]
-    for i in range(5):
-        alone = decoder(embedding(), coords[i : i + 1], labels[i : i + 1])[0]
-        assert relative_l2(together[i : i + 1], alone) < TOLERANCE
+def test_each_prompt_of_a_batch_is_its_own(decoder: PromptedMaskDecoder, mask: bool) -> None:
+    """More prompts than are decoded at once on the CPU."""
+    points, _, masks = prompts(19, 2, False, mask)
+    coords, labels = prompt_points(points, None)
+    together = decoder(embedding(), coords, labels, masks)
+    assert together[0].shape[:2] == (19, 4) and together[1].shape == (19, 4)
+    for i in range(19):
+        one = slice(i, i + 1)
+        alone = decoder(embedding(), coords[one], labels[one], masks[one] if mask else None)
+        assert relative_l2(together[0][one], alone[0]) < TOLERANCE
+        torch.testing.assert_close(together[1][one], alone[1], rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
