@@ -5,7 +5,7 @@ shapes in Meta's checkpoints. Two things differ from Meta's modules, and neither
 nothing depends on the values in a tensor (no boolean indexing), so that the modules can be
 captured in a CUDA graph and exported to ONNX; and the work on the thousands of image tokens is cut
 down: what all prompts share is computed once, projections move to the tokens' side, and channels
-come last, so that nothing large is transposed. On a CPU that takes about a third of the time.
+come last, so that nothing large is transposed.
 
 Shapes: B prompts, N points a prompt, T tokens, C = 256 channels, a grid of h×w image tokens.
 """

@@ -11,6 +11,7 @@ import torch
 from oracle import meta_sam, tiny_config
 
 from samtrt.checkpoint import Parameters, random_parameters, save_parameters
+from samtrt.config import EncoderConfig
 from samtrt.decoder import OnnxDecoder, TorchDecoder, load_decoder
 from samtrt.decoder_export import export_decoder
 from samtrt.errors import EngineError, InputError, SamtrtError
@@ -77,15 +78,18 @@ def metas_export(meta: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_as_meta(meta, tmp_path_factory.mktemp("meta") / "meta.onnx", single=False)
 
 
-def prompts(batch: int, points: int, mask: bool) -> dict[str, torch.Tensor | None]:
+def prompts(
+    batch: int, points: int, mask: bool, config: EncoderConfig = CONFIG
+) -> dict[str, torch.Tensor | None]:
     """Points of every kind, as the ONNX model takes them."""
+    grid, side = config.grid_size, 4 * config.grid_size
     generator = torch.Generator().manual_seed(1000 * batch + points)
     shape = (batch, points)
     return {
-        "image_embeddings": 0.5 * torch.randn(1, 256, GRID, GRID, generator=generator),
-        "point_coords": torch.rand(*shape, 2, generator=generator) * CONFIG.img_size,
+        "image_embeddings": 0.5 * torch.randn(1, 256, grid, grid, generator=generator),
+        "point_coords": torch.rand(*shape, 2, generator=generator) * config.img_size,
         "point_labels": torch.randint(-1, 4, shape, generator=generator).float(),
-        "mask_input": 3 * torch.randn(batch, 1, SIDE, SIDE, generator=generator) if mask else None,
+        "mask_input": 3 * torch.randn(batch, 1, side, side, generator=generator) if mask else None,
     }
 
 
@@ -95,7 +99,8 @@ def metas_answer(meta: Any, given: dict[str, Any], single: bool) -> tuple[np.nda
     from segment_anything.utils.onnx import SamOnnxModel
 
     model = SamOnnxModel(meta, return_single_mask=single)
-    size = torch.tensor([CONFIG.img_size, CONFIG.img_size])
+    size = torch.tensor([model.img_size, model.img_size])
+    no_mask = torch.zeros(1, 1, *meta.prompt_encoder.mask_input_size)
     masks, ious = [], []
     for i in range(len(given["point_coords"])):
         mask = given["mask_input"]
@@ -103,7 +108,7 @@ def metas_answer(meta: Any, given: dict[str, Any], single: bool) -> tuple[np.nda
             given["image_embeddings"],
             given["point_coords"][i : i + 1],
             given["point_labels"][i : i + 1],
-            torch.zeros(1, 1, SIDE, SIDE) if mask is None else mask[i : i + 1],
+            no_mask if mask is None else mask[i : i + 1],
             torch.tensor([0.0 if mask is None else 1.0]),
             size,
         )
@@ -137,6 +142,19 @@ def test_single_mask_equals_metas_choice(
     decoder = OnnxDecoder(exported_single)
     assert decoder.num_masks == 1
     assert_same(decoder(**given), metas_answer(meta, given, single=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 64])
+def test_onnx_equals_meta_at_full_size(batch: int, tmp_path: Path) -> None:
+    """1024 pixels, 64×64 image tokens: the sizes of Meta's checkpoints."""
+    config = tiny_config(img_size=1024, depth=1, global_attn_indexes=(), window_size=14)
+    parameters = random_parameters(config, 8)
+    export_decoder(parameters, tmp_path / "decoder.onnx")
+    given = prompts(batch, 2, mask=False, config=config)
+    expected = metas_answer(meta_sam(config, parameters=parameters), given, single=False)
+    assert expected[0].shape == (batch, 4, 256, 256)
+    assert_same(OnnxDecoder(tmp_path / "decoder.onnx")(**given), expected)
 
 
 def test_single_mask_of_a_box_is_not_mask_0(exported: Path, exported_single: Path) -> None:
