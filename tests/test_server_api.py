@@ -339,7 +339,7 @@ def post_picture(url: str, seed: int) -> httpx.Response:
 
 
 def wait_for(url: str, lane: str, pending: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while httpx.get(f"{url}/health").json()["lanes"][lane]["pending"] != pending:
         assert time.monotonic() < deadline
         time.sleep(0.02)

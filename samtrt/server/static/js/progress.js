@@ -31,7 +31,7 @@ export async function withProgress(work) {
       const seconds = (performance.now() - started) / 1000;
       const note = seconds < 1 ? "" : `, ${seconds.toFixed(0)} s`;
       const about = usual && usual > 2 ? ` of about ${usual.toFixed(0)}` : "";
-      show(`${label}${note}${note && about}`, 1 - Math.exp((-2.2 * seconds) / (usual || 10)));
+      show(`${label}${note}${note && about}`, 1 - Math.exp((-2 * seconds) / (usual || 20)));
     };
     tick();
     timer = setInterval(tick, TICK);
