@@ -1,5 +1,7 @@
 """What every script does around its own work: errors become one line and an exit status."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -7,24 +9,45 @@ from samtrt.errors import SamtrtError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def run_script(main: Callable[[], int | None]) -> int:
     """Runs a script's ``main`` and returns the exit status for ``sys.exit``.
 
-    A ``SamtrtError`` is printed as ``error: …`` on stderr, without a traceback, and the status
-    is 1. Ctrl-C gives 130. Any other exception is a bug and keeps its traceback.
+    A ``SamtrtError`` or a full disk is printed as ``error: …`` on stderr, without a traceback,
+    and the status is 1. Ctrl-C gives 130; a reader that goes away (``| head``) gives 141 without
+    a word. Any other exception is a bug and keeps its traceback.
 
     Args:
         main: returns the status, or None for success.
     """
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()
+        return status
     except SamtrtError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return _fail(f"error: {error}", EXIT_ERROR)
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard_output()
+        return _fail(f"error: {error.strerror}; make room, or write elsewhere", EXIT_ERROR)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    return status
+
+
+def _discard_output() -> None:
+    """Lets the interpreter's last flush succeed, which would print another error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
