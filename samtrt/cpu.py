@@ -1,6 +1,8 @@
 """The CPU runtime: the model's definition on torch, in bf16 where the CPU is fast at it."""
 
+import ctypes
 import logging
+import platform
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +21,9 @@ CPU_PRECISIONS = ("bf16", "fp32")
 # Instruction sets that multiply bf16 matrices faster than fp32 ones: x86, then ARM.
 _FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 1 << 30
+
 
 def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than fp32 ones."""
@@ -28,8 +33,24 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.6
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory for the next allocation.
+
+    By default it gives large blocks back to the system at once, and every activation of the
+    encoder is one: 86,000 page faults a picture with ViT-B. The process keeps its peak memory
+    instead. Does nothing with other C libraries.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        libc.mallopt(option, _KEPT_BYTES)
+
+
 class CpuImageEncoder:
     """SAM's image encoder on the CPU; an ``ImageEncoder``.
+
+    Making one calls ``keep_freed_memory``, which concerns the whole process.
 
     Pictures of a batch run one after the other: one picture fills all cores, and the memory
     stays that of one.
@@ -59,6 +80,7 @@ class CpuImageEncoder:
         if precision == "bf16" and not has_fast_bf16():
             logger.warning("this CPU has no fast bf16: the bf16 weights are computed with in fp32")
             precision = "fp32"
+        keep_freed_memory()
         self.img_size = config.img_size
         self.device = torch.device("cpu")
         self.precision = precision

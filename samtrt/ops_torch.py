@@ -64,9 +64,9 @@ def layer_norm(
     x: torch.Tensor, weight: Parameter, bias: Parameter, eps: float, axis: int
 ) -> torch.Tensor:
     channels_last = x.movedim(axis, -1)
-    y = F.layer_norm(
-        channels_last.to(weight.value.dtype), weight.value.shape, weight.value, bias.value, eps
-    )
+    if not (x.is_cpu and x.dtype == torch.bfloat16):  # there torch casts inside, in one pass
+        channels_last = channels_last.to(weight.value.dtype)
+    y = F.layer_norm(channels_last, weight.value.shape, weight.value, bias.value, eps)
     return y.to(x.dtype).movedim(-1, axis)
 
 

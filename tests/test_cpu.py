@@ -118,7 +118,7 @@ def test_fp16_is_refused() -> None:
         encoder(tiny_config(), "fp16")
 
 
-@pytest.mark.parametrize("bias_bytes", [1, 1 << 20], ids=["a head at a time", "all heads"])
+@pytest.mark.parametrize("bias_bytes", [1, 1 << 20], ids=["large", "small"])
 @pytest.mark.parametrize("head_dim", [64, 80])
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)], ids=["fp32", "bf16"]
