@@ -34,6 +34,8 @@ def _self_contained(method: Callable[..., None]) -> Callable[..., bool]:
                 method(self, *args)
         except KeyboardInterrupt:
             self._interrupted = True
+        except OSError:
+            pass  # nobody reads the progress any more; the build goes on
         return not self._interrupted
 
     return callback

@@ -234,6 +234,24 @@ def test_progress_on_a_terminal_is_a_bar_that_only_grows(trt):
     assert "Timing tactics" in stream.getvalue()
 
 
+def test_a_build_goes_on_when_nobody_reads_its_progress(trt):
+    stream = io.StringIO()
+    stream.write = lambda text: (_ for _ in ()).throw(BrokenPipeError())
+    monitor = make_progress_monitor(trt, stream=stream)
+    assert monitor.phase_start("Building engine", None, 4)
+    assert monitor.step_complete("Building engine", 0)
+    monitor.close()
+
+
+def test_fp32_is_not_tf32(trt, tensors, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(trt.IBuilderConfig, "clear_flag", lambda self, flag: cleared.append(flag))
+    for precision in ("fp16", "fp32"):
+        assert cleared == []
+        build_engine(CFG, tensors, precision=precision, progress=False)
+    assert cleared == [trt.BuilderFlag.TF32]
+
+
 def test_ctrl_c_ends_a_build(trt, tensors, monkeypatch):
     steps = []
 

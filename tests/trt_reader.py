@@ -281,9 +281,12 @@ class _Evaluation:
         # The definition (TensorRT's operator reference, "Attention"): BMM1, mask added, softmax,
         # BMM2, and no scaling. One fused kernel keeps the scores in float32.
         accumulator = torch.promote_types(q.dtype, torch.float32)
-        scores = q.to(accumulator) @ k.to(accumulator).transpose(-2, -1)
-        scores += mask
-        return torch.softmax(scores, -1).to(q.dtype) @ v
+        result = torch.empty_like(q)
+        for head in range(q.shape[1]):  # all scores of the full grid at once are a gigabyte
+            scores = q[:, head].to(accumulator) @ k[:, head].to(accumulator).transpose(-2, -1)
+            scores += mask[:, head if mask.shape[1] > 1 else 0]
+            result[:, head] = torch.softmax(scores, -1).to(q.dtype) @ v[:, head]
+        return result
 
     def attention_output(self, layer: _Layer) -> torch.Tensor:
         (result,) = layer.operands(self.tensors, 1)
