@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from samtrt.errors import SamtrtError
 
@@ -48,6 +50,5 @@ def _fail(message: str, status: int) -> int:
 
 def _discard_output() -> None:
     """Lets the interpreter's last flush succeed, which would print another error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    with suppress(OSError), Path(os.devnull).open("w") as nowhere:  # may have no descriptor
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,12 +1,10 @@
 """run.py as its users call it: masks, overlay and report; bad input is one line and no file."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from oracle import meta_sam, tiny_config
 from PIL import Image
+from scripts import EXAMPLES, call_script, load_script
 
 from samtrt.build import BuildOptions, build_encoder
 from samtrt.checkpoint import Parameters, random_parameters, save_parameters
@@ -24,10 +23,8 @@ from samtrt.errors import EngineError, InputError
 from samtrt.images import load_image, save_png
 from samtrt.overlay import FOREGROUND_COLOR, draw_overlay
 from samtrt.prompts import Prompt
-from samtrt.scripts import run_script
 from samtrt.segment import Mask, StageTimes, check_decoder, segment
 
-ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 90, 120
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,32 +54,14 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_example", ROOT / "examples/sam/run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(
-    script: ModuleType,
-    model: Path,
-    picture: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
+def run(model: Path, picture: Path, tmp_path: Path) -> Run:
     """Calls the script in this process: exit status, stdout, stderr."""
+    script = load_script("run")
 
     def call(*flags: object, image: Path = picture) -> tuple[int, str, str]:
         defaults = ["--engine", model / "engine", "--image", image, "--output", tmp_path / "m.png"]
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, (*defaults, *flags))])
-        status = run_script(script.main)
-        out, err = capsys.readouterr()
-        return status, out, err
+        return call_script(script, *defaults, *flags)
 
     return call
 
@@ -302,9 +281,30 @@ def test_missing_engine_and_decoder(run: Run, model: Path, tmp_path: Path) -> No
     assert_refused(refused, "no engine in")
 
 
+@pytest.mark.slow
+def test_no_arguments_on_what_the_repository_ships(tmp_path: Path) -> None:
+    """The demo checkpoint through all four scripts; the default point lies on its mask."""
+    checkpoint = EXAMPLES / "sam_models" / "sam_demo.pth"
+    params, engine = tmp_path / "params", tmp_path / "params" / "engine"
+    steps: dict[str, list[object]] = {
+        "params_convert": ["--checkpoint", checkpoint, "--output-dir", params],
+        "build": ["--params", params, "--backend", "cpu", "--skip-parity-gate"],
+        "export_decoder": ["--params", params],
+        "run": ["--engine", engine, "--output", tmp_path / "m.png"],
+    }
+    for name, flags in steps.items():
+        script = load_script(name)
+        status, out, err = call_script(script, *flags)
+        assert status == 0, err
+    assert "mean nothing" not in out  # it was trained
+    mask = np.array(Image.open(tmp_path / "m.png")) > 0
+    x, y = script.DEMO_POINT
+    assert mask[y, x] and 0.01 < mask.mean() < 0.3
+
+
 def test_as_a_command(picture: Path, tmp_path: Path) -> None:
     """The script itself: status 1, one line on stderr, no traceback."""
-    script = str(ROOT / "examples/sam/run.py")
+    script = str(EXAMPLES / "run.py")
     command = [sys.executable, script, "--image", str(picture), "--box", "9", "9", "9", "9"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert_refused((result.returncode, result.stdout, result.stderr), "has no area")
