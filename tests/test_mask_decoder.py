@@ -1,5 +1,6 @@
 """Prompt encoder and mask decoder against Meta's modules on the same parameters."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,16 @@ def test_wrong_parameters_are_one_clear_error() -> None:
     with pytest.raises(CheckpointError, match=r"mask_decoder\.iou_token\.weight") as caught:
         build_mask_decoder(tensors, CONFIG)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@torch.inference_mode()
+def test_on_the_gpu_as_on_the_cpu(decoder: PromptedMaskDecoder) -> None:
+    points, boxes, masks = prompts(19, 2, True, True)
+    coords, labels = prompt_points(points, boxes)
+    expected = decoder(embedding(), coords, labels, masks)
+    given = [tensor.cuda() for tensor in (embedding(), coords, labels, masks)]
+    ours = copy.deepcopy(decoder).cuda()(*given)
+    assert relative_l2(ours[0].cpu(), expected[0]) < 1e-4
+    torch.testing.assert_close(ours[1].cpu(), expected[1], rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ import torch
 from oracle import meta_sam, tiny_config
 
 from samtrt import transforms
+from samtrt.config import PIXEL_STD
 from samtrt.peers import import_segment_anything
 from samtrt.transforms import ResizeLongestSide
 
@@ -120,3 +121,15 @@ def test_masks_are_upscaled_as_metas(meta: Any, meta_resize: Any, size: tuple[in
     ours = transforms.postprocess_masks(logits, input_size, size, CONFIG.img_size)
     assert ours.shape == (2, 3, *size)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (37, 41)])
+def test_preprocess_on_the_gpu_agrees(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    expected, expected_size = transforms.preprocess(image)
+    ours, input_size = transforms.preprocess(image, device="cuda")
+    assert input_size == expected_size and ours.is_cuda
+    one_grey_level = 1 / min(PIXEL_STD)
+    assert (ours.cpu() - expected).abs().max() <= 1.01 * one_grey_level
