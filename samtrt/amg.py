@@ -21,6 +21,7 @@ from samtrt.amg_utils import (
     nms,
     remove_small_regions,
     stability_scores,
+    take_masks,
 )
 from samtrt.errors import InputError
 from samtrt.graphed_decoder import GraphedMaskDecoder
@@ -283,23 +284,35 @@ class SamAutomaticMaskGenerator:
             runs in the picture's frame, boxes [m, 4] in the crop's, stability scores [m], and the
             indices [m] of the masks that passed.
         """
-        model = self.predictor.model
-        logits = model.postprocess_masks(low_res[:, None], crop.input_size, crop.size)[:, 0]
-        stability = stability_scores(logits, model.mask_threshold, self.stability_score_offset)
-        kept = torch.arange(len(logits), device=logits.device)
+        masks, stability = self._upscale(low_res, crop)
+        kept = torch.arange(len(masks), device=masks.device)
         if self.stability_score_thresh > 0:
             kept = (stability >= self.stability_score_thresh).nonzero()[:, 0]
-        masks = (logits > model.mask_threshold)[kept]
+            masks = take_masks(masks, kept)
         boxes = mask_boxes(masks)
         inside = (~near_crop_edge(boxes, crop.box, crop.picture_size)).nonzero()[:, 0]
         if len(inside) < len(kept):
-            masks, boxes, kept = masks[inside], boxes[inside], kept[inside]
+            masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
         x0, y0, x1, y1 = crop.box
         height, width = crop.picture_size
         if crop.size != crop.picture_size:
             pad = (x0, width - x1, y0, height - y1)
             masks = torch.nn.functional.pad(masks, pad, value=False)
         return MaskRuns.from_masks(masks), boxes, stability[kept], kept
+
+    def _upscale(self, low_res: Tensor, crop: _Crop) -> tuple[Tensor, Tensor]:
+        """Bool masks [n, H, W] of the crop, and their stability scores [n]."""
+        model = self.predictor.model
+        threshold, offset = model.mask_threshold, self.stability_score_offset
+        if low_res.is_cuda:
+            from samtrt.kernels.mask_cut import cut_masks  # needs triton
+
+            masks, areas = cut_masks(
+                low_res.contiguous(), crop.input_size, crop.size, model.img_size, threshold, offset
+            )
+            return masks, areas[:, 0] / areas[:, 1]
+        logits = model.postprocess_masks(low_res[:, None], crop.input_size, crop.size)[:, 0]
+        return logits > threshold, stability_scores(logits, threshold, offset)
 
     def _no_masks(self, crop: _Crop) -> _Masks:
         device = self.predictor.device

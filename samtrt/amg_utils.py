@@ -71,16 +71,23 @@ def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
         float32 [B]; NaN where both cuts are empty, as in Meta's code.
     """
     # The upper cut lies inside the lower one, so the IoU is a ratio of their areas.
-    inner, outer = (_area(logits > threshold + sign * offset) for sign in (1, -1))
+    inner, outer = (_areas(logits > threshold + sign * offset) for sign in (1, -1))
     return inner / outer
 
 
-def _area(masks: Tensor) -> Tensor:
+def _areas(masks: Tensor) -> Tensor:
     """Foreground pixels of each bool mask [B, H, W], as int64 [B]."""
     if masks.is_cuda:
         return masks.flatten(1).sum(1)
     # NumPy counts a bool array many times faster than torch sums one on the CPU.
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
+
+
+def take_masks(masks: Tensor, indices: Tensor) -> Tensor:
+    """``masks[indices]`` of [B, H, W] masks, by rows or by columns in memory as they were."""
+    if masks.is_contiguous():
+        return masks[indices]
+    return masks.transpose(1, 2)[indices].transpose(1, 2)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

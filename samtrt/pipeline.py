@@ -46,7 +46,6 @@ class Pipeline:
             dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self._decoder = GraphedMaskDecoder(sam.decoder, dtype)
         self._transform = ResizeLongestSide(sam.img_size)
-        self._staging = torch.empty(0, dtype=torch.uint8)
         self._sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     @torch.no_grad()
@@ -63,7 +62,8 @@ class Pipeline:
         check_picture(image)
         self._sizes = None
         if self.device.type == "cuda":
-            picture = self._upload(image)
+            # Straight from the caller's memory: by way of a page-locked buffer took as long.
+            picture = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
             mark("upload")
             resized = self._transform.apply_image_torch(picture.permute(2, 0, 1)[None])
             height, width = resized.shape[-2:]
@@ -128,17 +128,6 @@ class Pipeline:
         """``set_image``, then ``predict``."""
         self.set_image(image)
         return self.predict(point_coords, point_labels, box, multimask_output)
-
-    def _upload(self, image: np.ndarray) -> Tensor:
-        """The picture on the GPU, by way of page-locked memory."""
-        source = torch.from_numpy(np.ascontiguousarray(image))
-        if self._staging.numel() < source.numel():
-            self._staging = torch.empty(source.numel(), dtype=torch.uint8, pin_memory=True)
-        else:  # the copy before may still be reading the buffer
-            torch.cuda.current_stream(self.device).synchronize()
-        staged = self._staging[: source.numel()].view(source.shape)
-        staged.copy_(source)
-        return staged.to(self.device, non_blocking=True)
 
     def _download(self, x: Tensor) -> Tensor:
         """A copy in host memory, on its way: torch recycles page-locked blocks once unused."""

@@ -107,7 +107,11 @@ class MaskRuns:
             toggles[mask_of, part.changes] = 1
             # The sum wraps at 256, and its parity is the mask's value all the same.
             values = toggles.cumsum(1, dtype=torch.uint8).bitwise_and_(1).bool()
-            arrays.extend(values.view(-1, width, height).transpose(1, 2).contiguous().cpu().numpy())
+            masks = values.view(-1, width, height).transpose(1, 2)
+            # Page-locked: a first touch of ordinary memory would take thirty times the transfer.
+            # torch keeps such blocks for the next picture once nobody holds their masks.
+            host = torch.empty(masks.shape, dtype=torch.bool, pin_memory=True)
+            arrays.extend(host.copy_(masks.contiguous()).numpy())
         return arrays
 
 
