@@ -111,8 +111,9 @@ def parameters(output: Path) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_a_run_in_stretches_equals_one_run(tmp_path: Path) -> None:
+    """Also with scenes from a worker process in one of the two."""
     schedule = ("--steps", "4", "--log-every", "2", "--warmup", "2")
-    train(tmp_path / "whole", *schedule)
+    train(tmp_path / "whole", *schedule, "--workers", "1")
     train(tmp_path / "parts", *schedule, "--stop-after", "0")
     assert torch.load(tmp_path / "parts/state.pt", weights_only=True)["step"] == 2
     train(tmp_path / "parts", *schedule)
