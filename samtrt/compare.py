@@ -132,39 +132,23 @@ def prompts_of(picture: Picture, points_a_side: int = 4) -> tuple[Tensor, Tensor
     return torch.tensor(points + boxes, dtype=torch.float32), torch.tensor(labels)
 
 
-def mask_ious(
-    embedding: Tensor,
-    reference: Tensor,
-    picture: Picture,
-    decode: Decode,
-    decode_reference: Decode | None = None,
-) -> Tensor:
-    """IoU of the masks decoded from two embeddings of a picture, at the picture's own size.
-
-    Args:
-        embedding, reference: [1, 256, h, w].
-        decode: for ``embedding``, and for ``reference`` where it has no ``decode_reference``.
-
-    Returns:
-        [P, 4]: each of the four masks of each of ``prompts_of(picture)``.
-    """
-    ious = []
+def decode_prompts(decode: Decode, embedding: Tensor, picture: Picture) -> Tensor:
+    """Logits [P, 4, 4h, 4w] of all of ``prompts_of(picture)`` on its embedding [1, 256, h, w]."""
     coords, labels = prompts_of(picture)
-    for some_coords, some_labels in zip(
-        coords.split(_PROMPTS_AT_ONCE), labels.split(_PROMPTS_AT_ONCE), strict=True
-    ):
+    chunks = zip(coords.split(_PROMPTS_AT_ONCE), labels.split(_PROMPTS_AT_ONCE), strict=True)
+    return torch.cat([decode(embedding, *chunk) for chunk in chunks])
+
+
+def mask_ious(logits: Tensor, reference: Tensor, picture: Picture) -> Tensor:
+    """IoU of masks at the picture's own size: two [P, 4, h, w] of logits → [P, 4]."""
+    ious = []
+    for pair in zip(logits.split(_PROMPTS_AT_ONCE), reference.split(_PROMPTS_AT_ONCE), strict=True):
         masks, others = (
             postprocess_masks(
-                decoder(features, some_coords, some_labels),
-                picture.input_size,
-                picture.original_size,
-                picture.pixels.shape[-1],
+                some, picture.input_size, picture.original_size, picture.pixels.shape[-1]
             )
             > MASK_THRESHOLD
-            for decoder, features in (
-                (decode, embedding),
-                (decode_reference or decode, reference),
-            )
+            for some in pair
         )
         ious.append(mask_iou(masks, others))
     return torch.cat(ious)

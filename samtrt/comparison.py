@@ -9,7 +9,15 @@ from torch import Tensor
 
 from samtrt.benchmarking import Timing, markdown_table, time_calls
 from samtrt.checkpoint import Parameters
-from samtrt.compare import ErrorStatistics, Picture, error_statistics, mask_ious, relative_l2
+from samtrt.compare import (
+    Decode,
+    ErrorStatistics,
+    Picture,
+    decode_prompts,
+    error_statistics,
+    mask_ious,
+    relative_l2,
+)
 from samtrt.contestants import Contestant, meta_decoder
 from samtrt.encoder import ImageEncoder
 from samtrt.errors import EngineError
@@ -54,18 +62,14 @@ def measure_accuracy(
     """
     announce(reference.name)
     expected = _embed(reference, pictures)
-    decode, decode_reference = fp32_decoder(parameters), meta_decoder(parameters)
+    decode, metas_decode = fp32_decoder(parameters), meta_decoder(parameters)
+    true = _decode(metas_decode, expected, pictures)
     rows = []
     for contestant in contestants:
         announce(contestant.name)
         embeddings = _embed(contestant, pictures)
-        with torch.inference_mode():
-            ious = torch.cat(
-                [
-                    mask_ious(embedding, true, picture, decode, decode_reference)
-                    for embedding, true, picture in zip(embeddings, expected, pictures, strict=True)
-                ]
-            )
+        logits = _decode(decode, embeddings, pictures)
+        ious = torch.cat(list(map(mask_ious, logits, true, pictures)))
         errors = error_statistics(torch.cat(embeddings), torch.cat(expected))
         rows.append(Accuracy(contestant.name, errors, ious.mean().item(), ious.min().item()))
     return rows
@@ -182,3 +186,14 @@ def _embed(contestant: Contestant, pictures: Sequence[Picture]) -> list[Tensor]:
     """[1, 256, h, w] of each picture, on the CPU."""
     encoder = contestant.make()
     return [encoder(picture.pixels.to(encoder.device)).cpu() for picture in pictures]
+
+
+@torch.inference_mode()
+def _decode(
+    decode: Decode, embeddings: Sequence[Tensor], pictures: Sequence[Picture]
+) -> list[Tensor]:
+    """Logits [P, 4, 4h, 4w] of each picture."""
+    return [
+        decode_prompts(decode, embedding, picture)
+        for embedding, picture in zip(embeddings, pictures, strict=True)
+    ]

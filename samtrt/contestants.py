@@ -62,7 +62,7 @@ def our_contestants(
     ]
     for folder in engines:
         info = check_engine(folder, parameters.sha256)
-        name = f"samtrt {info.library} {info.precision}, {folder}"
+        name = f"samtrt {info.backend} {info.precision}, engine {folder}"
         found.append(Contestant(name, partial(load_encoder, folder)))
     return found
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoint import Parameters
-from samtrt.compare import Decode, load_picture, mask_ious, relative_l2
+from samtrt.compare import Decode, decode_prompts, load_picture, mask_ious, relative_l2
 from samtrt.encoder import ImageEncoder
 from samtrt.engine import FAILED, PASSED, ParityResult
 from samtrt.errors import InputError
@@ -52,7 +52,8 @@ def check_parity(
             embedding = encoder(picture.pixels.to(encoder.device)).cpu()
             expected = reference(picture.pixels)
             errors.append(relative_l2(embedding, expected))
-            ious.append(mask_ious(embedding, expected, picture, decode))
+            logits, true = (decode_prompts(decode, x, picture) for x in (embedding, expected))
+            ious.append(mask_ious(logits, true, picture))
     worst = max(errors, key=lambda error: (error != error, error))  # NaN is the worst
     mean_iou = torch.cat(ious).mean().item()
     passed = worst <= MAX_RELATIVE_L2 and mean_iou >= MIN_MEAN_MASK_IOU

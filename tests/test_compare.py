@@ -122,7 +122,7 @@ def test_script_reports_every_encoder(
     rows = {row["name"]: row for row in json.loads(record.read_text())["rows"]}
     exact = rows["samtrt cpu fp32"]
     assert exact["embedding"]["relative_l2"] < 1e-5 and exact["worst_mask_iou"] > 0.999
-    engine = rows[f"samtrt samtrt fp32, {model / 'engine'}"]
+    engine = rows[f"samtrt cpu fp32, engine {model / 'engine'}"]
     assert engine["embedding"] == exact["embedding"]
     if "samtrt cpu bf16" in rows:
         errors = (rows[f"{name} bf16"]["embedding"] for name in ("samtrt cpu", "segment_anything"))
