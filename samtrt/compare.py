@@ -114,7 +114,7 @@ def load_picture(path: str | Path, img_size: int) -> Picture:
     return Picture(Path(path).name, pixels, input_size, (image.shape[0], image.shape[1]))
 
 
-def prompts_of(picture: Picture, points_a_side: int = 4) -> tuple[Tensor, Tensor]:
+def prompts_of(picture: Picture, points_a_side: int = 3) -> tuple[Tensor, Tensor]:
     """A grid of single foreground points and five boxes, in the model's frame.
 
     The boxes are the picture's four quadrants and its middle.

@@ -77,7 +77,7 @@ def test_a_wrong_embedding_fails(
 def test_wrong_masks_fail_although_the_embedding_is_near(
     picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "mask_ious", lambda *_: torch.full((21, 4), 0.98))
+    monkeypatch.setattr(parity, "mask_ious", lambda *_: torch.full((14, 4), 0.98))
     result = judge(picture, lambda y: y)
     assert (result.status, result.mean_mask_iou) == (FAILED, pytest.approx(0.98))
 
