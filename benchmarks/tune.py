@@ -112,12 +112,16 @@ def tune_norm(tuner: Tuner) -> None:
     out = torch.empty_like(x[0])
     doubles = (t.double() for t in (weight, bias))
     reference = F.layer_norm(x[0].double() + shift.double(), (c,), *doubles, 1e-6)
-    for block_rows, warps in ((1, 2), (1, 4), (1, 8), (2, 4), (2, 8), (4, 4), (4, 8)):
+    for option in (
+        (1, 4, 4), (1, 8, 4), (1, 16, 4), (2, 4, 4), (2, 8, 4), (4, 4, 4), (1, 8, 2), (1, 16, 2),
+        (2, 16, 2), (1, 16, 1), (1, 32, 1), (2, 16, 1), (2, 4, 8), (4, 4, 8), (4, 2, 16),
+    ):  # fmt: skip
+        tiles = norm.NormTiles(*option)
         tuner.run(
             "norm",
-            f"rows {block_rows} warps {warps}",
-            lambda i, r=block_rows, w=warps: norm.layer_norm(
-                x[i], shift, weight, bias, out, 1e-6, block_rows=r, num_warps=w
+            f"rows {tiles.block_rows} programs {tiles.programs_per_sm} warps {tiles.num_warps}",
+            lambda i, tiles=tiles: norm.layer_norm(
+                x[i], shift, weight, bias, out, 1e-6, tiles=tiles
             ),
             lambda: out,
             reference,
@@ -171,15 +175,18 @@ def tune_window(tuner: Tuner) -> None:
     table = window_attention.window_table(*tables, config.window_size).to(tuner.dtype)
     out = tuner.random(tuner.batch, side, side, c)
     reference = window_reference(qkv[0], bias, *rel_pos, config.window_size, config.num_heads)
-    for block_m, warps, registers in (
-        (64, 4, None), (64, 4, 168), (64, 4, 128), (128, 8, None), (128, 8, 128), (128, 4, None),
+    places = window_attention.window_places(config.window_size).to("cuda", tuner.dtype)
+    for option in (
+        (64, 4, 64, 2), (64, 4, 64, 3), (64, 4, 64, 1), (64, 4, 128, 1), (64, 4, 128, 2),
+        (64, 4, 32, 3), (128, 8, 64, 2), (128, 8, 64, 3), (128, 8, 128, 2), (64, 4, 64, 2, 128),
+        (64, 4, 64, 3, 128), (64, 4, 64, 2, 160), (128, 8, 64, 2, 128), (128, 4, 64, 2),
     ):  # fmt: skip
-        tiles = window_attention.WindowTiles(block_m, warps, registers)
+        tiles = window_attention.WindowTiles(*option)
         tuner.run(
             "window",
-            f"{block_m} warps {warps} registers {registers}",
+            " ".join(map(str, option)),
             lambda i, tiles=tiles: window_attention.window_attention(
-                qkv[i], bias, table, out, config.window_size, config.num_heads, tiles
+                qkv[i], bias, table, places, out, config.window_size, config.num_heads, tiles
             ),
             lambda: out,
             reference,

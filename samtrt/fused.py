@@ -37,6 +37,7 @@ from samtrt.kernels.window_attention import (
     WindowTiles,
     split_head_dim,
     window_attention,
+    window_places,
     window_table,
 )
 from samtrt.packing import DTYPES
@@ -55,10 +56,10 @@ class Tiles:
 
 # By compute capability's major number. Hopper's were measured (docs/performance.md); the others
 # are chosen to fit 99 KiB of shared memory, the least that sm_80 and newer have.
-HOPPER = Tiles(GemmTiles(), WindowTiles(), GlobalTiles())
+HOPPER = Tiles(GemmTiles(), WindowTiles(), GlobalTiles(block_m=64, num_warps=4))
 PORTABLE = Tiles(
     GemmTiles(block_n=128, block_k=32, flatten=False),
-    WindowTiles(block_m=64, num_warps=4),
+    WindowTiles(),
     GlobalTiles(block_m=64, num_warps=4, num_stages=2),
 )
 
@@ -224,6 +225,7 @@ class FusedImageEncoder:
                 qkv,
                 block.qkv_bias,
                 block.rel_pos,
+                self._places,
                 attended,
                 config.window_size,
                 heads,
@@ -316,6 +318,7 @@ class FusedImageEncoder:
         self._pos_embed = pos_embed.view(1, -1, channels).to(self.dtype)
 
         shift = torch.zeros(channels, dtype=torch.float32, device=self.device)
+        self._places = window_places(config.window_size).to(self.device, self.dtype)
         self._blocks = []
         for index in range(config.depth):
             name = f"blocks.{index}."

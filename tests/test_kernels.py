@@ -98,7 +98,8 @@ def test_layer_norm(rows: int, channels: int, dtype: torch.dtype) -> None:
     out = poisoned(rows, channels, dtype=dtype)
     for block_rows in (1, 4):
         out.fill_(float("nan"))
-        norm.layer_norm(x, shift, weight, bias, out, 1e-6, block_rows=block_rows)
+        tiles = norm.NormTiles(block_rows=block_rows)
+        norm.layer_norm(x, shift, weight, bias, out, 1e-6, tiles=tiles)
         reference = F.layer_norm(
             x.double() + shift.double(), (channels,), weight.double(), bias.double(), 1e-6
         )
@@ -166,10 +167,11 @@ def test_window_attention(
     qkv_bias = random(3 * heads * dim, dtype=dtype, seed=1)
     rel_pos = [random(2 * window - 1, dim, dtype=dtype, seed=s, scale=0.3) for s in (2, 3)]
     table = window_attention.window_table(*(r.float() for r in rel_pos), window).to(dtype)
+    places = window_attention.window_places(window).to(DEVICE, dtype)
     for block_m, num_warps in ((64, 4), (128, 8)):
         out = poisoned(batch, height, width, heads * dim, dtype=dtype)
         tiles = window_attention.WindowTiles(block_m=block_m, num_warps=num_warps)
-        window_attention.window_attention(qkv, qkv_bias, table, out, window, heads, tiles)
+        window_attention.window_attention(qkv, qkv_bias, table, places, out, window, heads, tiles)
         reference = window_reference(qkv, qkv_bias, *rel_pos, window, heads)
         assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
 
@@ -203,18 +205,10 @@ def test_global_attention(
     assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("window", range(1, 17))
-def test_key_tiles_cover_the_window(window: int) -> None:
-    tiles = [n for n in window_attention.key_tiles(window) if n]
-    assert sum(tiles) >= window * window
-    assert all(n >= 16 and n & (n - 1) == 0 for n in tiles)
-    assert sum(tiles[:-1]) < window * window
-
-
 def test_what_does_not_fit_raises() -> None:
     for window in (0, 17, 32):
         with pytest.raises(EngineError, match="window size"):
-            window_attention.key_tiles(window)
+            window_attention.window_places(window)
     for dim in (8, 24, 88, 112, 160):
         with pytest.raises(EngineError, match="head dimension"):
             window_attention.split_head_dim(dim)

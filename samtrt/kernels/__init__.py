@@ -4,3 +4,7 @@ Each module holds kernels and, beside them, one Python function a kernel that ch
 chooses the launch grid and names the lines of Meta's encoder it stands for. Where Triton has no
 GPU, ``TRITON_INTERPRET=1`` runs the same kernels on the CPU; the tests do.
 """
+
+from samtrt.kernels.assembler import use_sound_ptxas
+
+use_sound_ptxas()

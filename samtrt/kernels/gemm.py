@@ -12,6 +12,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samtrt.errors import EngineError
+from samtrt.kernels.device import multiprocessors
 
 
 @triton.jit
@@ -227,10 +228,3 @@ def gelu(x: torch.Tensor, out: torch.Tensor, *, block: int = 2048, num_warps: in
     """``out = gelu(x)``, the erf form, any shape, contiguous; ``out`` may be ``x``."""
     count = x.numel()
     _gelu_kernel[(triton.cdiv(count, block),)](x, out, count, BLOCK=block, num_warps=num_warps)
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; 1 for the CPU, where the interpreter runs."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,10 +1,22 @@
 """LayerNorm over the channels of a token, statistics in fp32."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
 from samtrt.errors import EngineError
+from samtrt.kernels.device import multiprocessors
+
+
+@dataclass(frozen=True)
+class NormTiles:
+    """Launch options of ``layer_norm``: rows at a time, programs a multiprocessor, warps."""
+
+    block_rows: int = 2
+    programs_per_sm: int = 16
+    num_warps: int = 1
 
 
 @triton.jit
@@ -17,24 +29,39 @@ def _layer_norm_kernel(
     rows,
     eps,
     C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TAIL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    col = tl.arange(0, BLOCK_C)
-    in_c = col < C
-    mask = (row < rows)[:, None] & in_c[None, :]
-    offset = row[:, None].to(tl.int64) * C + col[None, :]
+    """Program p normalises row blocks p, p + programs, …; the vectors are read once a program.
 
-    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    x += tl.load(shift_ptr + col, mask=in_c, other=0.0)[None, :]
-    mean = tl.sum(x, 1) / C
-    centred = tl.where(in_c[None, :], x - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + eps)
-    weight = tl.load(weight_ptr + col, mask=in_c, other=0.0)
-    bias = tl.load(bias_ptr + col, mask=in_c, other=0.0)
-    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
-    tl.store(out_ptr + offset, y.to(out_ptr.dtype.element_ty), mask=mask)
+    A row is two blocks, so that 1280 channels are 1024 + 256 and no lane idles.
+    """
+    col = tl.arange(0, BLOCK)[None, :]
+    tail = BLOCK + tl.arange(0, BLOCK_TAIL)[None, :]
+    in_tail = tail < C
+    shift = tl.load(shift_ptr + col)
+    weight = tl.load(weight_ptr + col)
+    bias = tl.load(bias_ptr + col)
+    shift_tail = tl.load(shift_ptr + tail, mask=in_tail, other=0.0)
+    weight_tail = tl.load(weight_ptr + tail, mask=in_tail, other=0.0)
+    bias_tail = tl.load(bias_ptr + tail, mask=in_tail, other=0.0)
+    dtype = out_ptr.dtype.element_ty
+    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
+        in_rows = row < rows
+        offset = row.to(tl.int64) * C
+        x = tl.load(x_ptr + offset + col, mask=in_rows, other=0.0).to(tl.float32) + shift
+        mask = in_rows & in_tail
+        y = tl.load(x_ptr + offset + tail, mask=mask, other=0.0).to(tl.float32) + shift_tail
+        mean = (tl.sum(x, 1, keep_dims=True) + tl.sum(y, 1, keep_dims=True)) / C
+        x -= mean
+        y = tl.where(in_tail, y - mean, 0.0)
+        square = tl.sum(x * x, 1, keep_dims=True) + tl.sum(y * y, 1, keep_dims=True)
+        rstd = tl.rsqrt(square / C + eps)
+        tl.store(out_ptr + offset + col, (x * rstd * weight + bias).to(dtype), mask=in_rows)
+        y = y * rstd * weight_tail + bias_tail
+        tl.store(out_ptr + offset + tail, y.to(dtype), mask=mask)
 
 
 @triton.jit
@@ -78,9 +105,7 @@ def layer_norm(
     bias: torch.Tensor,
     out: torch.Tensor,
     eps: float,
-    *,
-    block_rows: int = 1,
-    num_warps: int = 4,
+    tiles: NormTiles | None = None,
 ) -> None:
     """``out = LayerNorm(x + shift)`` over the last dimension; ``norm1``, ``norm2``, ``neck.1``.
 
@@ -92,9 +117,16 @@ def layer_norm(
         bias: [C] fp32.
         out: [rows, C], any float type, contiguous.
         eps: added to the variance.
+        tiles: the launch configuration.
     """
     rows, channels = x.shape
-    _layer_norm_kernel[(triton.cdiv(rows, block_rows),)](
+    tiles = tiles or NormTiles()
+    _channel_block(channels)
+    block = 1 << (channels.bit_length() - 1)
+    programs = triton.cdiv(rows, tiles.block_rows)
+    if x.is_cuda:
+        programs = min(programs, tiles.programs_per_sm * multiprocessors(x.device))
+    _layer_norm_kernel[(programs,)](
         x,
         shift,
         weight,
@@ -103,9 +135,10 @@ def layer_norm(
         rows,
         eps,
         C=channels,
-        BLOCK_C=_channel_block(channels),
-        BLOCK_ROWS=block_rows,
-        num_warps=num_warps,
+        BLOCK=block,
+        BLOCK_TAIL=max(16, triton.next_power_of_2(channels - block)),
+        BLOCK_ROWS=tiles.block_rows,
+        num_warps=tiles.num_warps,
     )
 
 

@@ -22,119 +22,20 @@ TABLE_ROWS = 2 * MAX_WINDOW
 
 @dataclass(frozen=True)
 class WindowTiles:
-    """Launch options of ``window_attention``: queries a program, warps, registers a thread."""
+    """Launch options of ``window_attention``.
 
-    block_m: int = 128
-    num_warps: int = 8
+    Attributes:
+        block_m: queries a program.
+        block_n: keys a step, a divisor of 256.
+        num_stages: key tiles in flight.
+        registers: registers a thread, at most.
+    """
+
+    block_m: int = 64
+    num_warps: int = 4
+    block_n: int = 64
+    num_stages: int = 2
     registers: int | None = None
-
-
-@triton.jit
-def _key_tile(
-    qkv_ptr,
-    bias_ptr,
-    column,
-    row_stride,
-    image_row,
-    window_y,
-    window_x,
-    height,
-    width,
-    first,
-    N: tl.constexpr,
-    WINDOW: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """N keys (or values) of a window from its key ``first``: [N, COLUMNS]."""
-    key = first + tl.arange(0, N)
-    y = window_y + key // WINDOW
-    x = window_x + key % WINDOW
-    inside = (y < height) & (x < width) & (key < WINDOW * WINDOW)
-    columns = column + tl.arange(0, COLUMNS)
-    token = tl.where(inside, image_row + y * width + x, 0).to(tl.int64)
-    real = qkv_ptr + token[:, None] * row_stride + columns[None, :]
-    # One row of biases stands for every padded token.
-    padded = tl.broadcast_to(bias_ptr + columns[None, :], (N, COLUMNS))
-    return tl.load(tl.where(inside[:, None], real, padded))
-
-
-@triton.jit
-def _scores(
-    q,
-    q_tail,
-    relative,
-    qkv_ptr,
-    bias_ptr,
-    column,
-    row_stride,
-    image_row,
-    window_y,
-    window_x,
-    height,
-    width,
-    first: tl.constexpr,
-    N: tl.constexpr,
-    WINDOW: tl.constexpr,
-    D: tl.constexpr,
-    D_TAIL: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """q·kᵀ plus both relative positions for N keys: [BLOCK_M, N] fp32."""
-    k = _key_tile(
-        qkv_ptr, bias_ptr, column, row_stride, image_row, window_y, window_x, height, width,
-        first, N, WINDOW, D,
-    )  # fmt: skip
-    s = tl.dot(q, tl.trans(k))
-    if D_TAIL:
-        k_tail = _key_tile(
-            qkv_ptr, bias_ptr, column + D, row_stride, image_row, window_y, window_x, height,
-            width, first, N, WINDOW, D_TAIL,
-        )  # fmt: skip
-        s = tl.dot(q_tail, tl.trans(k_tail), s)
-    # Adding rel_h[q, key row] + rel_w[q, key column] is a product with two ones a column.
-    key = first + tl.arange(0, N)
-    slot = tl.arange(0, 2 * HALF)
-    place = tl.where((slot < HALF)[:, None], (key // WINDOW)[None, :], (key % WINDOW)[None, :])
-    ones = (slot % HALF)[:, None] == place
-    s = tl.dot(relative, ones.to(relative.dtype), s)
-    if first + N > WINDOW * WINDOW:
-        s = tl.where((key < WINDOW * WINDOW)[None, :], s, float("-inf"))
-    return s
-
-
-@triton.jit
-def _values(
-    acc,
-    acc_tail,
-    p,
-    qkv_ptr,
-    bias_ptr,
-    column,
-    row_stride,
-    image_row,
-    window_y,
-    window_x,
-    height,
-    width,
-    first: tl.constexpr,
-    N: tl.constexpr,
-    WINDOW: tl.constexpr,
-    D: tl.constexpr,
-    D_TAIL: tl.constexpr,
-):
-    v = _key_tile(
-        qkv_ptr, bias_ptr, column, row_stride, image_row, window_y, window_x, height, width,
-        first, N, WINDOW, D,
-    )  # fmt: skip
-    p = p.to(v.dtype)
-    acc = tl.dot(p, v, acc)
-    if D_TAIL:
-        v_tail = _key_tile(
-            qkv_ptr, bias_ptr, column + D, row_stride, image_row, window_y, window_x, height,
-            width, first, N, WINDOW, D_TAIL,
-        )  # fmt: skip
-        acc_tail = tl.dot(p, v_tail, acc_tail)
-    return acc, acc_tail
 
 
 @triton.jit
@@ -142,6 +43,7 @@ def _window_attention_kernel(
     qkv_ptr,
     bias_ptr,
     table_ptr,
+    places_ptr,
     out_ptr,
     height,
     width,
@@ -153,10 +55,9 @@ def _window_attention_kernel(
     D: tl.constexpr,
     D_TAIL: tl.constexpr,
     HALF: tl.constexpr,
-    N1: tl.constexpr,
-    N2: tl.constexpr,
-    N3: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One program: BLOCK_M queries of one head of one window, over all of the window's keys."""
     head = tl.program_id(1)
@@ -178,24 +79,25 @@ def _window_attention_kernel(
     token = (image_row + (window_y + query_y) * width + window_x + query_x).to(tl.int64)
 
     HEAD: tl.constexpr = D + D_TAIL
+    KEYS: tl.constexpr = WINDOW * WINDOW
     row_stride = 3 * heads * HEAD
     q_column = head * HEAD
     k_column = (heads + head) * HEAD
     v_column = (2 * heads + head) * HEAD
     dim = tl.arange(0, D)
-    q = tl.load(qkv_ptr + token[:, None] * row_stride + q_column + dim[None, :])
-    slot = tl.arange(0, 2 * HALF)
+    dim_tail = D + tl.arange(0, D_TAIL if D_TAIL else 16)
+    q_ptr = qkv_ptr + token[:, None] * row_stride + q_column
     table_row = tl.arange(0, 4 * HALF)
+    q = tl.load(q_ptr + dim[None, :])
     table = tl.load(table_ptr + table_row[:, None] * HEAD + dim[None, :])
     products = tl.dot(q, tl.trans(table))
-    q_tail = q
     if D_TAIL:
-        dim_tail = D + tl.arange(0, D_TAIL)
-        q_tail = tl.load(qkv_ptr + token[:, None] * row_stride + q_column + dim_tail[None, :])
+        q_tail = tl.load(q_ptr + dim_tail[None, :])
         table_tail = tl.load(table_ptr + table_row[:, None] * HEAD + dim_tail[None, :])
         products = tl.dot(q_tail, tl.trans(table_tail), products)
     # From products with every table row to the rows of this query: rel_h in the first HALF
     # columns (key row j), rel_w in the others (key column j).
+    slot = tl.arange(0, 2 * HALF)
     is_h = (slot < HALF)[None, :]
     position = tl.where(is_h, query_y[:, None], query_x[:, None])
     distance = position - (slot % HALF)[None, :] + (WINDOW - 1)
@@ -203,52 +105,43 @@ def _window_attention_kernel(
     index = tl.where(is_h, 0, 2 * HALF) + distance
     relative = tl.gather(products, index, 1).to(q.dtype)
 
-    # All scores stay in registers: one maximum, no rescaling.
-    s1 = _scores(
-        q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
-        window_x, height, width, 0, N1, WINDOW, D, D_TAIL, HALF,
-    )  # fmt: skip
-    top = tl.max(s1, 1)
-    if N2:
-        s2 = _scores(
-            q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
-            window_x, height, width, N1, N2, WINDOW, D, D_TAIL, HALF,
-        )  # fmt: skip
-        top = tl.maximum(top, tl.max(s2, 1))
-    if N3:
-        s3 = _scores(
-            q, q_tail, relative, qkv_ptr, bias_ptr, k_column, row_stride, image_row, window_y,
-            window_x, height, width, N1 + N2, N3, WINDOW, D, D_TAIL, HALF,
-        )  # fmt: skip
-        top = tl.maximum(top, tl.max(s3, 1))
-    top *= scale_log2e
-
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
     acc_tail = tl.zeros((BLOCK_M, D_TAIL if D_TAIL else 16), dtype=tl.float32)
-    p1 = tl.exp2(s1 * scale_log2e - top[:, None])
-    total = tl.sum(p1, 1)
-    acc, acc_tail = _values(
-        acc, acc_tail, p1, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
-        window_x, height, width, 0, N1, WINDOW, D, D_TAIL,
-    )  # fmt: skip
-    if N2:
-        p2 = tl.exp2(s2 * scale_log2e - top[:, None])
-        total += tl.sum(p2, 1)
-        acc, acc_tail = _values(
-            acc, acc_tail, p2, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
-            window_x, height, width, N1, N2, WINDOW, D, D_TAIL,
-        )  # fmt: skip
-    if N3:
-        p3 = tl.exp2(s3 * scale_log2e - top[:, None])
-        total += tl.sum(p3, 1)
-        acc, acc_tail = _values(
-            acc, acc_tail, p3, qkv_ptr, bias_ptr, v_column, row_stride, image_row, window_y,
-            window_x, height, width, N1 + N2, N3, WINDOW, D, D_TAIL,
-        )  # fmt: skip
+    for first in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
+        key = first + tl.arange(0, BLOCK_N)
+        y = window_y + key // WINDOW
+        x = window_x + key % WINDOW
+        inside = (y < height) & (x < width) & (key < KEYS)
+        # One row of biases stands for every padded token.
+        key_token = tl.where(inside, image_row + y * width + x, 0).to(tl.int64)
+        row = tl.where(inside, qkv_ptr + key_token * row_stride, bias_ptr)[:, None]
 
-    target = out_ptr + token[:, None] * (heads * HEAD) + q_column
+        s = tl.dot(q, tl.trans(tl.load(row + (k_column + dim)[None, :])))
+        if D_TAIL:
+            k_tail = tl.load(row + (k_column + dim_tail)[None, :])
+            s = tl.dot(q_tail, tl.trans(k_tail), s)
+        # Adding rel_h[q, key row] + rel_w[q, key column] is a product with two ones a key.
+        places = tl.load(places_ptr + key[:, None] * (2 * HALF) + slot[None, :])
+        s = tl.dot(relative, tl.trans(places), s)
+        if KEYS % BLOCK_N:
+            s = tl.where((key < KEYS)[None, :], s, float("-inf"))
+
+        new_top = tl.maximum(top, tl.max(s, 1) * scale_log2e)
+        rescale = tl.exp2(top - new_top)
+        top = new_top
+        p = tl.exp2(s * scale_log2e - top[:, None])
+        total = total * rescale + tl.sum(p, 1)
+        p = p.to(q.dtype)
+        acc = tl.dot(p, tl.load(row + (v_column + dim)[None, :]), acc * rescale[:, None])
+        if D_TAIL:
+            v_tail = tl.load(row + (v_column + dim_tail)[None, :])
+            acc_tail = tl.dot(p, v_tail, acc_tail * rescale[:, None])
+
     scale = (1.0 / total)[:, None]
     dtype = out_ptr.dtype.element_ty
+    target = out_ptr + token[:, None] * (heads * HEAD) + q_column
     tl.store(target + dim[None, :], (acc * scale).to(dtype), mask=is_query[:, None])
     if D_TAIL:
         tl.store(target + dim_tail[None, :], (acc_tail * scale).to(dtype), mask=is_query[:, None])
@@ -258,6 +151,7 @@ def window_attention(
     qkv: torch.Tensor,
     qkv_bias: torch.Tensor,
     table: torch.Tensor,
+    places: torch.Tensor,
     out: torch.Tensor,
     window_size: int,
     num_heads: int,
@@ -269,6 +163,7 @@ def window_attention(
         qkv: [B, H, W, 3 * heads * D], fp16 or bf16, contiguous: ``attn.qkv`` of the real tokens.
         qkv_bias: [3 * heads * D], the type of ``qkv``: what a padded token's row would be.
         table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
+        places: ``window_places(window_size)``, the type of ``qkv``.
         out: [B, H, W, heads * D], the type of ``qkv``, contiguous.
         window_size: side of a window, in tokens.
         num_heads: attention heads.
@@ -280,7 +175,6 @@ def window_attention(
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
     d, d_tail = split_head_dim(head_dim)
-    n1, n2, n3 = key_tiles(window_size)
     windows_y = triton.cdiv(height, window_size)
     windows_x = triton.cdiv(width, window_size)
     queries = min(window_size, height) * min(window_size, width)
@@ -290,6 +184,7 @@ def window_attention(
         qkv,
         qkv_bias,
         table,
+        places,
         out,
         height,
         width,
@@ -301,10 +196,9 @@ def window_attention(
         D=d,
         D_TAIL=d_tail,
         HALF=MAX_WINDOW,
-        N1=n1,
-        N2=n2,
-        N3=n3,
         BLOCK_M=block_m,
+        BLOCK_N=tiles.block_n,
+        STAGES=tiles.num_stages,
         num_warps=tiles.num_warps,
         maxnreg=tiles.registers,
     )
@@ -323,7 +217,6 @@ def window_table(
     tables carry the inverse factor √D.
     """
     head_dim = rel_pos_h.shape[1]
-    key_tiles(window_size)
     table = rel_pos_h.new_zeros(2 * TABLE_ROWS, head_dim)
     table[: 2 * window_size - 1] = rel_pos_h * head_dim**0.5
     table[TABLE_ROWS : TABLE_ROWS + 2 * window_size - 1] = rel_pos_w * head_dim**0.5
@@ -346,29 +239,19 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
     return first, rest
 
 
-def key_tiles(window_size: int) -> tuple[int, int, int]:
-    """Up to three tile widths, powers of two of at least 16, that cover a window's keys.
-
-    14 × 14 = 196 keys are covered by 128 + 64 + 16.
+def window_places(window_size: int) -> torch.Tensor:
+    """Where each key of a window is: [256, 32], a one at its row and one at 16 + its column.
 
     Raises:
-        EngineError: a window side above 16, whose scores do not fit into registers.
+        EngineError: a window side above 16.
     """
-    keys = window_size * window_size
     if not 0 < window_size <= MAX_WINDOW:
         raise EngineError(
             f"window size {window_size} is not supported by the cuda backend: 1 to {MAX_WINDOW} "
             "tokens; use the tensorrt or cpu backend"
         )
-    tiles: list[int] = []
-    left = keys
-    while left > 0 and len(tiles) < 2:
-        tile = max(16, 1 << (left.bit_length() - 1))
-        tiles.append(tile)
-        left -= tile
-    if left > 0:
-        tiles.append(max(16, 1 << (left - 1).bit_length()))
-    if sum(tiles) >= 1 << (keys - 1).bit_length():  # one tile does as well
-        tiles = [max(16, 1 << (keys - 1).bit_length())]
-    tiles += [0] * (3 - len(tiles))
-    return tiles[0], tiles[1], tiles[2]
+    places = torch.zeros(MAX_WINDOW * MAX_WINDOW, TABLE_ROWS)
+    key = torch.arange(window_size * window_size)
+    places[key, key // window_size] = 1
+    places[key, MAX_WINDOW + key % window_size] = 1
+    return places
