@@ -27,10 +27,10 @@ _KEPT_BYTES = 1 << 30
 
 def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than fp32 ones."""
-    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.11
+    if hasattr(torch.cpu, "get_capabilities"):  # newer than torch 2.6
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name, False) for name in _FAST_BF16)
-    return bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.6
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def keep_freed_memory() -> None:
