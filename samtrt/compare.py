@@ -1,6 +1,6 @@
 """How far apart two image encoders are: errors of the embedding, and IoU of the decoded masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,11 @@ def relative_l2(output: Tensor, reference: Tensor) -> float:
     """‖output − reference‖ / ‖reference‖ in float64."""
     output, reference = output.double().cpu(), reference.double().cpu()
     return ((output - reference).norm() / reference.norm()).item()
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest; NaN where one is NaN, which Python's ``max`` would lose."""
+    return torch.tensor(list(errors), dtype=torch.float64).max().item()
 
 
 def mask_iou(masks: Tensor, others: Tensor) -> Tensor:

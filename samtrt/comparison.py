@@ -17,6 +17,7 @@ from samtrt.compare import (
     error_statistics,
     mask_ious,
     relative_l2,
+    worst,
 )
 from samtrt.contestants import Contestant, meta_decoder
 from samtrt.encoder import ImageEncoder
@@ -142,7 +143,7 @@ def measure_speed(
                 for first in range(len(pixels))
             ]
             ready = [inputs[batch].contiguous() for batch in batches]
-            error = max(
+            error = worst(
                 relative_l2(encoder(x), expected[batch])
                 for x, batch in zip(ready, batches, strict=True)
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoint import Parameters
-from samtrt.compare import Decode, decode_prompts, load_picture, mask_ious, relative_l2
+from samtrt.compare import Decode, decode_prompts, load_picture, mask_ious, relative_l2, worst
 from samtrt.encoder import ImageEncoder
 from samtrt.engine import FAILED, PASSED, ParityResult
 from samtrt.errors import InputError
@@ -54,10 +54,9 @@ def check_parity(
             errors.append(relative_l2(embedding, expected))
             logits, true = (decode_prompts(decode, x, picture) for x in (embedding, expected))
             ious.append(mask_ious(logits, true, picture))
-    worst = max(errors, key=lambda error: (error != error, error))  # NaN is the worst
-    mean_iou = torch.cat(ious).mean().item()
-    passed = worst <= MAX_RELATIVE_L2 and mean_iou >= MIN_MEAN_MASK_IOU
-    return ParityResult(PASSED if passed else FAILED, worst, mean_iou, len(errors))
+    error, mean_iou = worst(errors), torch.cat(ious).mean().item()
+    passed = error <= MAX_RELATIVE_L2 and mean_iou >= MIN_MEAN_MASK_IOU
+    return ParityResult(PASSED if passed else FAILED, error, mean_iou, len(errors))
 
 
 def fp32_decoder(parameters: Parameters) -> Decode:

@@ -19,6 +19,7 @@ from samtrt.compare import (
     mask_iou,
     prompts_of,
     relative_l2,
+    worst,
 )
 from samtrt.contestants import meta_decoder
 from samtrt.errors import InputError
@@ -54,6 +55,11 @@ def test_shapes_must_be_equal() -> None:
 def test_relative_l2_is_computed_in_float64() -> None:
     reference = torch.full((1 << 16,), 1.0)
     assert relative_l2(reference + 2**-20, reference) == pytest.approx(2**-20, rel=1e-6)
+
+
+def test_the_worst_error_is_nan_wherever_it_stands() -> None:
+    assert worst([0.1, 0.3, 0.2]) == 0.3
+    assert np.isnan(worst([0.1, float("nan"), 0.2])) and np.isnan(worst([float("nan"), 0.2]))
 
 
 def test_mask_iou_by_hand() -> None:
