@@ -1,6 +1,7 @@
 """The CPU runtime against Meta's encoder, and its attention against the definition in fp64."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from oracle import meta_encoder, relative_l2, tiny_config
 from samtrt import cpu
 from samtrt import functional as F
 from samtrt.checkpoint import random_parameters
-from samtrt.config import EncoderConfig
+from samtrt.config import EncoderConfig, vit_b
 from samtrt.cpu import CpuImageEncoder
 from samtrt.encoder import ImageEncoder
 from samtrt.errors import EngineError
@@ -57,6 +58,17 @@ def test_bf16_is_as_near_as_metas_bf16(
         metas_error = relative_l2(meta.bfloat16()(x.bfloat16()), expected)
     error = relative_l2(encoder(config, "bf16")(x), expected)
     assert 1e-5 < error < 1.5 * metas_error
+
+
+@pytest.mark.slow
+def test_full_size_blocks_are_metas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_fast_bf16", lambda: True)
+    config = replace(vit_b(), depth=2, global_attn_indexes=(1,))
+    x = pictures(config)
+    with torch.inference_mode():
+        expected = meta_encoder(config)(x)
+    assert relative_l2(encoder(config, "fp32")(x), expected) < 1e-5
+    assert relative_l2(encoder(config, "bf16")(x), expected) < 0.01
 
 
 def test_a_batch_is_its_pictures_one_by_one() -> None:
