@@ -24,6 +24,7 @@ from torch import Tensor
 from samtrt.config import EncoderConfig
 from samtrt.encoder import check_pictures
 from samtrt.errors import EngineError
+from samtrt.kernels.assembler import require_sound_ptxas
 from samtrt.kernels.cublaslt import Product
 from samtrt.kernels.gemm import GemmTiles, linear_gelu, patchify
 from samtrt.kernels.global_attention import (
@@ -385,4 +386,7 @@ def _tiles_for(device: torch.device) -> Tiles:
             f"the cuda backend needs compute capability 8.0 or newer, this GPU has {major}.{minor}"
             "; use the tensorrt backend"
         )
-    return HOPPER if major == 9 else PORTABLE
+    if major != 9:
+        return PORTABLE
+    require_sound_ptxas()
+    return HOPPER
