@@ -253,8 +253,18 @@ def _build(kind: str, checkpoint: str | Path | None = None) -> Sam:
             f"sam_model_registry[{kind!r}] needs checkpoint=…, a SAM checkpoint or a parameter "
             "folder; a model without parameters can be made with random_parameters"
         )
+    parameters = _read_parameters(Path(checkpoint))
     # As in Meta's code the model starts on the CPU, and `.to("cuda")` moves it.
-    return load_sam(checkpoint, device="cpu")
+    fingerprint = f"{parameters.sha256} drop-in"
+    sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
+    return _assemble(partial(_drop_in_encoder, parameters), parameters, "cpu", sha256)
+
+
+def _drop_in_encoder(parameters: Parameters, device: torch.device) -> ImageEncoder:
+    # Programs written for Meta's fp32 get masks that agree with it; the CPU's bf16 is faster and
+    # has to be asked for (`load_sam`).
+    precision = "fp32" if device.type == "cpu" else "auto"
+    return encoder_from_parameters(parameters, "auto", device, precision)
 
 
 # Sizes are read from the checkpoint, so every name takes any checkpoint.

@@ -352,24 +352,24 @@ def test_registry_reads_metas_checkpoint(
     (meta_class, meta), _ = packages
     checkpoint = tmp_path / "sam.pth"
     torch.save(meta.state_dict(), checkpoint)
-    moves = []
+    made = []
     real = samtrt.sam.encoder_from_parameters
 
     def recording(parameters: Any, backend: str, device: torch.device, precision: str) -> Any:
-        moves.append(device)
-        return real(parameters, backend, device, "fp32")
+        made.append((device.type, precision))
+        return real(parameters, backend, device, precision)
 
     monkeypatch.setattr(samtrt.sam, "encoder_from_parameters", recording)
     for name in ("default", "vit_b", "vit_l", "vit_h"):
         sam = sam_model_registry[name](checkpoint=checkpoint)
     sam.to(device="cpu")
-    assert moves == [], "the encoder is made before it is known where it will run"
+    assert made == [], "the encoder is made before it is known where it will run"
     results = []
     for predictor in (meta_class(meta), SamPredictor(sam)):
         predictor.set_image(picture(4))
         results.append(one_point(predictor))
     assert_same(*results)
-    assert moves == [torch.device("cpu")]
+    assert made == [("cpu", "fp32")]
     with pytest.raises(CheckpointError, match="checkpoint"):
         sam_model_registry["vit_h"]()
 
