@@ -415,6 +415,24 @@ def test_clients_that_leave_are_forgotten(sam: Sam) -> None:
         assert post_picture(url, 50).status_code == 200
 
 
+def test_everything_stops_when_nobody_waits(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    decode_batch = SamAutomaticMaskGenerator._decode
+
+    def counted(self: SamAutomaticMaskGenerator, *arguments: Any) -> Any:
+        batches.append(arguments)
+        time.sleep(0.1)
+        return decode_batch(self, *arguments)
+
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "_decode", counted)
+    with serving(sam) as url, httpx.Client(base_url=url) as client:
+        body = {"id": embed(client, picture(1))["id"], "points_per_side": 64}  # 64 batches
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/everything", json=body, timeout=0.5)
+        wait_for(url, "everything", 0)
+        assert 0 < len(batches) < 64
+
+
 def test_unexpected_errors_say_nothing_of_the_inside(
     sam: Sam, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

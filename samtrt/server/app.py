@@ -20,6 +20,7 @@ from samtrt.errors import InputError
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.assets import STATIC
+from samtrt.server.disconnect import unless_disconnected
 from samtrt.server.metrics import Metrics
 from samtrt.server.middleware import Guard
 from samtrt.server.pictures import check_type
@@ -161,9 +162,10 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         response_model=schemas.CocoDataset,
         responses=documented(HTTPStatus.NOT_FOUND, *BAD_BODY, *BUSY),
     )
-    async def everything(request: schemas.EverythingRequest) -> dict[str, Any]:
+    async def everything(request: schemas.EverythingRequest, connection: Request) -> dict[str, Any]:
         """Segments whatever is in the picture, as a COCO data set."""
-        return await studio.everything(find(request.id), request)
+        work = studio.everything(find(request.id), request)
+        return await unless_disconnected(connection, work)
 
 
 def _add_operation_routes(

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,25 @@ class EmbeddedPredictor(SamPredictor):
     def _restore(self) -> None:
         features = torch.from_numpy(self._picture.features).to(self.device)
         self._set_features(features, self._picture.input_size, self._picture.original_size)
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this result any more."""
+
+
+class AbandonableGenerator(SamAutomaticMaskGenerator):
+    """A generator that stops between two batches of points when its work is abandoned.
+
+    Attributes:
+        abandoned: set by another thread to stop it.
+    """
+
+    abandoned = Event()
+
+    def _decode(self, points: np.ndarray, crop: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.abandoned.is_set():
+            raise AbandonedError
+        return super()._decode(points, crop)
 
 
 class Studio:
@@ -197,10 +216,14 @@ class Studio:
         Raises:
             RequestError: as ``Lane.run``.
         """
-        return await self.lanes["everything"].run(self._everything, picture, request)
+        abandoned = Event()
+        try:
+            return await self.lanes["everything"].run(self._everything, picture, request, abandoned)
+        finally:  # also when the time is up, or the client has left
+            abandoned.set()
 
     def _everything(
-        self, picture: EmbeddedPicture, request: schemas.EverythingRequest
+        self, picture: EmbeddedPicture, request: schemas.EverythingRequest, abandoned: Event
     ) -> dict[str, Any]:
         height, width = picture.original_size
         # Without crops the generator hands the pixels to the predictor and looks at nothing but
@@ -209,11 +232,12 @@ class Studio:
         generator = self.generator(**request.model_dump(exclude={"id"}))
         with self.metrics.work_seconds.labels("everything").time(), self._device_lock:
             generator.predictor = EmbeddedPredictor(self.sam, picture)
+            generator.abandoned = abandoned
             records = generator.generate(pixels)
         return coco_dataset(Path(request.id[:16]), pixels, records)
 
-    def _make_generator(self, **options: Any) -> SamAutomaticMaskGenerator:
-        return SamAutomaticMaskGenerator(self.sam, output_mode="coco_rle", **options)
+    def _make_generator(self, **options: Any) -> AbandonableGenerator:
+        return AbandonableGenerator(self.sam, output_mode="coco_rle", **options)
 
     def warm_up(self) -> None:
         """Makes a first picture's work, so that no client waits for kernels to be compiled."""

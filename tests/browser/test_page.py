@@ -21,6 +21,7 @@ from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.predictor import SamPredictor
 from samtrt.sam import Sam, load_sam
 from samtrt.server.app import create_app
+from samtrt.server.studio import AbandonableGenerator
 
 HEIGHT, WIDTH = 300, 420
 
@@ -65,8 +66,8 @@ def generator_options(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Options that overrule those of the page: 1,024 points would take long."""
     options: dict[str, Any] = {"points_per_side": 2}
     monkeypatch.setattr(
-        "samtrt.server.studio.SamAutomaticMaskGenerator",
-        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
+        "samtrt.server.studio.AbandonableGenerator",
+        lambda sam, **given: AbandonableGenerator(sam, **{**given, **options}),
     )
     app.state.studio.generator.cache_clear()
     yield options
@@ -131,6 +132,16 @@ def test_clicks_keep_the_predictors_masks(page: Page, predictor: SamPredictor) -
     points = [(100, 80), (300, 200), (210, 150)]
     for point in points:
         page.click(*point)
+    for point, mask in zip(points, downloaded_masks(page), strict=True):
+        expected, _ = best_of(predictor.predict(np.array([point]), np.array([1])))
+        assert iou(mask, expected) > 0.99
+
+
+def test_quick_clicks_are_all_answered(page: Page, predictor: SamPredictor) -> None:
+    points = [(100, 80), (300, 200), (210, 150), (60, 240)]
+    for point in points:
+        page.at(*point).click().perform()
+    page.wait(lambda: page.count == len(points), "the masks of all clicks")
     for point, mask in zip(points, downloaded_masks(page), strict=True):
         expected, _ = best_of(predictor.predict(np.array([point]), np.array([1])))
         assert iou(mask, expected) > 0.99

@@ -21,7 +21,9 @@ const session = new Session(decoder);
 
 let tool = "new";
 let fileName = "picture";
-let working = false; // one long task, or one decode for a click, at a time
+let working = false; // a long task runs: a picture is opened, or everything is segmented
+let decoding = 0; // clicks and boxes whose masks are not there yet
+let lastDecode = Promise.resolve(); // they are answered in order
 
 // Pictures
 
@@ -29,6 +31,7 @@ async function openPicture(file, name) {
   if (working) return;
   working = true;
   dismissNotices();
+  await lastDecode; // its mask is of the picture that leaves
   try {
     await withProgress((progress) =>
       session.open(file, progress, (bitmap) => {
@@ -72,33 +75,34 @@ function complain(error, again = null) {
 
 // Masks
 
-async function decode(make) {
+function decode(make) {
   if (working || !session.isReady) return;
-  working = true;
+  decoding++;
   session.stopHover();
   stage.setPreview(null);
-  try {
-    await make();
-  } catch (error) {
-    complain(error);
-  } finally {
-    working = false;
-  }
+  lastDecode = lastDecode.then(async () => {
+    try {
+      if (!working) await make();
+    } catch (error) {
+      complain(error);
+    } finally {
+      decoding--;
+    }
+  });
 }
 
 function keepPoint(point, kind) {
   const wanted = kind === "tool" ? tool : kind;
-  if (wanted === "new") return decode(() => keep(session.mask([[...point, 1]])));
-  const selected = scene.selected;
-  if (!selected) {
-    notify("Select a mask first: click an object, or a mask in the list.");
-    return null;
-  }
-  const points = [...selected.points, [...point, wanted === "add" ? 1 : 0]];
-  return decode(async () => {
-    scene.replace(selected.id, await session.mask(points, selected.box, selected));
-    announce(`${selected.name} changed.`);
+  decode(async () => {
+    if (wanted === "new") await keep(session.mask([[...point, 1]]));
+    else if (scene.selected) await change(scene.selected, [...point, wanted === "add" ? 1 : 0]);
+    else notify("Select a mask first: click an object, or a mask in the list.");
   });
+}
+
+async function change(mask, point) {
+  scene.replace(mask.id, await session.mask([...mask.points, point], mask.box, mask));
+  announce(`${mask.name} changed.`);
 }
 
 async function keep(making) {
@@ -129,8 +133,8 @@ async function everything() {
 
 listen(stage, {
   hover: (point) => {
-    if (working || !session.isReady) return;
-    session.hover(point, stage.size, (runs) => working || stage.setPreview(runs)).catch(complain);
+    if (working || decoding) return;
+    session.hover(point, stage.size, (runs) => working || decoding || stage.setPreview(runs)).catch(complain);
   },
   leave: () => {
     session.stopHover();

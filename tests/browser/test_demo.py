@@ -1,0 +1,98 @@
+"""`python -m samtrt.server` with the demo model: a click on an object gives the object's mask."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Page
+from PIL import Image
+from pycocotools import mask as mask_utils
+from scipy.ndimage import distance_transform_edt
+
+from samtrt import commands
+from samtrt.server.options import DEFAULT_PARAMS
+from training.scenes import examples
+
+ROOT = Path(__file__).resolve().parents[2]
+UNSEEN_SEED, SCENE = 7, 6  # fourteen objects: text, polygons, ellipses, blobs, curves
+LEAST_IOU = 0.8
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[np.ndarray, list[np.ndarray]]:
+    """A scene [H, W, 3] and the true masks of its whole objects; a part is a part of one."""
+    for index, (image, masks, groups) in enumerate(examples(UNSEEN_SEED, SCENE + 1)):
+        if index == SCENE:
+            whole = [mask for mask, group in zip(masks, groups, strict=True) if group != "part"]
+            return image, whole
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def url(
+    scene: tuple[np.ndarray, list[np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The server as the README starts it, in a folder that `make run` has filled."""
+    folder = tmp_path_factory.mktemp("checkout")
+    params = folder / DEFAULT_PARAMS
+    checkpoint = ROOT / "examples/sam/sam_models/sam_demo.pth"
+    commands.run(["convert", str(checkpoint), "--output-dir", str(params)])
+    commands.run(["build", str(params), "--backend", "cpu", "--skip-parity-gate"])
+    Image.fromarray(scene[0]).save(folder / "scene.png")
+
+    command = [sys.executable, "-m", "samtrt.server", "--sample", "scene.png", "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(600, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "ready on " in line:
+                yield line.split("ready on ")[1].split()[0]
+                break
+        else:
+            pytest.fail(f"the server ended with status {process.wait()}")
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        process.wait(30)
+
+
+def innermost(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) of a mask that is farthest from its edge."""
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x), int(y)
+
+
+def test_a_click_gives_the_object_under_it(
+    make_page: Callable[..., Page], url: str, scene: tuple[np.ndarray, list[np.ndarray]]
+) -> None:
+    _, objects = scene
+    assert len(objects) > 10
+    page = make_page(url)
+    page.wait(lambda: page["try-sample"].is_displayed(), "the sample button")
+    page["try-sample"].click()
+    page.wait_for_picture()
+    for mask in objects:
+        page.click(*innermost(mask))
+    annotations = json.loads(page.download("coco").read_text())["annotations"]
+    ious = []
+    for annotation, expected in zip(annotations, objects, strict=True):
+        rle = annotation["segmentation"]
+        found = mask_utils.decode({**rle, "counts": rle["counts"].encode()}).astype(bool)
+        ious.append(float((found & expected).sum() / (found | expected).sum()))
+    print("IoU of each object:", *(f"{iou:.3f}" for iou in ious))
+    assert min(ious) >= LEAST_IOU, ious
