@@ -177,9 +177,8 @@ def tune_window(tuner: Tuner) -> None:
     reference = window_reference(qkv[0], bias, *rel_pos, config.window_size, config.num_heads)
     places = window_attention.window_places(config.window_size).to("cuda", tuner.dtype)
     for option in (
-        (64, 4, 64, 2), (64, 4, 64, 3), (64, 4, 64, 1), (64, 4, 128, 1), (64, 4, 128, 2),
-        (64, 4, 32, 3), (128, 8, 64, 2), (128, 8, 64, 3), (128, 8, 128, 2), (64, 4, 64, 2, 128),
-        (64, 4, 64, 3, 128), (64, 4, 64, 2, 160), (128, 8, 64, 2, 128), (128, 4, 64, 2),
+        (64, 4, 64, 2), (64, 4, 32, 2), (64, 4, 32, 3), (64, 4, 64, 3), (64, 4, 64, 2, 128),
+        (128, 8, 64, 2), (128, 8, 64, 2, 128), (128, 8, 32, 2), (128, 8, 64, 3), (64, 4, 128, 2),
     ):  # fmt: skip
         tiles = window_attention.WindowTiles(*option)
         tuner.run(

@@ -26,7 +26,7 @@ from samtrt.encoder import check_pictures
 from samtrt.errors import EngineError
 from samtrt.kernels.assembler import require_sound_ptxas
 from samtrt.kernels.cublaslt import Product
-from samtrt.kernels.gemm import GemmTiles, linear_gelu, patchify
+from samtrt.kernels.gemm import GemmTiles, gelu, linear_gelu, patchify
 from samtrt.kernels.global_attention import (
     GlobalTiles,
     global_attention,
@@ -50,7 +50,7 @@ NECK_EPS = 1e-6  # LayerNorm2d of segment_anything/modeling/common.py
 class Tiles:
     """Launch configurations of one GPU architecture; fixed, so that nothing is tuned at start."""
 
-    gemm: GemmTiles
+    gemm: GemmTiles | None  # None: cuBLAS and a GELU of its own
     window: WindowTiles
     globals: GlobalTiles
 
@@ -58,11 +58,7 @@ class Tiles:
 # By compute capability's major number. Hopper's were measured (docs/performance.md); the others
 # are chosen to fit 99 KiB of shared memory, the least that sm_80 and newer have.
 HOPPER = Tiles(GemmTiles(), WindowTiles(), GlobalTiles(block_m=64, num_warps=4))
-PORTABLE = Tiles(
-    GemmTiles(block_n=128, block_k=32, flatten=False),
-    WindowTiles(),
-    GlobalTiles(block_m=64, num_warps=4, num_stages=2),
-)
+PORTABLE = Tiles(None, WindowTiles(), GlobalTiles(block_m=64, num_warps=4, num_stages=2, tma=False))
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,11 @@ class FusedImageEncoder:
         # x = x + self.mlp(self.norm2(x))
         layer_norm(x, block.norm2_shift, block.norm2_weight, block.norm2_bias, normed, eps)
         hidden = self._view(0, rows, config.mlp_dim)
-        linear_gelu(normed, block.lin1_weight, block.lin1_bias, hidden, tiles.gemm)
+        if tiles.gemm is not None:
+            linear_gelu(normed, block.lin1_weight, block.lin1_bias, hidden, tiles.gemm)
+        else:
+            torch.addmm(block.lin1_bias, normed, block.lin1_weight.t(), out=hidden)
+            gelu(hidden, hidden)
         self._linear(hidden, block.lin2_weight, None, x)
 
     def _linear(self, a: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -347,7 +347,7 @@ class FusedImageEncoder:
                     norm2_weight=fp32(name + "norm2.weight"),
                     norm2_bias=fp32(name + "norm2.bias"),
                     lin1_weight=matrix(name + "mlp.lin1.weight"),
-                    lin1_bias=fp32(name + "mlp.lin1.bias"),
+                    lin1_bias=matrix(name + "mlp.lin1.bias"),
                     lin2_weight=matrix(name + "mlp.lin2.weight"),
                 )
             )

@@ -63,11 +63,11 @@ def test_full_size_encoders(config: EncoderConfig, batch: int, precision: str) -
 
 
 def test_calls_do_not_share_their_output() -> None:
-    config = tiny_config(depth=2)
+    config = tiny_config(depth=2, img_size=64, window_size=3)
     encoder = FusedImageEncoder(
         config, random_parameters(config, 0).encoder(), device=DEVICE, max_batch_size=2
     )
-    x = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     first = encoder(x[:1])
     kept = first.clone()
     pair = encoder(x[1:])
@@ -110,9 +110,9 @@ def test_what_is_not_supported_raises_one_line() -> None:
 
 
 def test_parameters_may_be_stored_in_half() -> None:
-    config = tiny_config(depth=1)
+    config = tiny_config(depth=1, img_size=64, window_size=3)
     tensors = random_parameters(config, 0).encoder()
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    x = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     outputs = [FusedImageEncoder(config, t, device=DEVICE)(x) for t in (tensors, half)]
     assert relative_l2(outputs[1], outputs[0]) < 2e-3

@@ -1,4 +1,4 @@
-"""The machine code of the kernels for Hopper, made here without a GPU.
+"""The machine code of the kernels, made here without a GPU.
 
 What is checked costs a factor when it changes unseen: products on the warpgroup units, no spilled
 registers; and the fault of ptxas 12.8 (samtrt/kernels/assembler.py) stays out.
@@ -21,19 +21,19 @@ TESTS = Path(__file__).resolve().parent
 PRODUCTS = ("_linear_gelu", "_window_attention", "_relative_positions", "_global_attention")
 
 
-@pytest.fixture(scope="module")
-def kernels() -> list[dict[str, Any]]:
+def compiled(capability: int, *models: str) -> list[dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(TESTS.parent)
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "sm90_kernels.py"), "vit_b", "vit_h"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(TESTS / "compiled_kernels.py"), str(capability), *models]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     reports: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return reports
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[dict[str, Any]]:
+    return compiled(90, "vit_b", "vit_h")
 
 
 def test_every_kernel_fits_hopper(kernels: list[dict[str, Any]]) -> None:
@@ -48,6 +48,12 @@ def test_products_run_on_the_warpgroup_units(kernels: list[dict[str, Any]]) -> N
     for kernel in kernels:
         assert kernel["mma"] == 0, kernel
         assert (kernel["wgmma"] > 0) == kernel["name"].startswith(PRODUCTS), kernel
+
+
+def test_every_kernel_fits_ampere_and_ada() -> None:
+    for kernel in compiled(80, "vit_h"):
+        assert kernel["spill_stores"] == 0, kernel
+        assert kernel["shared_bytes"] <= 99 * 1024, kernel
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def linear_gelu(
     Args:
         a: [M, K] fp16 or bf16, contiguous.
         weight: [N, K], the type of ``a``, contiguous.
-        bias: [N] fp32.
+        bias: [N], any float type.
         out: [M, N], the type of ``a``, contiguous.
         tiles: the launch configuration.
 

@@ -26,6 +26,7 @@ class GlobalTiles:
         block_m: queries a program.
         rows: grid rows of keys a step, 1 or 2.
         num_stages: key tiles in flight.
+        tma: whether the copy engine of Hopper and newer fetches the key tiles.
         registers: registers a thread, at most.
     """
 
@@ -34,6 +35,7 @@ class GlobalTiles:
     num_warps: int = 8
     num_stages: int = 3
     registers: int | None = None
+    tma: bool = True
 
 
 @triton.jit
@@ -103,6 +105,28 @@ def _relative_positions_kernel(
 
 
 @triton.jit
+def _tile(
+    desc,
+    pointer,
+    row,
+    column,
+    row_stride,
+    rows,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Rows ``row``… of the qkv matrix from a column on: [N, D], zeros past its end."""
+    if TMA:
+        return desc.load([row, column])
+    offset = row + tl.arange(0, N)
+    pointers = pointer + offset.to(tl.int64)[:, None] * row_stride
+    return tl.load(
+        pointers + column + tl.arange(0, D)[None, :], mask=(offset < rows)[:, None], other=0.0
+    )
+
+
+@triton.jit
 def _global_attention_kernel(
     qkv_desc,
     qkv_tail_desc,
@@ -119,6 +143,7 @@ def _global_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """One program: BLOCK_M queries of one head over all keys, ROWS grid rows a step."""
     head = tl.program_id(1)
@@ -130,6 +155,7 @@ def _global_attention_kernel(
     k_column = (heads + head) * HEAD
     v_column = (2 * heads + head) * HEAD
     image_row = image * tokens
+    rows = tl.num_programs(2) * tokens
 
     query = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = query < tokens
@@ -151,15 +177,53 @@ def _global_attention_kernel(
     acc_tail = tl.zeros((BLOCK_M, D_TAIL if D_TAIL else 16), dtype=tl.float32)
     for key_row in tl.range(0, height, ROWS):
         first = image_row + key_row * width
-        s = tl.dot(q, qkv_desc.load([first, k_column]).T, rel_w.to(tl.float32))
+        s = tl.dot(
+            q,
+            _tile(qkv_desc, qkv_ptr, first, k_column, row_stride, rows, BLOCK_N, D, TMA).T,
+            rel_w.to(tl.float32),
+        )
         if D_TAIL:
-            s = tl.dot(q_tail, qkv_tail_desc.load([first, k_column + D]).T, s)
+            s = tl.dot(
+                q_tail,
+                _tile(
+                    qkv_tail_desc,
+                    qkv_ptr,
+                    first,
+                    k_column + D,
+                    row_stride,
+                    rows,
+                    BLOCK_N,
+                    D_TAIL,
+                    TMA,
+                ).T,
+                s,
+            )
         rel_h = tl.load(rel_h_ptr + key_row * tokens) * scale_log2e
         new_top = tl.maximum(top, tl.max(s, 1) * scale_log2e + rel_h)
         if ROWS == 2:
-            s_b = tl.dot(q, qkv_desc.load([first + width, k_column]).T, rel_w.to(tl.float32))
+            s_b = tl.dot(
+                q,
+                _tile(
+                    qkv_desc, qkv_ptr, first + width, k_column, row_stride, rows, BLOCK_N, D, TMA
+                ).T,
+                rel_w.to(tl.float32),
+            )
             if D_TAIL:
-                s_b = tl.dot(q_tail, qkv_tail_desc.load([first + width, k_column + D]).T, s_b)
+                s_b = tl.dot(
+                    q_tail,
+                    _tile(
+                        qkv_tail_desc,
+                        qkv_ptr,
+                        first + width,
+                        k_column + D,
+                        row_stride,
+                        rows,
+                        BLOCK_N,
+                        D_TAIL,
+                        TMA,
+                    ).T,
+                    s_b,
+                )
             rel_h_b = tl.load(rel_h_ptr + (key_row + 1) * tokens) * scale_log2e
             new_top = tl.maximum(new_top, tl.max(s_b, 1) * scale_log2e + rel_h_b)
 
@@ -171,16 +235,52 @@ def _global_attention_kernel(
         if D_TAIL:
             acc_tail = acc_tail * rescale[:, None]
         p = p.to(q.dtype)
-        acc = tl.dot(p, qkv_desc.load([first, v_column]), acc)
+        acc = tl.dot(
+            p, _tile(qkv_desc, qkv_ptr, first, v_column, row_stride, rows, BLOCK_N, D, TMA), acc
+        )
         if D_TAIL:
-            acc_tail = tl.dot(p, qkv_tail_desc.load([first, v_column + D]), acc_tail)
+            acc_tail = tl.dot(
+                p,
+                _tile(
+                    qkv_tail_desc,
+                    qkv_ptr,
+                    first,
+                    v_column + D,
+                    row_stride,
+                    rows,
+                    BLOCK_N,
+                    D_TAIL,
+                    TMA,
+                ),
+                acc_tail,
+            )
         if ROWS == 2:
             p_b = tl.exp2(s_b * scale_log2e + (rel_h_b - top)[:, None])
             total += tl.sum(p_b, 1)
             p_b = p_b.to(q.dtype)
-            acc = tl.dot(p_b, qkv_desc.load([first + width, v_column]), acc)
+            acc = tl.dot(
+                p_b,
+                _tile(
+                    qkv_desc, qkv_ptr, first + width, v_column, row_stride, rows, BLOCK_N, D, TMA
+                ),
+                acc,
+            )
             if D_TAIL:
-                acc_tail = tl.dot(p_b, qkv_tail_desc.load([first + width, v_column + D]), acc_tail)
+                acc_tail = tl.dot(
+                    p_b,
+                    _tile(
+                        qkv_tail_desc,
+                        qkv_ptr,
+                        first + width,
+                        v_column + D,
+                        row_stride,
+                        rows,
+                        BLOCK_N,
+                        D_TAIL,
+                        TMA,
+                    ),
+                    acc_tail,
+                )
 
     target = out_ptr + token[:, None] * (heads * HEAD) + q_column
     scale = (1.0 / total)[:, None]
@@ -257,8 +357,8 @@ def global_attention(
     block_m = min(tiles.block_m, max(64, triton.next_power_of_2(height * width)))
     flat = qkv.view(-1, channels)
     _global_attention_kernel[(triton.cdiv(height * width, block_m), num_heads, batch)](
-        TensorDescriptor.from_tensor(flat, [block_n, d]),
-        TensorDescriptor.from_tensor(flat, [block_n, d_tail or 16]),
+        TensorDescriptor.from_tensor(flat, [block_n, d]) if tiles.tma else None,
+        TensorDescriptor.from_tensor(flat, [block_n, d_tail or 16]) if tiles.tma else None,
         qkv,
         rel_h,
         rel_w,
@@ -272,6 +372,7 @@ def global_attention(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         ROWS=rows,
+        TMA=tiles.tma,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         maxnreg=tiles.registers,

@@ -1,7 +1,8 @@
-"""Compiles the kernels for Hopper without a GPU and prints what came out, as JSON.
+"""Compiles the kernels for an architecture without a GPU and prints what came out, as JSON.
 
-Run as a script, in a process of its own: ``TRITON_INTERPRET`` decides when Triton is imported.
-Used by test_kernel_code.py.
+    python tests/compiled_kernels.py 90 vit_b vit_h
+
+For test_kernel_code.py, in a process of its own: Triton reads ``TRITON_INTERPRET`` when imported.
 """
 
 import json
@@ -19,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from samtrt import config as sizes
-from samtrt.fused import HOPPER
+from samtrt.fused import HOPPER, PORTABLE, Tiles
 from samtrt.kernels import gemm, global_attention, norm, window_attention
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -28,8 +29,11 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class NoGpu:
     """A driver that answers what the compiler asks and can launch nothing."""
 
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self.target
 
     def get_current_device(self) -> int:
         return 0
@@ -38,18 +42,8 @@ class NoGpu:
         return 0
 
 
-def compile_all(model: str) -> list[tuple[str, Any]]:
-    """Every kernel of one model, at its shapes and with the tiles that ship: (name, compiled)."""
-    compiled: list[tuple[str, Any]] = []
-    run = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **options)
-        compiled.append((self.fn.__name__, kernel))
-        return kernel
-
-    JITFunction.run = compile_only
-    driver.set_active(NoGpu())
+def launch_all(model: str, tiles: Tiles) -> None:
+    """Every kernel of one model, at its shapes and with the tiles that ship."""
     half = torch.float16
     config: sizes.EncoderConfig = getattr(sizes, model)()
     side, c, heads, d = config.grid_size, config.embed_dim, config.num_heads, config.head_dim
@@ -60,7 +54,8 @@ def compile_all(model: str) -> list[tuple[str, Any]]:
     norm.layer_norm(x, vector, vector, vector, normed, 1e-6)
     weight = torch.empty(config.mlp_dim, c, dtype=half)
     hidden = torch.empty(tokens, config.mlp_dim, dtype=half)
-    gemm.linear_gelu(x, weight, torch.empty(config.mlp_dim), hidden, HOPPER.gemm)
+    if tiles.gemm is not None:
+        gemm.linear_gelu(x, weight, torch.empty(config.mlp_dim, dtype=half), hidden, tiles.gemm)
     window_attention.window_attention(
         qkv,
         torch.empty(3 * c, dtype=half),
@@ -69,13 +64,12 @@ def compile_all(model: str) -> list[tuple[str, Any]]:
         out,
         config.window_size,
         heads,
-        HOPPER.window,
+        tiles.window,
     )
     table = torch.empty(2 * side - 1, d, dtype=half)
     rel_h, rel_w = torch.empty(1, heads, side, tokens), torch.empty(1, heads, tokens, side).half()
     global_attention.relative_positions(qkv, table, table, rel_h, rel_w, heads)
-    global_attention.global_attention(qkv, rel_h, rel_w, out, heads, HOPPER.globals)
-    return compiled
+    global_attention.global_attention(qkv, rel_h, rel_w, out, heads, tiles.globals)
 
 
 def disassemble(cubin: bytes) -> list[tuple[str, str]]:
@@ -118,7 +112,22 @@ def report(name: str, kernel: Any) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main(capability: int, models: list[str]) -> None:
+    compiled: list[tuple[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append((self.fn.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
     gemm.multiprocessors = norm.multiprocessors = lambda device: 132
-    kernels = [report(*pair) for model in sys.argv[1:] for pair in compile_all(model)]
-    print(json.dumps(kernels))
+    driver.set_active(NoGpu(capability))
+    for model in models:
+        launch_all(model, HOPPER if capability == 90 else PORTABLE)
+    print(json.dumps([report(name, kernel) for name, kernel in compiled]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
