@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from samtrt.decoder import load_decoder
 from samtrt.encoder import load_encoder
 from samtrt.engine import BACKENDS
 from samtrt.errors import InputError
-from samtrt.evaluation import PROMPT_KINDS, evaluate_picture, summarise
+from samtrt.evaluation import PROMPT_KINDS, Encode, evaluate_picture, summarise
 from samtrt.files import write_json
 from samtrt.scripts import run_script
 
@@ -55,13 +55,17 @@ def main() -> None:
 
     encoder = load_encoder(arguments.engine, arguments.backend)
     decoder = load_decoder(arguments.decoder)
-    against = None
+    against: Encode | None = None
     if arguments.against is not None:
-        against = load_encoder(arguments.against, arguments.against_backend)
+        second = load_encoder(arguments.against, arguments.against_backend)
+
+        def against(picture: Tensor) -> Tensor:
+            return second(picture.to(second.device)).to(encoder.device)
+
     device = encoder.device
     size = decoder.img_size
     records = []
-    drawn = examples(arguments.seed, arguments.scenes, size, torch.device(device))
+    drawn = examples(arguments.seed, arguments.scenes, size, device)
     for image, masks, groups in tqdm(drawn, total=arguments.scenes, unit="scene"):
         if len(masks):
             records += evaluate_picture(encoder, decoder, image, masks, groups, device, against)
