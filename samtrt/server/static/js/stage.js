@@ -123,11 +123,13 @@ export class Stage {
     if (!width || !this.#bitmap) return;
     const image = context.createImageData(width, height);
     const selected = this.#scene.selected;
-    for (const mask of this.#scene.masks) {
-      if (mask.visible) {
-        const alpha = mask === selected ? Math.min(1, this.opacity + 0.12) : this.opacity;
-        blend(image, this.#shapeOf(mask.runs), rgbOf(mask.color), alpha, Math.min(1, this.opacity * 2));
-      }
+    const edge = Math.min(1, this.opacity * 2);
+    const shown = this.#scene.masks.filter((mask) => mask.visible);
+    const painted = shown.map((mask) => ({ mask, shape: this.#shapeOf(mask.runs) }));
+    // Small masks lie on large ones, or a background would hide what stands before it.
+    for (const { mask, shape } of painted.sort((a, b) => b.shape.area - a.shape.area)) {
+      const fill = mask === selected ? Math.min(1, this.opacity + 0.12) : this.opacity;
+      blend(image, shape, rgbOf(mask.color), fill, edge);
     }
     context.putImageData(image, 0, 0);
     this.paintPointer();
@@ -182,10 +184,12 @@ function shapeFrom(runs, edge) {
     y0 = Math.min(y0, top);
     y1 = Math.max(y1, bottom);
   });
-  if (x1 < 0) return { x: 0, y: 0, width: 0, height: 0, data: new Uint8Array(0) };
+  if (x1 < 0) return { x: 0, y: 0, width: 0, height: 0, area: 0, data: new Uint8Array(0) };
   const width = x1 - x0, height = y1 - y0;
   const data = new Uint8Array(width * height);
+  let area = 0;
   eachStretch(runs, (x, top, bottom) => {
+    area += bottom - top;
     for (let y = top; y < bottom; y++) data[(y - y0) * width + x - x0] = 1;
   });
   const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && data[y * width + x] > 0;
@@ -199,7 +203,7 @@ function shapeFrom(runs, edge) {
       }
     }
   }
-  return { x: x0, y: y0, width, height, data };
+  return { x: x0, y: y0, width, height, area, data };
 }
 
 /** Paints a shape over what the image holds already (both not premultiplied). */
