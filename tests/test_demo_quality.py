@@ -38,9 +38,7 @@ def test_the_checkpoint_is_small() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "least"), [("1 click", 0.82), ("box", 0.89), ("3 clicks", 0.89)]
-)
+@pytest.mark.parametrize(("kind", "least"), [("1 click", 0.85), ("box", 0.92), ("3 clicks", 0.92)])
 def test_masks_are_good(summary: dict[str, Any], kind: str, least: float) -> None:
     assert summary["masks"] >= 100
     assert summary["mean_iou"][kind] >= least
@@ -48,4 +46,4 @@ def test_masks_are_good(summary: dict[str, Any], kind: str, least: float) -> Non
 
 @pytest.mark.slow
 def test_predicted_ious_tell_good_masks_from_bad(summary: dict[str, Any]) -> None:
-    assert summary["predicted_iou_correlation"] >= 0.65
+    assert summary["predicted_iou_correlation"] >= 0.7

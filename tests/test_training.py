@@ -11,7 +11,9 @@ import torch
 from oracle import meta_sam, relative_l2, tiny_config
 from PIL import Image
 
-from training import model, objective
+from samtrt.errors import InputError
+from training import model, objective, train
+from training.optimization import Gradients, build_optimizers
 from training.randomness import SceneRandom
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +95,37 @@ def test_prompts_come_from_their_regions() -> None:
     assert (boxes - torch.tensor([[36.0, 12.0], [48.0, 24.0]])).abs().max() <= 20
 
 
-def train(output: Path, *arguments: str, processes: int = 0) -> None:
+def test_a_gradient_that_is_not_finite_becomes_zero() -> None:
+    parameters = [torch.ones(3, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
+    gradients = Gradients(parameters, limit=1.0)
+    gradients.flat[:] = 3.0
+    assert gradients.finish(1).item() == pytest.approx(3 * 7**0.5)
+    assert gradients.flat.norm().item() == pytest.approx(1)
+    gradients.flat[2] = float("nan")
+    assert not gradients.finish(1).isfinite()
+    assert torch.equal(gradients.flat, torch.zeros(7))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer(name: str) -> None:
+    sam = meta_sam(tiny_config())
+    optimizers = build_optimizers(sam, name, 1e-3, 0.1)
+    taken = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(taken) == len({id(p) for p in taken}) == len(list(sam.parameters()))
+
+
+def test_a_stretch_with_other_options_is_refused(tmp_path: Path) -> None:
+    options = train.parse_arguments(
+        ["--output", str(tmp_path), "--steps", "4", "--img-size", "128"]
+    )
+    run = train.Training(options, train.World(0, 1, torch.device("cpu")))
+    state = run.state_dict()
+    options.masks = 3
+    with pytest.raises(InputError, match=r"masks=8.*masks=3"):
+        run.load_state_dict(state)
+
+
+def train_in_shell(output: Path, *arguments: str, processes: int = 0) -> None:
     launcher = [sys.executable]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -113,10 +145,10 @@ def parameters(output: Path) -> torch.Tensor:
 def test_a_run_in_stretches_equals_one_run(tmp_path: Path) -> None:
     """Also with scenes from a worker process in one of the two."""
     schedule = ("--steps", "4", "--log-every", "2", "--warmup", "2")
-    train(tmp_path / "whole", *schedule, "--workers", "1")
-    train(tmp_path / "parts", *schedule, "--stop-after", "0")
+    train_in_shell(tmp_path / "whole", *schedule, "--workers", "1")
+    train_in_shell(tmp_path / "parts", *schedule, "--stop-after", "0")
     assert torch.load(tmp_path / "parts/state.pt", weights_only=True)["step"] == 2
-    train(tmp_path / "parts", *schedule)
+    train_in_shell(tmp_path / "parts", *schedule)
     assert torch.equal(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
     rows = list(csv.DictReader((tmp_path / "parts/log.csv").open()))
     assert [int(row["step"]) for row in rows] == [2, 4]
@@ -130,8 +162,8 @@ def test_a_run_in_stretches_equals_one_run(tmp_path: Path) -> None:
 def test_two_processes_agree(tmp_path: Path) -> None:
     """Half the batch on each of two processes gives the gradient of the whole batch on one."""
     schedule = ("--steps", "1", "--log-every", "1", "--warmup", "1", "--masks", "1")
-    train(tmp_path / "one", *schedule, "--batch-size", "2")
-    train(tmp_path / "two", *schedule, "--batch-size", "1", processes=2)
+    train_in_shell(tmp_path / "one", *schedule, "--batch-size", "2")
+    train_in_shell(tmp_path / "two", *schedule, "--batch-size", "1", processes=2)
     (one,) = csv.DictReader((tmp_path / "one/log.csv").open())
     (two,) = csv.DictReader((tmp_path / "two/log.csv").open())
     assert float(two["gradient_norm"]) == pytest.approx(float(one["gradient_norm"]), rel=1e-3)

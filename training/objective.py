@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.layout import SLOTS
 from training.model import decode, encode
 from training.randomness import SceneRandom
-from training.scenes import SLOTS, SceneBatch
+from training.scenes import PADDING, SceneBatch
 
 FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
 # SAM trains the single-mask token from the second prompt on, and three tokens on the first
@@ -189,5 +190,5 @@ class Objective(nn.Module):
 def normalise(sam: Any, scenes: SceneBatch) -> Tensor:
     """[B, 3, S, S] as the encoder wants them: zero outside the pictures."""
     images = (scenes.images.float() - sam.pixel_mean) / sam.pixel_std
-    outside = (scenes.owner == 255)[:, None]
+    outside = (scenes.owner == PADDING)[:, None]
     return images.masked_fill_(outside, 0)

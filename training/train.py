@@ -20,17 +20,25 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from samtrt.checkpoint import read_checkpoint
 from samtrt.errors import InputError
 from samtrt.files import replacing
 from samtrt.scripts import run_script
 from training import model, objective, scenes
 from training.loader import Plan, load_scenes
+from training.optimization import Gradients, build_optimizers
 from training.randomness import SceneRandom
 
 PROMPT_SEED = 1 << 20  # apart from the scenes' streams
 FIELDS = (
     *("step", "seconds", "learning_rate", "gradient_norm", "loss", "iou_click", "iou_box"),
     *("iou_round2", "iou_round3", "iou_loss", "images_per_second"),
+)
+
+# What a run keeps through all its stretches, by name in the options.
+RECIPE = (
+    *("steps", "seconds", "seed", "batch_size", "masks", "rounds", "learning_rate", "warmup"),
+    *("weight_decay", "clip", "optimizer", "ema", "img_size"),
 )
 
 
@@ -85,71 +93,6 @@ def join_world() -> World:
     return World(int(os.environ.get("RANK", "0")), size, device)
 
 
-class Gradients:
-    """All gradients as one flat tensor: averaged, guarded and clipped without waiting for the GPU.
-
-    A step whose gradient is not finite anywhere becomes a gradient of zero everywhere, on all
-    processes alike.
-    """
-
-    def __init__(self, parameters: list[Tensor], limit: float) -> None:
-        self.limit = limit
-        self.flat = torch.zeros(
-            sum(p.numel() for p in parameters), device=parameters[0].device, dtype=torch.float32
-        )
-        start = 0
-        for parameter in parameters:
-            parameter.grad = self.flat[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
-
-    def finish(self, world: World) -> Tensor:
-        """After backward: makes ``.grad`` what the optimiser takes; returns the norm before."""
-        if world.size > 1:
-            distributed.all_reduce(self.flat)
-            self.flat /= world.size
-        norm = self.flat.norm()
-        factor = (self.limit / norm.clamp_min(1e-6)).clamp_max(1)
-        self.flat.mul_(factor).masked_fill_(~torch.isfinite(norm), 0)
-        return norm
-
-
-def build_optimizers(sam: Any, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """AdamW; or Muon for the transformers' matrices and AdamW for the rest."""
-    fused = next(sam.parameters()).is_cuda
-    matrices, plain, undecayed = [], [], []
-    for name, parameter in sam.named_parameters():
-        if (
-            parameter.ndim == 2
-            and ".weight" in name
-            and "embed" not in name
-            and "token." not in name
-        ):
-            (matrices if options.optimizer == "muon" and "mlps" not in name else plain).append(
-                parameter
-            )
-        elif parameter.ndim == 4 and "pos_embed" not in name:
-            plain.append(parameter)
-        else:
-            undecayed.append(parameter)
-    groups = [
-        {"params": plain, "weight_decay": options.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=fused)
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=options.learning_rate,
-                weight_decay=options.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    return optimizers
-
-
 class Training:
     """The run: everything that a later stretch must find again is in ``state_dict``."""
 
@@ -157,13 +100,15 @@ class Training:
         self.options, self.world = options, world
         sam = model.new_sam(model.demo_config(options.img_size), options.seed)
         if options.init_from is not None:
-            weights = torch.load(options.init_from, map_location="cpu", weights_only=True)
-            sam.load_state_dict(weights)
+            weights = read_checkpoint(options.init_from).tensors
+            sam.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
         self.sam = sam.to(world.device)
         self.objective = objective.Objective(self.sam, options.masks, options.rounds)
         self.parameters = list(self.sam.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizers = build_optimizers(self.sam, options)
+        self.optimizers = build_optimizers(
+            self.sam, options.optimizer, options.learning_rate, options.weight_decay
+        )
         self.gradients = Gradients(self.parameters, options.clip)
         self.step, self.seconds = 0, 0.0
         self.plan = Plan(
@@ -183,9 +128,28 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
+            "recipe": self.recipe(),
         }
 
+    def recipe(self) -> dict[str, Any]:
+        """The options that one run keeps through all its stretches."""
+        return {name: getattr(self.options, name) for name in RECIPE}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state_dict``'s state.
+
+        Raises:
+            InputError: the options are not those of the run so far.
+        """
+        recipe = self.recipe()
+        changed = [name for name in RECIPE if state["recipe"][name] != recipe[name]]
+        if changed:
+            name = changed[0]
+            raise InputError(
+                f"{self.options.output}/state.pt was made with {name}={state['recipe'][name]} and "
+                f"this stretch has {name}={recipe[name]}; give the same options, or another "
+                "--output"
+            )
         self.sam.load_state_dict(state["sam"])
         for average, saved in zip(self.average, state["average"], strict=True):
             average.copy_(saved)
@@ -222,7 +186,7 @@ class Training:
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16):
             loss, figures = self.objective(batch, random)
         loss.backward()
-        figures["gradient_norm"] = self.gradients.finish(world)
+        figures["gradient_norm"] = self.gradients.finish(world.size)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
@@ -285,8 +249,12 @@ def run(options: argparse.Namespace) -> None:
     world = join_world()
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    if options.img_size % 64:
+    if options.img_size % 64 or options.img_size <= 0:
         raise InputError(f"--img-size is {options.img_size}; expected a multiple of 64")
+    for name in ("batch_size", "masks", "rounds", "warmup", "log_every"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is {getattr(options, name)}; expected 1 or more")
     options.output.mkdir(parents=True, exist_ok=True)
     training = Training(options, world)
     state = options.output / "state.pt"
