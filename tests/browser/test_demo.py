@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from samtrt import commands
 from samtrt.server.options import DEFAULT_PARAMS
-from training.scenes import examples
+from training.scenes import SLOTS, STRIDE, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSEEN_SEED, SCENE = 7, 6  # fourteen objects: text, polygons, ellipses, blobs, curves
@@ -27,11 +27,11 @@ LEAST_IOU = 0.8
 @pytest.fixture(scope="module")
 def scene() -> tuple[np.ndarray, list[np.ndarray]]:
     """A scene [H, W, 3] and the true masks of its whole objects; a part is a part of one."""
-    for index, (image, masks, groups) in enumerate(examples(UNSEEN_SEED, SCENE + 1)):
-        if index == SCENE:
-            whole = [mask for mask, group in zip(masks, groups, strict=True) if group != "part"]
-            return image, whole
-    raise AssertionError
+    scenes = generate(UNSEEN_SEED, [SCENE])
+    height, width = scenes.extent[0].tolist()
+    image = scenes.images[0, :, :height, :width].permute(1, 2, 0).numpy()
+    whole = [entry for entry in range(0, SLOTS, STRIDE) if scenes.valid[0, entry]]
+    return image, [scenes.mask(0, entry).numpy() for entry in whole]
 
 
 @pytest.fixture(scope="module")
