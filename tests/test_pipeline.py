@@ -114,8 +114,9 @@ def test_wrong_masks_are_not_timed(
 
 def test_measure_everything(sam: Sam, picture: np.ndarray) -> None:
     arguments = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    result = end_to_end.measure_everything(sam, picture, repeats=2, **arguments)
-    expected = len(SamAutomaticMaskGenerator(sam, **arguments).generate(picture))
+    generator = SamAutomaticMaskGenerator(sam, **arguments)
+    result = end_to_end.measure_everything(generator, picture, repeats=2)
+    expected = len(generator.generate(picture))
     assert (result.points, result.masks) == (9, expected)
     assert 0 < result.p50 <= result.p90
 
