@@ -181,9 +181,12 @@ def _everything_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument(
-        "--formats", nargs="+", choices=("json", "png"), default=["json", "png"],
+        "--formats",
+        nargs="+",
+        choices=("json", "png"),
+        default=["json", "png"],
         help="COCO JSON, which is always written, and PNG (default: both)",
-    )  # fmt: skip
+    )
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--points-per-batch", type=int, default=64)
     parser.add_argument("--pred-iou-thresh", type=float, default=0.88)

@@ -27,7 +27,6 @@ class Settings:
         encode_timeout: seconds from a picture's arrival to its embedding, waiting included.
         decode_timeout: seconds for masks.
         everything_timeout: seconds for "everything".
-        max_points: points of one prompt.
         allowed_hosts: Host headers answered; "*" for any. Names other than these are refused,
             so that no foreign page can reach a local server by rebinding its own name.
     """
@@ -47,5 +46,4 @@ class Settings:
     encode_timeout: float = 120.0
     decode_timeout: float = 30.0
     everything_timeout: float = 600.0
-    max_points: int = 256
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
