@@ -113,8 +113,8 @@ def tune_norm(tuner: Tuner) -> None:
     doubles = (t.double() for t in (weight, bias))
     reference = F.layer_norm(x[0].double() + shift.double(), (c,), *doubles, 1e-6)
     for option in (
-        (1, 4, 4), (1, 8, 4), (1, 16, 4), (2, 4, 4), (2, 8, 4), (4, 4, 4), (1, 8, 2), (1, 16, 2),
-        (2, 16, 2), (1, 16, 1), (1, 32, 1), (2, 16, 1), (2, 4, 8), (4, 4, 8), (4, 2, 16),
+        (2, 16, 1), (2, 8, 1), (4, 8, 1), (4, 16, 1), (1, 16, 1), (1, 32, 1), (2, 8, 2),
+        (4, 8, 2), (1, 8, 2), (1, 8, 4), (2, 8, 4), (4, 4, 4), (4, 4, 8),
     ):  # fmt: skip
         tiles = norm.NormTiles(*option)
         tuner.run(

@@ -124,7 +124,8 @@ class FusedImageEncoder:
         self.max_batch_size = max_batch_size
         self.tiles = _tiles_for(self.device)
         split_head_dim(config.head_dim)
-        row_block(config.grid_size)
+        if config.global_attn_indexes:
+            row_block(config.grid_size)
 
         self._pack(tensors)
         self._allocate()
@@ -319,7 +320,8 @@ class FusedImageEncoder:
         self._pos_embed = pos_embed.view(1, -1, channels).to(self.dtype)
 
         shift = torch.zeros(channels, dtype=torch.float32, device=self.device)
-        self._places = window_places(config.window_size).to(self.device, self.dtype)
+        if not all(map(config.is_global, range(config.depth))):
+            self._places = window_places(config.window_size).to(self.device, self.dtype)
         self._blocks = []
         for index in range(config.depth):
             name = f"blocks.{index}."

@@ -5,6 +5,15 @@ chooses the launch grid and names the lines of Meta's encoder it stands for. Whe
 GPU, ``TRITON_INTERPRET=1`` runs the same kernels on the CPU; the tests do.
 """
 
+import importlib.util
+
+from samtrt.errors import EngineError
+
+if importlib.util.find_spec("triton") is None:
+    raise EngineError(
+        "the cuda backend needs Triton, which is not installed: pip install -r requirements-gpu.txt"
+    )
+
 from samtrt.kernels.assembler import use_sound_ptxas
 
 use_sound_ptxas()
