@@ -53,13 +53,14 @@ class ResizeLongestSide:
 
         A uint8 picture is rounded as Pillow rounds; a floating-point one is not.
         """
-        size = self.get_preprocess_shape(image.shape[-2], image.shape[-1], self.target_length)
-        resized = F.interpolate(
-            image.float(), size, mode="bilinear", align_corners=False, antialias=True
+        height, width = self.get_preprocess_shape(
+            image.shape[-2], image.shape[-1], self.target_length
         )
-        if image.dtype == torch.uint8:
-            resized = resized.round_().clamp_(0, 255)
-        return resized.to(image.dtype)
+        if image.dtype != torch.uint8:
+            return _resize(image.float(), (height, width)).to(image.dtype)
+        # As Pillow: along the rows, rounded to whole grey levels, then along the columns.
+        by_rows = _to_grey_levels(_resize(image.float(), (image.shape[-2], width)))
+        return _to_grey_levels(_resize(by_rows, (height, width))).to(torch.uint8)
 
     def apply_coords(
         self, coords: npt.NDArray[np.generic], original_size: tuple[int, ...]
@@ -94,6 +95,16 @@ class ResizeLongestSide:
         """The (height, width) that a picture of (oldh, oldw) is resized to."""
         scale = long_side_length / max(oldh, oldw)
         return max(1, int(oldh * scale + 0.5)), max(1, int(oldw * scale + 0.5))
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    """[B, 3, H, W] → [B, 3, *size] with the antialiased bilinear filter."""
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _to_grey_levels(image: Tensor) -> Tensor:
+    """Rounds to 0…255, halves upwards."""
+    return (image + 0.5).floor_().clamp_(0, 255)
 
 
 def normalize_and_pad(image: Tensor, img_size: int = IMG_SIZE) -> Tensor:

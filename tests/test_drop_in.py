@@ -79,6 +79,22 @@ def test_same_program_same_masks(meta: tuple[Any, Any], ours: Any) -> None:
     assert np.mean([0.001 < area < 0.9 for area in areas]) > 0.5, "the masks show nothing"
 
 
+def test_masks_after_the_gpus_resize_are_metas(meta: tuple[Any, Any], ours: Any) -> None:
+    """What a GPU does before the encoder: torch's antialiased resize in place of Pillow's."""
+    package, theirs = meta
+    image = np.repeat(np.repeat(load_image(PICTURES[0]), 2, axis=0), 2, axis=1)[:1080, :1920]
+    expected, found = package.SamPredictor(theirs), samtrt.SamPredictor(ours)
+    expected.set_image(image)
+    on_device = torch.from_numpy(image).permute(2, 0, 1)[None]
+    found.set_torch_image(found.transform.apply_image_torch(on_device), image.shape[:2])
+    ious = []
+    for x, y in ((960, 540), (500, 700), (1400, 300)):
+        prompt = np.array([[x, y]]), np.array([1])
+        for a, b in zip(found.predict(*prompt)[0], expected.predict(*prompt)[0], strict=True):
+            ious.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
+    assert min(ious) >= 0.99
+
+
 @pytest.mark.slow
 def test_same_automatic_masks(
     meta: tuple[Any, Any], ours: Any, monkeypatch: pytest.MonkeyPatch

@@ -56,11 +56,11 @@ def test_resize_on_tensors_agrees_with_pillow(size: tuple[int, int]) -> None:
     assert resized.dtype == torch.uint8
     expected = transform.apply_image(image).astype(int)
     difference = np.abs(resized[0].permute(1, 2, 0).numpy().astype(int) - expected)
-    assert difference.max() <= 1  # Pillow rounds after each of its two passes
-    assert difference.mean() < 0.2
+    assert difference.max() <= 1  # Pillow's weights are fixed-point numbers
+    assert difference.mean() < 0.03
     exact = transform.apply_image_torch(tensor.float())
     assert exact.dtype == torch.float32
-    assert (exact - resized.float()).abs().max() <= 0.5
+    assert (exact - resized.float()).abs().max() <= 1.001  # each of two passes is rounded
 
 
 def test_a_side_never_vanishes() -> None:
