@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.timing import graph_microseconds
 from samtrt import config as sizes
 from samtrt.kernels import gemm, global_attention, norm, window_attention
-from samtrt.kernels.cublaslt import Product
+from samtrt.kernels.cublaslt import Product, make_workspace
 
 BUFFERS = 4
 SECTIONS = ("norm", "window", "global", "linear", "gelu", "neck")
@@ -232,6 +232,7 @@ def tune_global(tuner: Tuner) -> None:
 def tune_linear(tuner: Tuner) -> None:
     config = tuner.config
     rows = tuner.batch * config.grid_size**2
+    workspace = make_workspace(torch.device("cuda:0"))
     for name, n, k in (
         ("qkv", 3 * config.embed_dim, config.embed_dim),
         ("proj", config.embed_dim, config.embed_dim),
@@ -259,7 +260,7 @@ def tune_linear(tuner: Tuner) -> None:
             label = f"{name} torch {library}"
             tuner.run("linear", label, torch_call, lambda out=out: out[0], reference, flop=flop)
         torch.backends.cuda.preferred_blas_library("default")
-        product = Product(rows, n, k, tuner.dtype, with_bias)
+        product = Product(rows, n, k, tuner.dtype, with_bias, workspace)
         for choice in range(product.candidates):
 
             def call(i: int, *, p=product, c=choice, a=a, weight=weight, out=out, bias=bias):

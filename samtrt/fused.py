@@ -25,7 +25,7 @@ from samtrt.config import EncoderConfig
 from samtrt.encoder import check_pictures
 from samtrt.errors import EngineError
 from samtrt.kernels.assembler import require_sound_ptxas
-from samtrt.kernels.cublaslt import Product
+from samtrt.kernels.cublaslt import Product, make_workspace
 from samtrt.kernels.gemm import GemmTiles, gelu, linear_gelu, patchify
 from samtrt.kernels.global_attention import (
     GlobalTiles,
@@ -131,6 +131,8 @@ class FusedImageEncoder:
         self._allocate()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._products: dict[tuple[int, ...], Product] = {}
+        if self.device.type == "cuda":
+            self._scratch = make_workspace(self.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] fp32, normalised and padded → [B, out_chans, S/16, S/16] fp32.
@@ -262,7 +264,9 @@ class FusedImageEncoder:
             (normed, [b.proj_weight for b in self._blocks], None, x),
             (hidden, [b.lin2_weight for b in self._blocks], None, x),
         ):
-            product = Product(rows, out.shape[1], a.shape[1], self.dtype, bias is not None)
+            product = Product(
+                rows, out.shape[1], a.shape[1], self.dtype, bias is not None, self._scratch
+            )
             product.choose(a, weights, bias, out)
             self._products[(rows, *weights[0].shape)] = product
 

@@ -137,6 +137,28 @@ def test_linear_gelu(m: int, n: int, k: int, parts: int, dtype: torch.dtype) -> 
     assert relative_error(out, reference) < TOLERANCE[dtype]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_every_cublaslt_candidate(bias: bool, dtype: torch.dtype) -> None:
+    from samtrt.kernels.cublaslt import Product, make_workspace
+
+    a = random(512, 640, dtype=dtype, seed=0)
+    weight = random(768, 640, dtype=dtype, seed=1, scale=640**-0.5)
+    vector = random(768, dtype=dtype, seed=2) if bias else None
+    residual = random(512, 768, dtype=dtype, seed=3)
+    reference = F.linear(a.double(), weight.double(), None if vector is None else vector.double())
+    reference = reference if bias else reference + residual.double()
+    product = Product(512, 768, 640, dtype, bias, make_workspace(torch.device("cuda:0")))
+    assert product.candidates > 0
+    for choice in range(product.candidates):
+        product.choice = choice
+        out = poisoned(512, 768, dtype=dtype) if bias else residual.clone()
+        product(a, weight, vector, out)
+        assert relative_error(out, reference) < TOLERANCE[dtype]
+
+
 @TYPES
 @pytest.mark.parametrize(("size", "patch"), [(64, 16), (40, 8), (42, 14)])
 def test_patchify(size: int, patch: int, dtype: torch.dtype) -> None:

@@ -61,9 +61,9 @@ def _handle(device: int) -> c_void_p:
     return handle
 
 
-@cache
-def _workspace(device: int) -> Tensor:
-    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=f"cuda:{device}")
+def make_workspace(device: torch.device) -> Tensor:
+    """Scratch memory for products that run one after another on one stream."""
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 
 class Product:
@@ -75,7 +75,13 @@ class Product:
     """
 
     def __init__(
-        self, rows: int, out_channels: int, in_channels: int, dtype: torch.dtype, bias: bool
+        self,
+        rows: int,
+        out_channels: int,
+        in_channels: int,
+        dtype: torch.dtype,
+        bias: bool,
+        workspace: Tensor,
     ) -> None:
         """
         Args:
@@ -84,9 +90,11 @@ class Product:
             in_channels: K.
             dtype: fp16 or bf16, of every matrix and of the bias; sums are fp32.
             bias: whether a bias is added; otherwise the product is added to ``out``.
+            workspace: from ``make_workspace``; its device is the product's.
         """
         library = _library()
-        self._device = torch.cuda.current_device()
+        self._workspace = workspace
+        self._handle = _handle(workspace.device.index)
         self._bias = bias
         self._shape = (rows, out_channels, in_channels)
         # Row-major out = a weightᵀ is column-major outᵀ = weight aᵀ.
@@ -110,7 +118,7 @@ class Product:
         pointer = c_void_p(out.data_ptr())
         algorithm = self._algorithms[self.choice]
         status = _library().cublasLtMatmul(
-            _handle(self._device),
+            self._handle,
             self._desc,
             byref(alpha),
             c_void_p(weight.data_ptr()),
@@ -123,7 +131,7 @@ class Product:
             pointer,
             self._out,
             byref(algorithm.algo),
-            c_void_p(_workspace(self._device).data_ptr()),
+            c_void_p(self._workspace.data_ptr()),
             c_size_t(WORKSPACE_BYTES),
             c_void_p(torch.cuda.current_stream().cuda_stream),
         )
@@ -178,7 +186,7 @@ class Product:
         results = (_Heuristic * CANDIDATES)()
         found = c_int()
         status = library.cublasLtMatmulAlgoGetHeuristic(
-            _handle(self._device),
+            self._handle,
             self._desc,
             self._weight,
             self._a,
