@@ -24,7 +24,7 @@ from samtrt.amg_utils import (
     take_masks,
 )
 from samtrt.errors import InputError
-from samtrt.graphed_decoder import GraphedMaskDecoder
+from samtrt.graphed_decoder import HAS_TRITON, GraphedMaskDecoder
 from samtrt.predictor import SamPredictor, check_picture
 from samtrt.prompt_encoder import LABEL_PADDING
 from samtrt.rle import MaskRuns, area_from_rle, coco_encode_rle, require_pycocotools, rle_to_mask
@@ -304,7 +304,7 @@ class SamAutomaticMaskGenerator:
         """Bool masks [n, H, W] of the crop, and their stability scores [n]."""
         model = self.predictor.model
         threshold, offset = model.mask_threshold, self.stability_score_offset
-        if low_res.is_cuda:
+        if HAS_TRITON and low_res.is_cuda:
             from samtrt.kernels.mask_cut import cut_masks  # needs triton
 
             masks, areas = cut_masks(

@@ -5,6 +5,7 @@ running them. Replayed as a graph they cost the GPU's time only.
 """
 
 import copy
+import importlib.util
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from samtrt.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
+
+# Where Triton is not installed (Windows), torch's own operators do the same, more slowly.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 # Captured graphs kept, one for each shape of prompt; the least recently used goes first.
 _MAX_GRAPHS = 8
@@ -77,7 +81,7 @@ class GraphedMaskDecoder:
         self.dtype = dtype
         self._prompt_encoder = decoder.prompt_encoder
         self._mask_decoder = copy.deepcopy(decoder.mask_decoder)
-        if decoder.image_pe.is_cuda and dtype != torch.float32:
+        if HAS_TRITON and decoder.image_pe.is_cuda and dtype != torch.float32:
             _use_row_norms(self._mask_decoder)
         self._mask_decoder.to(dtype)
         self._image_pe = decoder.image_pe.to(dtype)
