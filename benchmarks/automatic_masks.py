@@ -21,11 +21,11 @@ from torch import Tensor
 
 from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.amg_utils import nms
-from samtrt.benchmarking import describe, environment, markdown_table
 from samtrt.checkpoint import load_parameters
 from samtrt.files import write_json
 from samtrt.images import load_image
-from samtrt.peers import import_segment_anything, meta_sam
+from samtrt.reports.benchmarking import describe, environment, markdown_table
+from samtrt.reports.peers import import_segment_anything, meta_sam
 from samtrt.sam import sam_from_parameters
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "sam"

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from benchmarks.timing import event_milliseconds
 from samtrt import config as sizes
-from samtrt.benchmarking import Timing, environment, markdown_table
 from samtrt.checkpoint import Parameters, random_parameters
 from samtrt.config import EncoderConfig
 from samtrt.files import write_json
 from samtrt.fused import FusedImageEncoder
 from samtrt.packing import write_packed
-from samtrt.peers import meta_image_encoder
+from samtrt.reports.benchmarking import Timing, environment, markdown_table
+from samtrt.reports.peers import meta_image_encoder
 
 INPUTS = 6  # distinct pictures, taken in turn
 CHECKED = 1  # of them compared with float64

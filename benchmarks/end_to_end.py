@@ -21,11 +21,11 @@ import torch
 
 from samtrt import config as sizes
 from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.benchmarking import describe, environment, markdown_table
 from samtrt.checkpoint import load_parameters, random_parameters
-from samtrt.end_to_end import end_to_end_table, measure_end_to_end, measure_everything
 from samtrt.files import write_json
 from samtrt.predictor import SamPredictor
+from samtrt.reports.benchmarking import describe, environment, markdown_table
+from samtrt.reports.end_to_end import end_to_end_table, measure_end_to_end, measure_everything
 from samtrt.sam import Sam, sam_from_parameters
 
 PROMPT_PICTURE = (1080, 1920)

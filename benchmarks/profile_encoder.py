@@ -18,11 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import graph_microseconds
 from samtrt import config as sizes
-from samtrt.benchmarking import environment, markdown_table
 from samtrt.checkpoint import random_parameters
 from samtrt.config import EncoderConfig
 from samtrt.files import write_json
 from samtrt.fused import FusedImageEncoder
+from samtrt.reports.benchmarking import environment, markdown_table
 
 REPLAYS = 10
 # A launch is told by its kernel name; what lies between two of these is cuBLAS, told by place.

@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from samtrt.benchmarking import describe, markdown_table, plot_throughput
 from samtrt.files import replacing
+from samtrt.reports.benchmarking import describe, markdown_table, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- encoder benchmark: begin -->", "<!-- encoder benchmark: end -->"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samtrt import ops_trt
 from samtrt.build_progress import make_progress_monitor
 from samtrt.config import EncoderConfig
 from samtrt.errors import EngineError
@@ -42,7 +43,7 @@ def define_network(
     """
     model = ImageEncoderViT(config, attention).load(tensors, DTYPES[precision])
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = Network(trt, builder.create_network(1 << int(flag)))
+    network = Network(trt, builder.create_network(1 << int(flag)), ops_trt)
     size = config.img_size
     image = network.definition.add_input(INPUT, trt.DataType.FLOAT, (-1, 3, size, size))
     with net_guard(network):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from samtrt.config import EncoderConfig
-from samtrt.encoder import check_pictures
 from samtrt.errors import EngineError
+from samtrt.image_encoder import check_pictures
 from samtrt.model import ImageEncoderViT
 from samtrt.packing import DTYPES
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.config import EncoderConfig
-from samtrt.encoder import check_pictures
 from samtrt.errors import EngineError
+from samtrt.image_encoder import check_pictures
 from samtrt.kernels.assembler import require_sound_ptxas
 from samtrt.kernels.cublaslt import Product, make_workspace
 from samtrt.kernels.gemm import GemmTiles, gelu, linear_gelu, patchify

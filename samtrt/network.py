@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 from samtrt.errors import EngineError
@@ -22,12 +23,10 @@ class Network:
         ops: the op back end, ``samtrt.ops_trt``.
     """
 
-    def __init__(self, trt: Any, definition: Any) -> None:
-        from samtrt import ops_trt
-
+    def __init__(self, trt: Any, definition: Any, ops: ModuleType) -> None:
         self.trt = trt
         self.definition = definition
-        self.ops = ops_trt
+        self.ops = ops
         self._path = ""
         self._uses: dict[str, int] = {}
         # TensorRT holds weights by reference until the engine is built.

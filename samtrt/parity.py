@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoint import Parameters
-from samtrt.compare import Decode, decode_prompts, load_picture, mask_ious, relative_l2, worst
-from samtrt.encoder import ImageEncoder
 from samtrt.engine import FAILED, PASSED, ParityResult
 from samtrt.errors import InputError
+from samtrt.image_encoder import ImageEncoder
 from samtrt.mask_decoder import build_mask_decoder
 from samtrt.model import ImageEncoderViT
 from samtrt.progress import progress_steps
+from samtrt.reports.metrics import (
+    Decode,
+    decode_prompts,
+    load_picture,
+    mask_ious,
+    relative_l2,
+    worst,
+)
 
 MAX_RELATIVE_L2 = 0.03
 MIN_MEAN_MASK_IOU = 0.99

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from samtrt.checkpoint import Parameters, load_parameters, read_checkpoint
-from samtrt.encoder import ImageEncoder, encoder_from_parameters, load_encoder
+from samtrt.encoder import encoder_from_parameters, load_encoder
 from samtrt.engine import SIDECAR_FILE, read_engine_info
 from samtrt.errors import CheckpointError, EngineError
+from samtrt.image_encoder import ImageEncoder
 from samtrt.mask_decoder import (
     MaskDecoder,
     PromptedMaskDecoder,

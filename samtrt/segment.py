@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from samtrt.decoder import Decoder
-from samtrt.encoder import ImageEncoder
 from samtrt.errors import EngineError, InputError
+from samtrt.image_encoder import ImageEncoder
 from samtrt.mask_decoder import select_masks
 from samtrt.prompts import Prompt
 from samtrt.transforms import MASK_THRESHOLD, postprocess_masks, preprocess

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from samtrt.builder import INPUT, OUTPUT
-from samtrt.encoder import check_pictures
 from samtrt.engine import EngineInfo
 from samtrt.errors import EngineError
+from samtrt.image_encoder import check_pictures
 from samtrt.tensorrt_library import import_tensorrt, shared_log
 
 

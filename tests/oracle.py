@@ -7,8 +7,8 @@ import torch
 
 from samtrt.checkpoint import Parameters, random_parameters
 from samtrt.config import EncoderConfig
-from samtrt.peers import meta_image_encoder
-from samtrt.peers import meta_sam as _meta_sam
+from samtrt.reports.peers import meta_image_encoder
+from samtrt.reports.peers import meta_sam as _meta_sam
 
 
 def tiny_config(**changes: Any) -> EncoderConfig:

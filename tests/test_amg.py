@@ -16,7 +16,7 @@ from samtrt import amg_utils
 from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.checkpoint import random_parameters
 from samtrt.errors import InputError, SamtrtError
-from samtrt.peers import import_segment_anything
+from samtrt.reports.peers import import_segment_anything
 from samtrt.rle import MaskRuns, area_from_rle, coco_decode_rle, coco_encode_rle, rle_to_mask
 from samtrt.sam import Sam, sam_from_parameters
 

@@ -11,12 +11,13 @@ from oracle import tiny_config
 from PIL import Image
 from scripts import call_script, load_script
 
-from samtrt import comparison
-from samtrt.benchmarking import Timing, describe, environment, markdown_table, time_calls
 from samtrt.checkpoint import random_parameters, save_parameters
-from samtrt.contestants import Contestant
-from samtrt.encoder import ImageEncoder, encoder_from_parameters
+from samtrt.encoder import encoder_from_parameters
+from samtrt.image_encoder import ImageEncoder
 from samtrt.images import save_png
+from samtrt.reports import comparison
+from samtrt.reports.benchmarking import Timing, describe, environment, markdown_table, time_calls
+from samtrt.reports.contestants import Contestant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

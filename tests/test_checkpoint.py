@@ -22,7 +22,7 @@ from samtrt.checkpoint import (
 )
 from samtrt.config import EncoderConfig, vit_b, vit_h, vit_l
 from samtrt.errors import CheckpointError, SamtrtError
-from samtrt.peers import meta_sam
+from samtrt.reports.peers import meta_sam
 
 CONVERT = Path(__file__).parents[1] / "examples/sam/params_convert.py"
 TINY = random_parameters(tiny_config())

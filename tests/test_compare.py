@@ -12,7 +12,11 @@ from scripts import call_script, load_script
 
 from samtrt.build import BuildOptions, build_encoder
 from samtrt.checkpoint import Parameters, random_parameters, save_parameters
-from samtrt.compare import (
+from samtrt.errors import InputError
+from samtrt.images import save_png
+from samtrt.parity import fp32_decoder
+from samtrt.reports.contestants import meta_decoder
+from samtrt.reports.metrics import (
     error_statistics,
     load_picture,
     load_pictures,
@@ -21,10 +25,6 @@ from samtrt.compare import (
     relative_l2,
     worst,
 )
-from samtrt.contestants import meta_decoder
-from samtrt.errors import InputError
-from samtrt.images import save_png
-from samtrt.parity import fp32_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

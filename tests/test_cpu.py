@@ -12,8 +12,8 @@ from samtrt import functional as F
 from samtrt.checkpoint import random_parameters
 from samtrt.config import EncoderConfig, vit_b
 from samtrt.cpu import CpuImageEncoder
-from samtrt.encoder import ImageEncoder
 from samtrt.errors import EngineError
+from samtrt.image_encoder import ImageEncoder
 from samtrt.module import Parameter
 from samtrt.torch_attention import fused_rel_pos_attention
 

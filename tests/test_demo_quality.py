@@ -8,7 +8,7 @@ import pytest
 from samtrt.checkpoint import read_checkpoint
 from samtrt.decoder import TorchDecoder
 from samtrt.encoder import encoder_from_parameters
-from samtrt.evaluation import evaluate_picture, summarise
+from samtrt.reports.evaluation import evaluate_picture, summarise
 from training.scenes import examples
 
 MODELS = Path(__file__).resolve().parents[1] / "examples/sam/sam_models"

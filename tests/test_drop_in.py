@@ -12,7 +12,7 @@ from test_amg import loop_nms, mean_best_iou
 import samtrt
 from samtrt.checkpoint import read_checkpoint
 from samtrt.images import load_image
-from samtrt.peers import import_segment_anything
+from samtrt.reports.peers import import_segment_anything
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "sam"
 CHECKPOINT = EXAMPLES / "sam_models" / "sam_demo.pth"

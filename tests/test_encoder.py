@@ -9,13 +9,9 @@ from oracle import meta_encoder, relative_l2, tiny_config
 
 from samtrt.build import BuildOptions, build_encoder
 from samtrt.checkpoint import random_parameters
-from samtrt.encoder import (
-    check_pictures,
-    default_precision,
-    encoder_from_parameters,
-    load_encoder,
-)
+from samtrt.encoder import default_precision, encoder_from_parameters, load_encoder
 from samtrt.errors import EngineError, InputError
+from samtrt.image_encoder import check_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

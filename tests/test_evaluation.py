@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samtrt.evaluation import correlation, evaluate_picture, summarise
+from samtrt.reports.evaluation import correlation, evaluate_picture, summarise
 
 HEIGHT, WIDTH, SIZE = 96, 128, 128  # the picture fills the model's frame across
 MASKS = np.zeros((2, HEIGHT, WIDTH), dtype=bool)

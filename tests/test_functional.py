@@ -14,6 +14,7 @@ import trt_reader
 from oracle import relative_l2
 
 from samtrt import functional as F
+from samtrt import ops_trt
 from samtrt.module import Parameter
 from samtrt.network import Network, active_network, net_guard
 from samtrt.tensorrt_library import shared_log
@@ -192,7 +193,7 @@ def in_network(trt, call, inputs):
     log.errors.clear()
     builder = trt.Builder(log)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = Network(trt, builder.create_network(1 << int(flag)))
+    network = Network(trt, builder.create_network(1 << int(flag)), ops_trt)
     types = {
         torch.float32: trt.DataType.FLOAT,
         torch.float16: trt.DataType.HALF,
@@ -301,7 +302,7 @@ def test_shape_errors_are_the_same_in_both_back_ends(trt, message):
 
 def test_net_guard_restores_on_error_and_nests(trt):
     builder = trt.Builder(shared_log(trt))
-    outer, inner = (Network(trt, builder.create_network(1)) for _ in range(2))
+    outer, inner = (Network(trt, builder.create_network(1), ops_trt) for _ in range(2))
     with pytest.raises(RuntimeError), net_guard(outer):
         with net_guard(inner):
             assert active_network() is inner

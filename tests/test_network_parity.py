@@ -16,7 +16,7 @@ from samtrt.builder import DTYPES, INPUT, OUTPUT, define_network
 from samtrt.checkpoint import random_parameters
 from samtrt.config import EncoderConfig
 from samtrt.model import Attention, Block
-from samtrt.peers import meta_image_encoder
+from samtrt.reports.peers import meta_image_encoder
 from samtrt.tensorrt_library import shared_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")

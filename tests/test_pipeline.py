@@ -8,7 +8,6 @@ import skimage.data
 import torch
 from oracle import tiny_config
 
-from samtrt import end_to_end
 from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.checkpoint import random_parameters
 from samtrt.errors import InputError, SamtrtError
@@ -16,6 +15,7 @@ from samtrt.graphed_decoder import GraphedMaskDecoder
 from samtrt.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
 from samtrt.predictor import ImageNotSetError, SamPredictor
 from samtrt.prompt_encoder import prompt_points
+from samtrt.reports import end_to_end
 from samtrt.sam import Sam, sam_from_parameters
 
 CONFIG = tiny_config()

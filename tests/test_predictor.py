@@ -12,8 +12,8 @@ from oracle import meta_sam, tiny_config
 import samtrt.sam
 from samtrt.checkpoint import random_parameters, save_parameters
 from samtrt.errors import CheckpointError, EngineError, InputError
-from samtrt.peers import import_segment_anything
 from samtrt.predictor import ImageNotSetError, SamPredictor
+from samtrt.reports.peers import import_segment_anything
 from samtrt.sam import Sam, load_sam, sam_from_parameters, sam_model_registry
 
 CONFIG = tiny_config(img_size=256)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from samtrt.evaluation import deepest_points, distance_inside
+from samtrt.reports.evaluation import deepest_points, distance_inside
 from training import scenes, shapes
 from training.randomness import SceneRandom
 from training.scenes import SLOTS, STRIDE, generate

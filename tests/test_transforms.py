@@ -9,7 +9,7 @@ from oracle import meta_sam, tiny_config
 
 from samtrt import transforms
 from samtrt.config import PIXEL_STD
-from samtrt.peers import import_segment_anything
+from samtrt.reports.peers import import_segment_anything
 from samtrt.transforms import ResizeLongestSide
 
 SIZES = [(480, 640), (640, 480), (333, 1000), (1024, 1024), (1500, 2250), (37, 41), (1, 1)]

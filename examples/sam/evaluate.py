@@ -12,8 +12,8 @@ from samtrt.decoder import load_decoder
 from samtrt.encoder import load_encoder
 from samtrt.engine import BACKENDS
 from samtrt.errors import InputError
-from samtrt.evaluation import PROMPT_KINDS, Encode, evaluate_picture, summarise
 from samtrt.files import write_json
+from samtrt.reports.evaluation import PROMPT_KINDS, Encode, evaluate_picture, summarise
 from samtrt.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.benchmarking import markdown_table
 from samtrt.errors import SamtrtError
 from samtrt.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
 from samtrt.predictor import SamPredictor
+from samtrt.reports.benchmarking import markdown_table
 from samtrt.sam import Sam
 
 # Below this mean IoU with `SamPredictor`'s masks a time means nothing, and none is given.

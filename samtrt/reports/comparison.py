@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samtrt.benchmarking import Timing, markdown_table, time_calls
 from samtrt.checkpoint import Parameters
-from samtrt.compare import (
+from samtrt.errors import EngineError
+from samtrt.image_encoder import ImageEncoder
+from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
+from samtrt.reports.benchmarking import Timing, markdown_table, time_calls
+from samtrt.reports.contestants import Contestant, meta_decoder
+from samtrt.reports.metrics import (
     Decode,
     ErrorStatistics,
     Picture,
@@ -19,10 +23,6 @@ from samtrt.compare import (
     relative_l2,
     worst,
 )
-from samtrt.contestants import Contestant, meta_decoder
-from samtrt.encoder import ImageEncoder
-from samtrt.errors import EngineError
-from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
 
 Announce = Callable[[str], None]
 

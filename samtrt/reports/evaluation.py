@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrt.compare import mask_iou
 from samtrt.decoder import Decoder
 from samtrt.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND, prompt_points
+from samtrt.reports.metrics import mask_iou
 from samtrt.transforms import (
     MASK_THRESHOLD,
     ResizeLongestSide,

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from samtrt.build import BACKEND_PRECISIONS, MIN_CUDA_CAPABILITY
 from samtrt.checkpoint import Parameters
-from samtrt.compare import Decode
 from samtrt.cpu import has_fast_bf16
-from samtrt.encoder import ImageEncoder, encoder_from_parameters, load_encoder
+from samtrt.encoder import encoder_from_parameters, load_encoder
 from samtrt.engine import check_engine, compute_capability
+from samtrt.image_encoder import ImageEncoder
 from samtrt.packing import DTYPES
-from samtrt.peers import meta_image_encoder, meta_sam
 from samtrt.prompt_encoder import LABEL_BOX_TOP_LEFT
+from samtrt.reports.metrics import Decode
+from samtrt.reports.peers import meta_image_encoder, meta_sam
 
 
 @dataclass(frozen=True)
