@@ -1,7 +1,8 @@
 """Whatever the README shows is run: each block verbatim, in a copy of the examples.
 
-The stand-in for Meta's checkpoint is a tiny seeded one of the same name and layout. A block that
-another test runs carries a comment that names the test.
+The stand-in for Meta's checkpoint and for the demo's is a tiny seeded one of the same name and
+layout, so that the blocks take seconds; other tests run the demo. A block that another test runs
+carries a comment that names the test.
 """
 
 import os
@@ -51,11 +52,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's examples with the checkpoint that the README asks for."""
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(
-        ROOT / "examples", root / "examples", ignore=shutil.ignore_patterns("sam_demo", "outputs")
+        ROOT / "examples",
+        root / "examples",
+        ignore=shutil.ignore_patterns("sam_models", "outputs", "__pycache__"),
     )
+    (root / "training").symlink_to(ROOT / "training")
     models = root / "examples/sam/sam_models"
+    models.mkdir()
     parameters = random_parameters(tiny_config(img_size=256))
-    torch.save(to_torch(parameters.tensors), models / "sam_vit_h_4b8939.pth")
+    for name in ("sam_vit_h_4b8939.pth", "sam_demo.pth"):
+        torch.save(to_torch(parameters.tensors), models / name)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for script, *arguments in (
         ("params_convert.py", "--checkpoint", models / "sam_demo.pth"),
@@ -133,10 +139,18 @@ def test_python_blocks_in_order(checkout: Path, monkeypatch: pytest.MonkeyPatch)
 def test_blocks_run_elsewhere_name_a_test(block: dict[str, str]) -> None:
     test = ROOT / block["elsewhere"]
     assert test.is_file()
-    assert block["code"].split()[-1].removeprefix("-m ") in test.read_text("utf-8")
+    last = re.findall(r"python (?:-m )?(\S+)", block["code"])[-1]
+    assert Path(last).name.removesuffix(".py") in test.read_text("utf-8")
+
+
+def test_speed_table_is_the_records() -> None:
+    record = ROOT / "benchmarks/results/h200_vit_h_version1.json"
+    command = [sys.executable, ROOT / "benchmarks/report.py", record, "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", README)):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrt.config import EncoderConfig
-from samtrt.peers import meta_sam
+from samtrt.reports.peers import meta_sam
 
 
 def demo_config(img_size: int = 1024) -> EncoderConfig:
