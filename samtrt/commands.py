@@ -124,10 +124,7 @@ def build(arguments: argparse.Namespace) -> None:
         arguments.skip_parity_gate,
     )
     info = build_encoder(load_parameters(arguments.params), output_dir, arguments.pictures, options)
-    print(f"engine      {info.backend}, {info.precision}, batch 1…{info.max_batch_size}")
-    print(f"library     {info.library} {info.library_version}")
-    print(f"parity      {info.parity}")
-    _print_note(info.note)
+    print(info.summary())
     print(f"written     {output_dir}")
 
 

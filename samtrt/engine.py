@@ -95,6 +95,16 @@ class EngineInfo:
     note: str = ""
     engine_sha256: str = ""
 
+    def summary(self) -> str:
+        """What a person wants to know after a build, a line each."""
+        lines = [
+            f"engine      {self.backend}, {self.precision}, batch 1…{self.max_batch_size}",
+            f"library     {self.library} {self.library_version}",
+            f"build time  {self.build_seconds:.1f} s",
+            f"parity      {self.parity}",
+        ]
+        return "\n".join([*lines, f"note        {self.note}"] if self.note else lines)
+
     def to_json(self) -> dict[str, Any]:
         """A dict that ``json`` can write and ``from_json`` reads back."""
         return {

@@ -15,9 +15,7 @@ from samtrt.engine import FAILED, PASSED, ParityResult
 from samtrt.errors import InputError
 from samtrt.image_encoder import ImageEncoder
 from samtrt.mask_decoder import build_mask_decoder
-from samtrt.model import ImageEncoderViT
-from samtrt.progress import progress_steps
-from samtrt.reports.metrics import (
+from samtrt.metrics import (
     Decode,
     decode_prompts,
     load_picture,
@@ -25,6 +23,8 @@ from samtrt.reports.metrics import (
     relative_l2,
     worst,
 )
+from samtrt.model import ImageEncoderViT
+from samtrt.progress import progress_steps
 
 MAX_RELATIVE_L2 = 0.03
 MIN_MEAN_MASK_IOU = 0.99

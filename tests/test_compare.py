@@ -14,9 +14,7 @@ from samtrt.build import BuildOptions, build_encoder
 from samtrt.checkpoint import Parameters, random_parameters, save_parameters
 from samtrt.errors import InputError
 from samtrt.images import save_png
-from samtrt.parity import fp32_decoder
-from samtrt.reports.contestants import meta_decoder
-from samtrt.reports.metrics import (
+from samtrt.metrics import (
     error_statistics,
     load_picture,
     load_pictures,
@@ -25,6 +23,8 @@ from samtrt.reports.metrics import (
     relative_l2,
     worst,
 )
+from samtrt.parity import fp32_decoder
+from samtrt.reports.contestants import meta_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,12 +9,12 @@ import torch
 from samtrt.checkpoint import load_parameters
 from samtrt.files import write_json
 from samtrt.images import load_image
+from samtrt.metrics import load_pictures
 from samtrt.progress import progress_steps
 from samtrt.reports.benchmarking import describe, environment, plot_throughput
 from samtrt.reports.comparison import measure_speed, speed_table
 from samtrt.reports.contestants import meta_contestants, our_contestants
 from samtrt.reports.end_to_end import EndToEnd, end_to_end_table, measure_end_to_end
-from samtrt.reports.metrics import load_pictures
 from samtrt.sam import load_sam
 from samtrt.scripts import run_script
 

@@ -69,12 +69,7 @@ def main() -> None:
             arguments.skip_parity_gate,
         ),
     )
-    print(f"engine      {info.backend}, {info.precision}, batch 1…{info.max_batch_size}")
-    print(f"library     {info.library} {info.library_version}")
-    print(f"build time  {info.build_seconds:.1f} s")
-    print(f"parity      {info.parity}")
-    if info.note:
-        print(f"note        {info.note}")
+    print(info.summary())
     print(f"written to  {output_dir}")
 
 

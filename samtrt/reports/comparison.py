@@ -10,10 +10,7 @@ from torch import Tensor
 from samtrt.checkpoint import Parameters
 from samtrt.errors import EngineError
 from samtrt.image_encoder import ImageEncoder
-from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
-from samtrt.reports.benchmarking import Timing, markdown_table, time_calls
-from samtrt.reports.contestants import Contestant, meta_decoder
-from samtrt.reports.metrics import (
+from samtrt.metrics import (
     Decode,
     ErrorStatistics,
     Picture,
@@ -23,6 +20,9 @@ from samtrt.reports.metrics import (
     relative_l2,
     worst,
 )
+from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
+from samtrt.reports.benchmarking import Timing, markdown_table, time_calls
+from samtrt.reports.contestants import Contestant, meta_decoder
 
 Announce = Callable[[str], None]
 

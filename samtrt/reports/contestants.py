@@ -14,9 +14,9 @@ from samtrt.cpu import has_fast_bf16
 from samtrt.encoder import encoder_from_parameters, load_encoder
 from samtrt.engine import check_engine, compute_capability
 from samtrt.image_encoder import ImageEncoder
+from samtrt.metrics import Decode
 from samtrt.packing import DTYPES
 from samtrt.prompt_encoder import LABEL_BOX_TOP_LEFT
-from samtrt.reports.metrics import Decode
 from samtrt.reports.peers import meta_image_encoder, meta_sam
 
 

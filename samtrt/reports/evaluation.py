@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.decoder import Decoder
+from samtrt.metrics import mask_iou
 from samtrt.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND, prompt_points
-from samtrt.reports.metrics import mask_iou
 from samtrt.transforms import (
     MASK_THRESHOLD,
     ResizeLongestSide,
