@@ -32,7 +32,7 @@ from samtrt.files import write_json
 from samtrt.fused import FusedImageEncoder
 from samtrt.packing import write_packed
 from samtrt.reports.benchmarking import Timing, environment, markdown_table
-from samtrt.reports.peers import meta_image_encoder
+from samtrt.reports.peers import encoder_arguments, meta_image_encoder
 
 INPUTS = 6  # distinct pictures, taken in turn
 CHECKED = 1  # of them compared with float64
@@ -98,24 +98,9 @@ def segment_anything_fast_encoder(
     config: EncoderConfig, parameters: Parameters, dtype: torch.dtype
 ) -> Any:
     """``segment_anything_fast``'s encoder: Meta's with its fused attention for rel_pos."""
-    import functools
-
     from segment_anything_fast.modeling import ImageEncoderViT
 
-    encoder = ImageEncoderViT(
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_dim / config.embed_dim,
-        out_chans=config.out_chans,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
-        qkv_bias=True,
-        use_rel_pos=True,
-        window_size=config.window_size,
-        global_attn_indexes=config.global_attn_indexes,
-    )
+    encoder = ImageEncoderViT(**encoder_arguments(config))
     encoder.load_state_dict({k: torch.from_numpy(v) for k, v in parameters.encoder().items()})
     return encoder.eval().to("cuda", dtype)
 

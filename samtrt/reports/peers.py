@@ -1,6 +1,7 @@
 """Meta's own package, the peer that every comparison stands beside."""
 
 import importlib.util
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -44,31 +45,33 @@ def _declared(operator: str) -> bool:
     return hasattr(torch.ops.torchvision, operator)
 
 
+def encoder_arguments(config: EncoderConfig) -> dict[str, Any]:
+    """What the constructor of ``ImageEncoderViT`` takes, in Meta's package and in its forks."""
+    return {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_dim / config.embed_dim,
+        "out_chans": config.out_chans,
+        "norm_layer": partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
+        "qkv_bias": True,
+        "use_rel_pos": True,
+        "window_size": config.window_size,
+        "global_attn_indexes": config.global_attn_indexes,
+    }
+
+
 def meta_image_encoder(config: EncoderConfig) -> torch.nn.Module:
     """Meta's ``ImageEncoderViT`` of these sizes, in eval mode; its parameters are not yet loaded.
 
     Called on [B, 3, img_size, img_size], it returns [B, out_chans, grid_size, grid_size].
     """
-    from functools import partial
-
     import_segment_anything()
     from segment_anything.modeling import ImageEncoderViT
 
-    encoder: torch.nn.Module = ImageEncoderViT(
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_dim / config.embed_dim,
-        out_chans=config.out_chans,
-        norm_layer=partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
-        qkv_bias=True,
-        use_rel_pos=True,
-        rel_pos_zero_init=True,
-        window_size=config.window_size,
-        global_attn_indexes=config.global_attn_indexes,
-    )
+    encoder: torch.nn.Module = ImageEncoderViT(**encoder_arguments(config))
     return encoder.eval()
 
 
