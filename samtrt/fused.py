@@ -57,7 +57,9 @@ class Tiles:
 
 # By compute capability's major number. Hopper's were measured (docs/performance.md); the others
 # are chosen to fit 99 KiB of shared memory, the least that sm_80 and newer have.
-HOPPER = Tiles(GemmTiles(), WindowTiles(), GlobalTiles(block_m=64, num_warps=4))
+HOPPER = Tiles(
+    GemmTiles(), WindowTiles(block_n=32, num_stages=3), GlobalTiles(block_m=64, num_warps=4)
+)
 PORTABLE = Tiles(None, WindowTiles(), GlobalTiles(block_m=64, num_warps=4, num_stages=2, tma=False))
 
 

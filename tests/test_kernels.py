@@ -190,9 +190,9 @@ def test_window_attention(
     rel_pos = [random(2 * window - 1, dim, dtype=dtype, seed=s, scale=0.3) for s in (2, 3)]
     table = window_attention.window_table(*(r.float() for r in rel_pos), window).to(dtype)
     places = window_attention.window_places(window).to(DEVICE, dtype)
-    for block_m, num_warps in ((64, 4), (128, 8)):
+    for options in ((64, 4), (128, 8), (64, 4, 32, 3)):
         out = poisoned(batch, height, width, heads * dim, dtype=dtype)
-        tiles = window_attention.WindowTiles(block_m=block_m, num_warps=num_warps)
+        tiles = window_attention.WindowTiles(*options)
         window_attention.window_attention(qkv, qkv_bias, table, places, out, window, heads, tiles)
         reference = window_reference(qkv, qkv_bias, *rel_pos, window, heads)
         assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
