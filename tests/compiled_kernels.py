@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from samtrt import config as sizes
-from samtrt.fused import HOPPER, PORTABLE, Tiles
+from samtrt.fused.portable import HOPPER, PORTABLE, Tiles
 from samtrt.kernels import gemm, global_attention, norm, window_attention
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -104,7 +104,7 @@ class MetaImageEncoder:
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
         # TF32, which torch allows itself in convolutions, is not fp32.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             output: Tensor = self._module(x.to(self._dtype))
         return output.float()
 
