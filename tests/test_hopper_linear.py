@@ -15,13 +15,16 @@ from samtrt.kernels.hopper.linear import (
     NORMALISED,
     NORMALISED_GELU,
     RESIDUAL,
+    TALL,
+    TALL_NARROW,
     WIDE,
     LinearTiles,
-    choose_tiles,
     fold_layer_norm,
     normalised_linear,
+    normalised_tiles,
     residual_linear,
     residual_tiles,
+    statistics_parts,
 )
 from samtrt.kernels.norm import row_statistics
 
@@ -46,9 +49,10 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     [
         (WIDE, NORMALISED),
         (MIDDLE, NORMALISED_GELU),
-        (MIDDLE, RESIDUAL),
         (NARROW, NORMALISED_GELU),
-        (NARROW, RESIDUAL),
+        (TALL, RESIDUAL),
+        (TALL_NARROW, RESIDUAL),
+        (WIDE, RESIDUAL),
     ],
 )
 def test_machine_code(tiles: LinearTiles, epilogue: int, dtype: torch.dtype) -> None:
@@ -69,14 +73,13 @@ def test_folded_layer_norm_is_the_layer_norm() -> None:
     torch.testing.assert_close(x @ folded.t() / deviation + constant, expected)
 
 
-def test_tiles_leave_no_multiprocessor_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samtrt.kernels.hopper.linear.multiprocessors", lambda device: 132)
-    x = torch.empty(4096, 1280, device="meta")
-    assert choose_tiles(x, torch.empty(3840, 1280, device="meta")) == WIDE
-    assert choose_tiles(x, torch.empty(5120, 1280, device="meta")) == MIDDLE
-    assert residual_tiles(1280) == MIDDLE
-    assert residual_tiles(1024) == residual_tiles(768) == NARROW
-    assert residual_tiles(96) is None
+def test_tiles_leave_no_multiprocessor_waiting() -> None:
+    assert normalised_tiles(4096, 3840, 132) == WIDE  # five rounds: 640 of 660 tiles
+    assert normalised_tiles(4096, 5120, 132) == MIDDLE  # eight: 1024 of 1056
+    assert residual_tiles(4096, 1280, 132) == TALL  # one: 128 of 132
+    assert residual_tiles(4096, 1024, 132) == TALL_NARROW
+    assert residual_tiles(4096, 768, 132) == WIDE
+    assert residual_tiles(4096, 96, 132) is None
 
 
 @TYPES
@@ -117,16 +120,14 @@ def test_residual_linear(
     weight = random(columns, inner, seed=2, scale=inner**-0.5).to(dtype)
     bias = random(columns, seed=3)
     expected = x.double() + a.double() @ weight.double().t() + bias.double()
-    tiles = residual_tiles(columns)
-    assert tiles is not None
-    parts = columns // tiles.columns
+    parts = statistics_parts(rows, columns, DEVICE)
     statistics = torch.full((parts, rows, 2), float("nan"), device=DEVICE)
     out = x if in_place else torch.full_like(x, float("nan"))
     residual_linear(a, weight, bias, x, out, statistics)
     assert relative_error(out, expected) < TOLERANCE[dtype]
     groups = out.double().view(rows, parts, -1).transpose(0, 1)
     torch.testing.assert_close(statistics[..., 0].double(), groups.sum(2), rtol=1e-5, atol=1e-3)
-    squares = groups.var(2, correction=0) * tiles.columns
+    squares = groups.var(2, correction=0) * (columns // parts)
     torch.testing.assert_close(statistics[..., 1].double(), squares, rtol=1e-5, atol=1e-3)
 
 

@@ -120,7 +120,8 @@ class HopperTrunk:
 
     def _statistics(self, rows: int) -> Tensor:
         """Of each row of ``x``, in parts: [parts, rows, 2] fp32."""
-        return self._row_statistics[: self._parts * rows * 2].view(self._parts, rows, 2)
+        parts = statistics_parts(rows, self.config.embed_dim, self.device)
+        return self._row_statistics[: parts * rows * 2].view(parts, rows, 2)
 
     def _relative_positions(self, batch: int) -> tuple[Tensor, Tensor]:
         """``rel_h`` [B, heads, H, H * W] fp32 and ``rel_w`` [B, heads, H * W, row block]."""
@@ -140,9 +141,8 @@ class HopperTrunk:
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=self.device)
 
-        self._parts = statistics_parts(channels)
         self._x = empty(rows, channels)
-        self._row_statistics = empty(self._parts * rows * 2, dtype=torch.float32)
+        self._row_statistics = empty(channels // 128 * rows * 2, dtype=torch.float32)  # at most
         self._attended = empty(rows, channels)
         # Never alive together: qkv and the MLP's hidden layer.
         self._workspace = empty(rows * max(3 * channels, config.mlp_dim))

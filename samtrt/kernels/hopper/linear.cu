@@ -39,21 +39,13 @@ __device__ inline Tile tile_at(int index, int blocks_m, int blocks_n) {
     return {m * BLOCK_M, within / height * BLOCK_N};
 }
 
-// Erf GELU as relu(x) - |x| erfc(|x|/√2) / 2; erfc by Abramowitz and Stegun 7.1.28 (absolute error
-// 3e-7) with the √2 in its coefficients.
+// Erf GELU, x Φ(x), with Φ(x) = 1 / (1 + 2^(-x q(x²))) and q fitted to the log-odds of the normal
+// distribution: off by 2.6e-5 at most, a tenth of fp16's rounding of such values, in nine
+// instructions. Beyond x² = 25, where Φ is 0 or 1, q stays what it is there.
 __device__ inline float gelu(float x) {
-    float a = fabsf(x);
-    float p = 5.382975e-06f * a + 4.88906356e-05f;
-    p = p * a + 3.8003575e-05f;
-    p = p * a + 3.27762632e-03f;
-    p = p * a + 2.11410061e-02f;
-    p = p * a + 4.98673470e-02f;
-    p = p * a + 1.0f;
-    p *= p;
-    p *= p;
-    p *= p;
-    p *= p;
-    return fmaxf(x, 0.0f) - 0.5f * a * reciprocal_approximate(p);
+    const float t = fminf(x * x, 25.0f);
+    const float q = (1.01533051e-3f * t - 1.06782307e-1f) * t - 2.30111408f;
+    return x * reciprocal_approximate(1.0f + exp2_approximate(q * x));
 }
 
 __device__ inline float square(float x) { return x * x; }

@@ -70,26 +70,28 @@ class LinearTiles:
 WIDE = LinearTiles(columns=192, stages=4, chunk=64)
 MIDDLE = LinearTiles(columns=160)
 NARROW = LinearTiles(columns=128, stages=6)
+# Where there is little to hide in the epilogue, two warpgroups on one tall tile.
+TALL = LinearTiles(columns=160, pingpong=False, stages=4, buffers=1)
+TALL_NARROW = LinearTiles(columns=128, pingpong=False, stages=4)
 
 
-def choose_tiles(a: Tensor, weight: Tensor) -> LinearTiles:
-    """The tiles that leave the busiest multiprocessor the least to do."""
-    rows, columns = a.shape[0], weight.shape[0]
-    processors = multiprocessors(a.device)
-
-    def sequence(tiles: LinearTiles) -> int:
-        count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
-        return -(-count // processors) * tiles.columns * tiles.block_rows
-
-    return min((WIDE, MIDDLE, NARROW), key=sequence)
+def normalised_tiles(rows: int, columns: int, processors: int) -> LinearTiles:
+    """The tiles that leave the busiest of the multiprocessors the least to do."""
+    return min((WIDE, MIDDLE, NARROW), key=lambda t: _busiest(t, rows, columns, processors))
 
 
-def residual_tiles(columns: int) -> LinearTiles | None:
-    """Tiles that cut this many columns into equal parts; None where none do."""
-    for tiles in (MIDDLE, NARROW):
-        if columns % tiles.columns == 0:
-            return tiles
-    return None
+def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | None:
+    """The same among those that cut the columns into equal parts; None where none do."""
+    candidates = [
+        tiles for tiles in (TALL, TALL_NARROW, WIDE, MIDDLE, NARROW) if columns % tiles.columns == 0
+    ]
+    return min(candidates, key=lambda t: _busiest(t, rows, columns, processors), default=None)
+
+
+def _busiest(tiles: LinearTiles, rows: int, columns: int, processors: int) -> int:
+    """Elements that one multiprocessor computes, at most."""
+    count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
+    return -(-count // processors) * tiles.block_rows * tiles.columns
 
 
 def normalised_linear(
@@ -119,7 +121,8 @@ def normalised_linear(
         EngineError: C or N is not a multiple of 8 (the copy engine needs rows of 16 bytes).
     """
     epilogue = NORMALISED_GELU if gelu else NORMALISED
-    tiles = tiles or choose_tiles(x, weight)
+    if tiles is None:
+        tiles = normalised_tiles(x.shape[0], weight.shape[0], multiprocessors(x.device))
     _launch(x, weight, bias, out, out, statistics, statistics, eps, epilogue, tiles)
 
 
@@ -148,10 +151,12 @@ def residual_linear(
     Raises:
         EngineError: K is not a multiple of 8, or N none of ``tiles.columns``.
     """
-    tiles = tiles or residual_tiles(weight.shape[0])
-    if tiles is None or weight.shape[0] % tiles.columns:
+    rows, columns = out.shape
+    tiles = tiles or residual_tiles(rows, columns, multiprocessors(a.device))
+    if tiles is None or columns % tiles.columns or statistics.shape[0] * tiles.columns != columns:
         raise EngineError(
-            f"a linear layer onto {weight.shape[0]} channels is not cut into equal parts by {tiles}"
+            f"a linear layer onto {columns} channels is not cut into {statistics.shape[0]} equal "
+            f"parts by {tiles}"
         )
     _launch(a, weight, bias, residual, out, statistics, statistics, 0.0, RESIDUAL, tiles)
 
@@ -207,13 +212,13 @@ def _launch(
 
 def can_write_statistics(channels: int) -> bool:
     """Whether ``residual_linear`` can have this many output channels."""
-    return residual_tiles(channels) is not None
+    return residual_tiles(1, channels, 1) is not None
 
 
-def statistics_parts(channels: int) -> int:
-    """Parts of each row's statistics that ``residual_linear`` writes."""
-    tiles = residual_tiles(channels)
-    assert tiles is not None
+def statistics_parts(rows: int, channels: int, device: torch.device) -> int:
+    """In how many parts ``residual_linear`` writes the statistics of rows of so many channels."""
+    tiles = residual_tiles(rows, channels, multiprocessors(device))
+    assert tiles is not None  # can_write_statistics
     return channels // tiles.columns
 
 
