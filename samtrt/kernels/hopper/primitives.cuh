@@ -293,6 +293,22 @@ __device__ inline void load_matrix_x4(u32 address, u32& a, u32& b, u32& c, u32& 
                  : "memory");
 }
 
+// The same of the transposed matrices.
+__device__ inline void load_matrix_x4_transposed(u32 address, u32& a, u32& b, u32& c, u32& d) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                 : "r"(address)
+                 : "memory");
+}
+
+// A warp's product: D (16 × 8) += A (16 × 16) · B (16 × 8).
+__device__ inline void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b_high) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ELEMENT "." ELEMENT ".f32"
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+}
+
 // Where 16-byte column `column` of row `row` lies in a tile that the copy engine swizzles with
 // 128-byte rows, in bytes.
 __device__ inline u32 swizzled_128(u32 row, u32 column) {

@@ -1,0 +1,154 @@
+"""Window attention on Hopper's own units; see window_attention.cu.
+
+The counterpart of ``samtrt.kernels.window_attention``, whose semantics it shares.
+"""
+
+import heapq
+
+import torch
+from torch import Tensor
+
+from samtrt.errors import EngineError
+from samtrt.kernels.hopper.program import Program, TensorMap, launch
+
+MIN_WINDOW, MAX_WINDOW = 6, 14
+HEAD_DIMS = (64, 80)
+LOG2_E = 1.4426950408889634
+
+THREADS = 384
+TILE = 64  # queries
+FEW = 8  # queries beyond whole tiles that are no tile of their own
+# Dynamic shared memory: all that a block may have.
+SHARED_BYTES = 227 * 1024
+
+
+def supports(head_dim: int, window_size: int) -> bool:
+    """Whether there is a kernel for heads of this size and windows of this side."""
+    return head_dim in HEAD_DIMS and MIN_WINDOW <= window_size <= MAX_WINDOW
+
+
+def _check(head_dim: int, window_size: int) -> None:
+    if not supports(head_dim, window_size):
+        raise EngineError(
+            f"Hopper's window attention has no kernel for windows of {window_size} tokens and "
+            f"heads of {head_dim} columns: {MIN_WINDOW} to {MAX_WINDOW} tokens and heads of "
+            f"{' or '.join(map(str, HEAD_DIMS))} are supported; use the Triton kernel"
+        )
+
+
+def window_attention_program(head_dim: int, window_size: int, dtype: torch.dtype) -> Program:
+    """The kernel for heads of this size and windows of this side.
+
+    Raises:
+        EngineError: there is none, see ``supports``.
+    """
+    _check(head_dim, window_size)
+    constants = (("HEAD_DIM", head_dim), ("WINDOW", window_size))
+    return Program("window_attention.cu", constants, tuple(range(8, 129, 8)), dtype)
+
+
+def window_table(rel_pos_h: Tensor, rel_pos_w: Tensor, window_size: int) -> Tensor:
+    """The two tables of a window block as the kernel reads them: [4 * window_size (to 8), D].
+
+    ``rel_pos_h`` and ``rel_pos_w`` (each [2 * window_size - 1, D]) from the last row to the first,
+    then a row of zeros each: the rows that a query meets then ascend with the key's row or column.
+    Meta adds the unscaled q·R to the scaled q·kᵀ; the kernel scales the sum, so the tables carry
+    the inverse factor √D.
+
+    Raises:
+        EngineError: there is no kernel for these sizes, see ``supports``.
+    """
+    head_dim = rel_pos_h.shape[1]
+    _check(head_dim, window_size)
+    length = 2 * window_size - 1
+    table = rel_pos_h.new_zeros((4 * window_size + 7) // 8 * 8, head_dim)
+    table[:length] = rel_pos_h.flip(0) * head_dim**0.5
+    table[length + 1 : 2 * length + 1] = rel_pos_w.flip(0) * head_dim**0.5
+    return table
+
+
+def window_schedule(
+    batch: int, height: int, width: int, window_size: int, num_heads: int, blocks: int
+) -> Tensor:
+    """Which heads of which windows each block works on: [blocks, units, 4], int32.
+
+    A unit is (first column, first row, image, head). The longest come first, each to the block with
+    the least work so far; lists that are shorter end with heads of -1.
+
+    Args:
+        batch, height, width: the grid.
+        blocks: at most as many as run at once; fewer where there are fewer units.
+    """
+    units: list[tuple[int, tuple[int, int, int, int]]] = []
+    for y in range(0, height, window_size):
+        for x in range(0, width, window_size):
+            queries = min(window_size, height - y) * min(window_size, width - x)
+            # In quarters of a tile of queries: a unit has some work of its own.
+            work = 4 * ((queries + TILE - 1 - FEW) // TILE) + 1
+            units += [
+                (work, (x, y, image, head)) for image in range(batch) for head in range(num_heads)
+            ]
+    units.sort(key=lambda unit: -unit[0])
+    blocks = min(blocks, len(units))
+    lists: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
+    loads = [(0, block) for block in range(blocks)]
+    for work, unit in units:
+        load, block = heapq.heappop(loads)
+        lists[block].append(unit)
+        heapq.heappush(loads, (load + work, block))
+    schedule = torch.zeros(blocks, max(map(len, lists)), 4, dtype=torch.int32)
+    schedule[..., 3] = -1
+    for block, entries in enumerate(lists):
+        schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
+    return schedule
+
+
+def window_attention(
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    table: Tensor,
+    schedule: Tensor,
+    out: Tensor,
+    window_size: int,
+    num_heads: int,
+) -> None:
+    """``window_partition``, ``Attention.forward`` without its linears, ``window_unpartition``.
+
+    Args:
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, contiguous: ``attn.qkv`` of the real tokens.
+        qkv_bias: [3 * heads * D], the type of ``qkv``: what a padded token's row would be.
+        table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
+        schedule: ``window_schedule`` of these sizes, on the GPU; a parameter, like ``qkv_bias`` and
+            ``table``: no kernel on the stream may still write it.
+        out: [B, H, W, heads * D], the type of ``qkv``, contiguous.
+        window_size: side of a window, in tokens.
+        num_heads: attention heads.
+
+    Raises:
+        EngineError: there is no kernel for these sizes, see ``supports``; or the driver refuses.
+    """
+    _, height, width, channels = qkv.shape
+    head_dim = channels // (3 * num_heads)
+    program = window_attention_program(head_dim, window_size, qkv.dtype)
+    # A window that the right side of the grid cuts has its queries and outputs packed closely.
+    cut = width % window_size or window_size
+    maps = [
+        _boxes(tensor, columns, side, window_size)
+        for tensor in (qkv, out)
+        for side in (window_size, cut)
+        for columns in (64, head_dim - 64 or 64)
+    ]
+    blocks, units, _ = schedule.shape
+    scale = head_dim**-0.5 * LOG2_E
+    arguments = [*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale]
+    launch(program, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
+
+
+def _boxes(tensor: Tensor, columns: int, box_width: int, box_height: int) -> TensorMap:
+    batch, height, width, channels = tensor.shape
+    return TensorMap(
+        tensor,
+        (channels, width, height, batch),
+        (channels, width * channels, height * width * channels),
+        (columns, box_width, box_height, 1),
+    )
