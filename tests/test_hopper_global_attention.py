@@ -1,0 +1,101 @@
+"""Global attention for Hopper: its machine code anywhere, its values on a Hopper GPU."""
+
+import dataclasses
+
+import pytest
+import torch
+from hopper_kernels import NEEDS_HOPPER, machine_code
+from test_kernels import TOLERANCE, attention_reference, poisoned, random, relative_error
+from triton_kernels import DEVICE
+
+from samtrt.errors import EngineError
+from samtrt.kernels.hopper.global_attention import GlobalTiles, global_attention, supports
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+TILES = GlobalTiles()
+
+
+def attend(
+    qkv: torch.Tensor, tables: list[torch.Tensor], heads: int, tiles: GlobalTiles = TILES
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's output and the reference in fp64, from the same tables of √D · rel_pos."""
+    batch, height, width, channels = qkv.shape
+    out = poisoned(batch, height, width, channels // 3, dtype=qkv.dtype)
+    global_attention(qkv, tables[0], tables[1], out, heads, tiles)
+    rel_pos = [table.double() * table.shape[1] ** -0.5 for table in tables]
+    return out, attention_reference(qkv, rel_pos[0], rel_pos[1], heads)
+
+
+@TYPES
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_machine_code(head_dim: int, dtype: torch.dtype) -> None:
+    code = machine_code(TILES.program(head_dim, dtype))
+    assert code["spills"] == 0 and code["stack"] == 0
+    # Serialised products would have a wait each; three stand in a step of nine.
+    assert code["wgmma"] > 30 and code["waits"] < code["wgmma"] / 2
+    assert TILES.shared_bytes(head_dim) <= 227 * 1024
+
+
+@TYPES
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "heads", "head_dim"),
+    [
+        (1, 64, 64, 16, 80),  # ViT-H
+        (2, 64, 64, 12, 64),  # ViT-B
+        (3, 4, 64, 1, 80),
+        (1, 12, 5, 2, 80),  # rows of 5 tokens and padding
+        (2, 32, 33, 3, 64),
+        (1, 60, 1, 1, 64),
+    ],
+)
+def test_global_attention(
+    batch: int, height: int, width: int, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    qkv = random(batch, height, width, 3 * heads * head_dim, dtype=dtype, seed=0)
+    tables = [
+        random(2 * side - 1, head_dim, dtype=dtype, seed=side + axis, scale=2.0)
+        for axis, side in enumerate((height, width))
+    ]
+    out, reference = attend(qkv, tables, heads)
+    assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
+
+
+@TYPES
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize("direction", [1, -1])
+def test_scores_that_grow_or_fall_from_row_to_row(direction: int, dtype: torch.dtype) -> None:
+    """Each key row outweighs those before by more than fp16's range, or the first all others."""
+    head_dim, side = 80, 64
+    qkv = random(1, side, side, 3 * head_dim, dtype=dtype, seed=0)
+    tables = [torch.zeros(2 * side - 1, head_dim, dtype=dtype, device=DEVICE) for _ in range(2)]
+    # The bias of query and key row depends on their distance alone: 16 · distance.
+    qkv[..., 0] = 1
+    distance = torch.arange(1 - side, side, device=DEVICE)
+    tables[0][:, 0] = 16 * direction * distance * head_dim**0.5
+    out, reference = attend(qkv, tables, 1)
+    assert relative_error(out, reference) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize(
+    "change", [{"cluster": 1}, {"polynomial": 4}, {"products_first": True}], ids=str
+)
+def test_every_configuration(change: dict[str, int]) -> None:
+    qkv = random(2, 8, 64, 3 * 2 * 80, dtype=torch.float16, seed=0)
+    tables = [random(n, 80, dtype=torch.float16, seed=n, scale=2.0) for n in (15, 127)]
+    out, reference = attend(qkv, tables, 2, dataclasses.replace(TILES, **change))
+    assert relative_error(out, reference) < 2 * TOLERANCE[torch.float16]
+
+
+def test_what_does_not_fit_is_refused_in_one_line() -> None:
+    assert supports(64, 64, 80) and supports(4, 1, 64)
+    for height, width, head_dim in ((68, 64, 80), (64, 65, 80), (62, 64, 80), (64, 64, 96)):
+        assert not supports(height, width, head_dim)
+        qkv = torch.zeros(1, height, width, 3 * head_dim)
+        with pytest.raises(EngineError, match=f"{height} × {width} tokens") as error:
+            global_attention(qkv, qkv, qkv, qkv, 1, TILES)
+        assert "\n" not in str(error.value)
