@@ -11,24 +11,15 @@ from torch import Tensor
 
 from samtrt.config import EncoderConfig
 from samtrt.fused.parameters import EncoderParameters
-from samtrt.kernels.global_attention import (
-    GlobalTiles,
-    global_attention,
-    relative_positions,
-    row_block,
-)
+from samtrt.kernels.device import multiprocessors
+from samtrt.kernels.hopper import global_attention as over_grid
+from samtrt.kernels.hopper import window_attention as over_window
 from samtrt.kernels.hopper.linear import (
     can_write_statistics,
     fold_layer_norm,
     normalised_linear,
     residual_linear,
     statistics_parts,
-)
-from samtrt.kernels.window_attention import (
-    WindowTiles,
-    window_attention,
-    window_places,
-    window_table,
 )
 
 
@@ -39,7 +30,7 @@ class _Block:
     qkv_weight: Tensor  # with norm1 folded in, as its bias
     qkv_bias: Tensor
     padding: Tensor  # attn.qkv.bias itself: what a padded token's row is
-    rel_pos: Tensor
+    rel_pos: Tensor  # window: window_table; global: [2, 2 * side - 1, D], h and w, times √D
     proj_weight: Tensor
     proj_bias: Tensor
     lin1_weight: Tensor  # with norm2 folded in, as its bias
@@ -65,10 +56,23 @@ class HopperTrunk:
     @staticmethod
     def supports(config: EncoderConfig) -> bool:
         """Whether the kernels know these sizes; Meta's three models among them."""
-        return can_write_statistics(config.embed_dim) and config.mlp_dim % 8 == 0
+        side, head_dim = config.grid_size, config.head_dim
+        kinds = {config.is_global(index) for index in range(config.depth)}
+        return (
+            can_write_statistics(config.embed_dim)
+            and config.mlp_dim % 8 == 0
+            and (False not in kinds or over_window.supports(head_dim, config.window_size))
+            and (True not in kinds or over_grid.supports(side, side, head_dim))
+        )
 
     def prepare(self, batch: int) -> None:
-        """Nothing to do."""
+        """Deals the windows out to the multiprocessors."""
+        config = self.config
+        side = config.grid_size
+        blocks = multiprocessors(self.device)
+        self._schedules[batch] = over_window.window_schedule(
+            batch, side, side, config.window_size, config.num_heads, blocks
+        ).to(self.device)
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
         rows = patches.shape[0]
@@ -97,19 +101,17 @@ class HopperTrunk:
         # window_partition, attn without its linears, window_unpartition
         grid = attended.view(batch, side, side, channels)
         if is_global:
-            rel_h, rel_w = self._relative_positions(batch)
-            relative_positions(qkv, block.rel_pos[0], block.rel_pos[1], rel_h, rel_w, heads)
-            global_attention(qkv, rel_h, rel_w, grid, heads, GlobalTiles(block_m=64, num_warps=4))
+            table_h, table_w = block.rel_pos
+            over_grid.global_attention(qkv, table_h, table_w, grid, heads)
         else:
-            window_attention(
+            over_window.window_attention(
                 qkv,
                 block.padding,
                 block.rel_pos,
-                self._places,
+                self._schedules[batch],
                 grid,
                 config.window_size,
                 heads,
-                WindowTiles(block_n=32, num_stages=3),
             )
         # x = shortcut + self.proj(x)
         residual_linear(attended, block.proj_weight, block.proj_bias, x, x, statistics)
@@ -123,19 +125,9 @@ class HopperTrunk:
         parts = statistics_parts(rows, self.config.embed_dim, self.device)
         return self._row_statistics[: parts * rows * 2].view(parts, rows, 2)
 
-    def _relative_positions(self, batch: int) -> tuple[Tensor, Tensor]:
-        """``rel_h`` [B, heads, H, H * W] fp32 and ``rel_w`` [B, heads, H * W, row block]."""
-        side, heads = self.config.grid_size, self.config.num_heads
-        return (
-            self._rel_h[: batch * heads * side**3].view(batch, heads, side, -1),
-            self._rel_w[: batch * heads * side**2 * row_block(side)].view(
-                batch, heads, side**2, -1
-            ),
-        )
-
     def _allocate(self, batch: int) -> None:
         config = self.config
-        side, channels, heads = config.grid_size, config.embed_dim, config.num_heads
+        side, channels = config.grid_size, config.embed_dim
         rows = batch * side * side
 
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
@@ -146,8 +138,7 @@ class HopperTrunk:
         self._attended = empty(rows, channels)
         # Never alive together: qkv and the MLP's hidden layer.
         self._workspace = empty(rows * max(3 * channels, config.mlp_dim))
-        self._rel_h = empty(rows * heads * side, dtype=torch.float32)
-        self._rel_w = empty(rows * heads * row_block(side))
+        self._schedules: dict[int, Tensor] = {}
 
     def _pack(self, parameters: EncoderParameters) -> None:
         config, fp32, matrix = self.config, parameters.fp32, parameters.matrix
@@ -155,7 +146,6 @@ class HopperTrunk:
         self._patch_weight = matrix("patch_embed.proj.weight").view(channels, -1)
         self._patch_bias = fp32("patch_embed.proj.bias")
         self._pos_embed = matrix("pos_embed").view(-1, channels)
-        self._places = window_places(config.window_size).to(self.device, self.dtype)
 
         def folded(linear: str, norm: str) -> tuple[Tensor, Tensor]:
             weight, bias = fold_layer_norm(
@@ -173,7 +163,7 @@ class HopperTrunk:
             if config.is_global(index):
                 table = torch.stack(rel_pos) * config.head_dim**0.5
             else:
-                table = window_table(*rel_pos, config.window_size)
+                table = over_window.window_table(*rel_pos, config.window_size)
             qkv_weight, qkv_bias = folded(name + "attn.qkv", name + "norm1")
             lin1_weight, lin1_bias = folded(name + "mlp.lin1", name + "norm2")
             self._blocks.append(

@@ -8,12 +8,13 @@
 //     x = (attn @ v)                                           wgmma, weights from registers
 //     x = window_unpartition(x, window_size, pad_hw, (H, W))   the copy engine's boxes
 //
-// One block a multiprocessor works through its list of units (a head of a window): one warpgroup
-// moves units in and out of two stages of shared memory; the others take tiles of 64 queries in
-// turn, so that one's softmax runs while another's products do.
+// One block a multiprocessor works through its list of units (a head of a window). Two warpgroups
+// take tiles of 64 queries in turn, so that one's softmax runs while the other's products do. Of the
+// third, a warp moves units in and out of two stages of shared memory; the helpers, its other warps,
+// take the few queries beyond whole tiles (4 of 196).
 //
 // A padded token of Meta's is zeros after norm1, so its key and value are the qkv bias: the copy
-// engine reads zeros beyond the grid, the loading warpgroup writes the bias over them.
+// engine reads zeros beyond the grid, the helpers write the bias over them.
 //
 // Compile-time constants: HEAD_DIM (64 or 80), WINDOW (1…14).
 
@@ -26,12 +27,12 @@ constexpr int HALF = 2 * WINDOW;
 constexpr int RELATIVE = (2 * HALF + 7) / 8 * 8;
 constexpr int PLACES = 32;  // columns: a one at the key's row, a one at 16 + its column
 
-constexpr int CONSUMERS = 2;
+constexpr int CONSUMERS = 2;  // warpgroups
+constexpr int HELPERS = 3;    // warps
+constexpr int HELPER_THREADS = HELPERS * WARP;
 constexpr int STAGES = 2;
 constexpr int TILE = 64;
-#ifndef FEW
-#define FEW 8  // queries that the loading warpgroup takes
-#endif
+constexpr int FEW = 8;  // queries at most that the helpers take
 constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP;
 
 // A stage in shared memory; outputs replace the queries.
@@ -56,11 +57,12 @@ constexpr u32 ONE = 0x3f80;
 #else
 constexpr u32 ONE = 0x3c00;
 #endif
-// What the warps of the loading warpgroup tell each other about the few queries that they take.
+
+// What the helpers tell each other about the few queries that they take.
 struct Few {
-    float products[8][68];            // query × table row
-    float top[4][8], sum[4][8];       // warp × query
-    u16 weights[8][VALUE_ROWS + 8];   // query × key; the rows meet different banks
+    float products[FEW][68];                        // query × table row
+    float top[HELPERS][FEW], sum[HELPERS][FEW];     // warp × query
+    alignas(16) u16 weights[FEW][VALUE_ROWS + 8];   // query × key; the rows meet different banks
 };
 
 struct Barriers {
@@ -68,6 +70,7 @@ struct Barriers {
     u64 values[STAGES];  // values have arrived
     u64 padded[STAGES];  // the bias is written; only for windows that leave the grid
     u64 done[STAGES];    // the unit's outputs are written, its keys and values free
+    u64 scores[CONSUMERS];  // the other warpgroup has its scores: this one's products may run
 };
 
 constexpr int BARRIERS_OFFSET = FEW_OFFSET + sizeof(Few);
@@ -86,11 +89,9 @@ struct Unit {
         leaves_grid = queries < KEYS;
         leaves_right = inner_w < WINDOW;
     }
-    // Queries beyond whole tiles: a few are left to the loading warpgroup, more are a tile.
+    // Queries beyond whole tiles: a few are left to the helpers, more are a tile.
     __device__ int first_left() const { return queries / TILE * TILE; }
-    __device__ bool few_are_left() const {
-        return queries % TILE != 0 && queries % TILE <= FEW;
-    }
+    __device__ bool few_are_left() const { return queries % TILE - 1 < FEW && queries % TILE > 0; }
     __device__ int tiles() const { return (queries + TILE - 1 - FEW) / TILE; }
 };
 
@@ -227,7 +228,8 @@ struct Part {
 
 // One warpgroup: TILE queries of a unit, from query `first`.
 __device__ inline void attend(char* shared, char* stage, const Unit& unit, int first, int warpgroup,
-                              u64* values_arrived, u32 parity, float scale_log2e) {
+                              u64* next_turn, u64* values_arrived, u32 parity,
+                              float scale_log2e) {
     int thread = anew(threadIdx.x), lane = thread % WARP, warp = thread / WARP % 4;
     char* queries = stage + first * 128;
     char* queries_tail = stage + QUERY_TAIL + first * 32;
@@ -265,6 +267,7 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, int f
     keep(part_a.s);
     keep(part_b.s);
     keep(part_c.s);
+    if (lane == 0) barrier_arrive(next_turn);
 
     float top[4] = {part_a.s[0], part_a.s[1], part_a.s[2], part_a.s[3]};
     part_a.raise(top, lane);
@@ -312,12 +315,13 @@ __device__ inline void load_fragment(u32 (&fragment)[4], const char* tile, const
     load_matrix_x4(shared_address(place), fragment[0], fragment[1], fragment[2], fragment[3]);
 }
 
-// The few queries from `first`, at most 8, by the warps of the loading warpgroup. Everything is
-// transposed, so that queries are the short side of mma's m16n8k16: keys · Qᵀ, Vᵀ · weightsᵀ.
+// The helpers: the few queries beyond whole tiles. Everything is transposed, so that queries are the
+// short side of mma's m16n8k16: keys · Qᵀ, Vᵀ · weightsᵀ.
 __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, int thread,
                                   float scale_log2e) {
-    constexpr int MINE = (STEPS + 3) / 4;  // steps of 16 keys a warp, at most
+    constexpr int MINE = (STEPS + HELPERS - 1) / HELPERS;  // steps of 16 keys a warp, at most
     Few& few = *reinterpret_cast<Few*>(shared + FEW_OFFSET);
+    thread = anew(thread);
     int lane = thread % WARP, warp = thread / WARP, row = lane / 4, pair = lane % 4;
     int first = unit.first_left();
 
@@ -342,17 +346,19 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, i
         }
     };
 
-    float products[4] = {};
-    multiply_queries(products, shared + TABLE_OFFSET, shared + TABLE_TAIL, 16 * warp);
+    for (int from = 16 * warp; from < RELATIVE; from += 16 * HELPERS) {
+        float products[4] = {};
+        multiply_queries(products, shared + TABLE_OFFSET, shared + TABLE_TAIL, from);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        few.products[2 * pair + i % 2][16 * warp + row + i / 2 * 8] = products[i];
+        for (int i = 0; i < 4; ++i)
+            few.products[2 * pair + i % 2][from + row + i / 2 * 8] = products[i];
+    }
     float s[MINE][4] = {};
 #pragma unroll
     for (int m = 0; m < MINE; ++m)
-        if (4 * m + warp < STEPS)
-            multiply_queries(s[m], stage + KEY_OFFSET, stage + KEY_TAIL, 16 * (4 * m + warp));
-    named_sync(1 + CONSUMERS, WARPGROUP);
+        if (HELPERS * m + warp < STEPS)
+            multiply_queries(s[m], stage + KEY_OFFSET, stage + KEY_TAIL, 16 * (HELPERS * m + warp));
+    named_sync(1 + CONSUMERS, HELPER_THREADS);
 
     const float *relative_h[2], *relative_w[2];
     float top[2], total[2] = {};
@@ -368,7 +374,7 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, i
     for (int m = 0; m < MINE; ++m)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            int key = 16 * (4 * m + warp) + row + i / 2 * 8;
+            int key = 16 * (HELPERS * m + warp) + row + i / 2 * 8;
             if (key < KEYS)
                 s[m][i] += relative_h[i % 2][key / WINDOW] + relative_w[i % 2][key % WINDOW];
             else
@@ -381,20 +387,20 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, i
             top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], distance));
         if (row == 0) few.top[warp][2 * pair + i] = top[i];
     }
-    named_sync(1 + CONSUMERS, WARPGROUP);
+    named_sync(1 + CONSUMERS, HELPER_THREADS);
 
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-        for (int other = 0; other < 4; ++other)
+        for (int other = 0; other < HELPERS; ++other)
             top[i] = fmaxf(top[i], few.top[other][2 * pair + i]);
 #pragma unroll
     for (int m = 0; m < MINE; ++m)
-        if (4 * m + warp < STEPS)
+        if (HELPERS * m + warp < STEPS)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 float p = exp2_approximate((s[m][i] - top[i % 2]) * scale_log2e);
                 total[i % 2] += p;
-                few.weights[2 * pair + i % 2][16 * (4 * m + warp) + row + i / 2 * 8] = pack(p, 0);
+                few.weights[2 * pair + i % 2][16 * (HELPERS * m + warp) + row + i / 2 * 8] = pack(p, 0);
             }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -402,16 +408,16 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, i
             total[i] += __shfl_xor_sync(0xffffffff, total[i], distance);
         if (row == 0) few.sum[warp][2 * pair + i] = total[i];
     }
-    named_sync(1 + CONSUMERS, WARPGROUP);
+    named_sync(1 + CONSUMERS, HELPER_THREADS);
 
     // A warp: 16 columns of the head, all keys.
     float share[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        for (int other = 0; other < 4; ++other) share[i] += few.sum[other][2 * pair + i];
+        for (int other = 0; other < HELPERS; ++other) share[i] += few.sum[other][2 * pair + i];
         share[i] = reciprocal_approximate(share[i]);
     }
-    for (int column = 2 * warp; column < HEAD_DIM / 8; column += 8) {
+    for (int column = 2 * warp; column < HEAD_DIM / 8; column += 2 * HELPERS) {
         float out[4] = {};
 #pragma unroll
         for (int k = 0; k < STEPS; k += 2) {
@@ -436,10 +442,10 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, i
     }
 }
 
-// Writes the bias over the keys and values of a unit that lie beyond the grid. A warpgroup.
+// The helpers: the bias over the keys and values of a unit that lie beyond the grid.
 __device__ inline void write_padding(char* stage, const Unit& unit, const u16* bias, int heads,
                                      int height, int thread) {
-    constexpr int CHUNKS = HEAD_DIM / 8, ROWS = WARPGROUP / CHUNKS;
+    constexpr int CHUNKS = HEAD_DIM / 8, ROWS = HELPER_THREADS / CHUNKS;
     if (thread >= ROWS * CHUNKS) return;
     int chunk = thread % CHUNKS;
     int inner_h = min(WINDOW, height - unit.y);
@@ -535,32 +541,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
     extern __shared__ __align__(1024) char shared[];
     Barriers& barriers = *reinterpret_cast<Barriers*>(shared + BARRIERS_OFFSET);
     Maps qkv{qkv_full, qkv_full_tail, qkv_edge, qkv_edge_tail};
-    int warpgroup = threadIdx.x / WARPGROUP;
-    bool is_loader = threadIdx.x == CONSUMERS * WARPGROUP;
+    int warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
+    bool is_copying = threadIdx.x == CONSUMERS * WARPGROUP;
     schedule += blockIdx.x * units;
+    auto entry_at = [&](int i) {
+        return i < units ? __ldg(schedule + i) : make_int4(0, 0, 0, -1);
+    };
     dependents_launch();
 
-    // The loading thread's warp starts the first copies while the others lay out the constants.
-    if (is_loader) {
+    // The copying thread's warp starts the first copies while the others lay out the constants.
+    if (is_copying) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(&barriers.keys[i], 1);
             barrier_init(&barriers.values[i], 1);
-            barrier_init(&barriers.padded[i], WARPGROUP);
-            barrier_init(&barriers.done[i], CONSUMERS * 4);
+            barrier_init(&barriers.padded[i], HELPER_THREADS);
+            barrier_init(&barriers.done[i], CONSUMERS * 4 + HELPERS);
         }
+        for (int i = 0; i < CONSUMERS; ++i) barrier_init(&barriers.scores[i], 4);
         barrier_init_fence();
+        prefetch(qkv_full);
+        prefetch(qkv_full_tail);
+        prefetch(qkv_edge);
+        prefetch(qkv_edge_tail);
+        int4 entries[STAGES];
+        for (int i = 0; i < STAGES; ++i) entries[i] = entry_at(i);
         dependency_wait();
         for (int i = 0; i < STAGES; ++i) {
-            int4 entry = i < units ? __ldg(schedule + i) : make_int4(0, 0, 0, -1);
-            if (entry.w < 0) break;
-            Unit unit(entry, height, width);
+            if (entries[i].w < 0) break;
+            Unit unit(entries[i], height, width);
             char* stage = shared + i * STAGE_BYTES;
             load_keys(stage, qkv, unit, heads, &barriers.keys[i]);
             load_queries(stage, qkv, unit, &barriers.keys[i]);
             load_values(stage, qkv, unit, heads, &barriers.values[i]);
         }
-    } else if (threadIdx.x / WARP != CONSUMERS * 4) {
-        int thread = threadIdx.x < CONSUMERS * WARPGROUP ? threadIdx.x : threadIdx.x - WARP;
+    } else if (warp != CONSUMERS * 4) {
+        int thread = warp < CONSUMERS * 4 ? threadIdx.x : threadIdx.x - WARP;
         fill_constants(shared, table, thread, THREADS - WARP);
         fence_async_proxy();
     }
@@ -569,59 +584,60 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
 
     if (warpgroup == CONSUMERS) {
         registers_shrink<136>();
-        Maps out{out_full, out_full_tail, out_edge, out_edge_tail};
-        int thread = threadIdx.x % WARPGROUP;
-        // Step i prepares unit i and replaces unit i - 1 by unit i + 1.
-        for (int i = 0; i <= units; ++i) {
-            int4 entry = i < units ? __ldg(schedule + i) : make_int4(0, 0, 0, -1);
-            if (entry.w >= 0) {
-                Unit unit(entry, height, width);
+        if (is_copying) {  // unit i goes out, unit i + STAGES comes in
+            Maps out{out_full, out_full_tail, out_edge, out_edge_tail};
+            int4 entry = entry_at(0);
+            for (int i = 0; entry.w >= 0; ++i) {
                 int at = i % STAGES;
-                u32 parity = i / STAGES % 2;
-                barrier_wait(&barriers.keys[at], parity);
-                barrier_wait(&barriers.values[at], parity);
+                char* stage = shared + at * STAGE_BYTES;
+                Unit unit(entry, height, width);
+                entry = entry_at(i + 1);
+                int4 next = entry_at(i + STAGES);
+                barrier_wait(&barriers.done[at], i / STAGES % 2);
+                out.store(stage, stage + QUERY_TAIL, unit, unit.head * HEAD_DIM);
+                store_commit();
+                if (next.w < 0) continue;
+                Unit next_unit(next, height, width);
+                load_keys(stage, qkv, next_unit, heads, &barriers.keys[at]);
+                load_values(stage, qkv, next_unit, heads, &barriers.values[at]);
+                store_wait_read<0>();
+                load_queries(stage, qkv, next_unit, &barriers.keys[at]);
+            }
+            store_wait_read<0>();
+        } else if (warp != CONSUMERS * 4) {
+            int thread = threadIdx.x % WARPGROUP - WARP;
+            int4 entry = entry_at(0);
+            for (int i = 0; entry.w >= 0; ++i) {
+                int at = i % STAGES;
+                char* stage = shared + at * STAGE_BYTES;
+                Unit unit(entry, height, width);
+                entry = entry_at(i + 1);
+                barrier_wait(&barriers.keys[at], i / STAGES % 2);
+                barrier_wait(&barriers.values[at], i / STAGES % 2);
                 if (unit.leaves_grid) {
-                    write_padding(shared + at * STAGE_BYTES, unit, bias, heads, height, thread);
+                    write_padding(stage, unit, bias, heads, height, thread);
                     fence_async_proxy();
                     barrier_arrive(&barriers.padded[at]);
                 }
-            }
-            named_sync(1 + CONSUMERS, WARPGROUP);  // no warp is more than a step behind
-            if (is_loader && i > 0) {
-                int at = (i - 1) % STAGES;
-                char* stage = shared + at * STAGE_BYTES;
-                Unit unit(__ldg(schedule + i - 1), height, width);
-                int4 next = i + 1 < units ? __ldg(schedule + i + 1) : make_int4(0, 0, 0, -1);
-                barrier_wait(&barriers.done[at], (i - 1) / STAGES % 2);
-                out.store(stage, stage + QUERY_TAIL, unit, unit.head * HEAD_DIM);
-                store_commit();
-                if (next.w >= 0) {
-                    Unit unit(next, height, width);
-                    load_keys(stage, qkv, unit, heads, &barriers.keys[at]);
-                    load_values(stage, qkv, unit, heads, &barriers.values[at]);
-                    store_wait_read<0>();
-                    load_queries(stage, qkv, unit, &barriers.keys[at]);
+                if (unit.few_are_left()) {
+                    named_sync(1 + CONSUMERS, HELPER_THREADS);  // all padding is written
+                    attend_few(shared, stage, unit, thread, scale_log2e);
+                    fence_async_proxy();
                 }
-            }
-            __syncwarp();
-            if (entry.w < 0) break;
-            Unit unit(entry, height, width);
-            if (unit.few_are_left()) {
-                attend_few(shared, shared + i % STAGES * STAGE_BYTES, unit, thread, scale_log2e);
-                fence_async_proxy();
+                __syncwarp();
+                if (threadIdx.x % WARP == 0) barrier_arrive(&barriers.done[at]);
             }
         }
-        if (is_loader) store_wait_read<0>();
         return;
     }
 
     registers_grow<184>();
     int turn = 0;  // the warpgroup that takes the next tile
-    u32 padded_parities = 0;
-    int4 entry = __ldg(schedule);
-    for (int i = 0; i < units && entry.w >= 0; ++i) {
+    u32 padded_parities = 0, scores_parity = warpgroup == 0;
+    int4 entry = entry_at(0);
+    for (int i = 0; entry.w >= 0; ++i) {
         Unit unit(entry, height, width);
-        if (i + 1 < units) entry = __ldg(schedule + i + 1);
+        entry = entry_at(i + 1);
         int at = i % STAGES;
         u32 parity = i / STAGES % 2;
         barrier_wait(&barriers.keys[at], parity);
@@ -630,10 +646,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
             padded_parities ^= 1 << at;
         }
         for (int tile = 0; tile < unit.tiles(); ++tile) {
-            if (turn == warpgroup)
+            int next = turn + 1 < CONSUMERS ? turn + 1 : 0;
+            if (turn == warpgroup) {
+#ifndef NO_TURNS
+                barrier_wait(&barriers.scores[warpgroup], scores_parity);
+                scores_parity ^= 1;
+#endif
                 attend(shared, shared + at * STAGE_BYTES, unit, tile * TILE, warpgroup,
-                       &barriers.values[at], parity, scale_log2e);
-            turn = turn + 1 < CONSUMERS ? turn + 1 : 0;
+                       &barriers.scores[next], &barriers.values[at], parity, scale_log2e);
+            }
+            turn = next;
         }
         fence_async_proxy();
         __syncwarp();
