@@ -1,21 +1,23 @@
 """Checks, then times the image encoder and its peers on one GPU, and writes a record.
 
     python benchmarks/encoder.py --models vit_h --output benchmarks/results/h200.json
+    python benchmarks/encoder.py --models vit_h --peers fast-bf16 --append --output …/h200.json
 
 A row whose output is too far from Meta's code in float64 is refused: it gets an error, not a time.
-The peers are segment_anything in eager mode, torch.compile(mode="max-autotune") of it, and
-segment_anything_fast where it is installed; the last two compile for minutes.
+Each row has two times, on a rested GPU and under sustained load (``benchmarks/timing.py``). The
+peers are segment_anything in eager mode, torch.compile(mode="max-autotune") of it, and
+segment_anything_fast where it is installed; the last two compile for minutes, so they can be added
+to a record by a later run. That run measures our batch 1 again, to be compared with.
 """
 
 import argparse
 import gc
-import os
-import subprocess
+import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +26,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.timing import event_milliseconds
+from benchmarks import report
+from benchmarks.record import Row, join, key, measured, new_run, read_record
+from benchmarks.startup import start_up
+from benchmarks.timing import PROTOCOLS, Call, measure
 from samtrt import config as sizes
-from samtrt.checkpoint import Parameters, random_parameters
+from samtrt.checkpoint import random_parameters
 from samtrt.config import EncoderConfig
+from samtrt.errors import InputError
 from samtrt.files import write_json
 from samtrt.fused import FusedImageEncoder
-from samtrt.packing import write_packed
-from samtrt.reports.benchmarking import Timing, environment, markdown_table
 from samtrt.reports.peers import encoder_arguments, meta_image_encoder
 
-INPUTS = 6  # distinct pictures, taken in turn
-CHECKED = 1  # of them compared with float64
+INPUTS = 6  # distinct batches, taken in turn
+CHECKED = 1  # pictures of the first that are compared with float64
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # Ours may be so many times as far from float64 as Meta's own code in the same precision.
 ERROR_RATIO = 2.0
-# From packed parameters on disk to the first embedding, in a process of its own.
-FIRST_EMBEDDING = """
-import sys
-import torch
-from samtrt.config import EncoderConfig
-from samtrt.fused import FusedImageEncoder
-from samtrt.packing import read_packed
-import json
-config = EncoderConfig.from_json(json.loads(sys.argv[2]))
-encoder = FusedImageEncoder(config, read_packed(sys.argv[1]), sys.argv[3])
-out = encoder(torch.zeros(1, 3, config.img_size, config.img_size, device="cuda"))
-assert out.isfinite().all().item()
-"""
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--models", nargs="+", default=["vit_h"], choices=("vit_b", "vit_l", "vit_h")
@@ -67,50 +58,22 @@ def parse_arguments() -> argparse.Namespace:
         default=["eager-fp16"],
         choices=("eager-fp32", "eager-fp16", "compile-fp16", "compile-bf16", "fast-bf16"),
     )
-    parser.add_argument("--runs", type=int, default=100, help="timed calls a row")
+    parser.add_argument("--runs", type=int, default=50, help="timed calls a row and protocol")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="of timed calls a row and protocol, at most"
+    )
     parser.add_argument("--no-startup", action="store_true", help="skip the start-up times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON record to write")
-    return parser.parse_args()
-
-
-def meta_encoder(config: EncoderConfig, parameters: Parameters, dtype: torch.dtype) -> Any:
-    with torch.device("cuda"):  # where its initialisation takes no time
-        encoder = meta_image_encoder(config)
-    tensors = {name: torch.from_numpy(t) for name, t in parameters.encoder().items()}
-    encoder.load_state_dict(tensors)
-    return encoder.to(dtype)
-
-
-def peer(name: str, config: EncoderConfig, parameters: Parameters) -> Callable[[Tensor], Tensor]:
-    """A contestant: takes and returns float32, as ours does."""
-    kind, precision = name.split("-")
-    dtype = DTYPES[precision]
-    encoder = meta_encoder(config, parameters, dtype)
-    if kind == "fast":
-        encoder = segment_anything_fast_encoder(config, parameters, dtype)
-    if kind in ("compile", "fast"):
-        encoder = torch.compile(encoder, mode="max-autotune")
-    return lambda x: encoder(x.to(dtype)).float()
-
-
-def segment_anything_fast_encoder(
-    config: EncoderConfig, parameters: Parameters, dtype: torch.dtype
-) -> Any:
-    """``segment_anything_fast``'s encoder: Meta's with its fused attention for rel_pos."""
-    from segment_anything_fast.modeling import ImageEncoderViT
-
-    encoder = ImageEncoderViT(**encoder_arguments(config))
-    encoder.load_state_dict({k: torch.from_numpy(v) for k, v in parameters.encoder().items()})
-    return encoder.eval().to("cuda", dtype)
-
-
-def without_output(options: list[str]) -> list[str]:
-    """Command-line options without ``--output`` and its value: where a record lies is no news."""
-    if "--output" not in options:
-        return options
-    place = options.index("--output")
-    return options[:place] + options[place + 2 :]
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add to the record at --output the rows that it lacks, and our batch 1 again",
+    )
+    arguments = parser.parse_args(options)
+    if arguments.append and not arguments.output:
+        parser.error("--append needs --output, the record to add to")
+    return arguments
 
 
 def relative_l2(output: Tensor, reference: Tensor) -> float:
@@ -118,28 +81,53 @@ def relative_l2(output: Tensor, reference: Tensor) -> float:
 
 
 class ModelBenchmark:
-    """All rows of one model: the pictures, the float64 reference, Meta's own errors."""
+    """All rows of one model: the pictures, the float64 reference, Meta's own errors.
 
-    def __init__(self, model: str, arguments: argparse.Namespace) -> None:
-        self.model = model
+    Attributes:
+        skipped: rows not to measure, by ``benchmarks.record.key``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: EncoderConfig,
+        arguments: argparse.Namespace,
+        skipped: set[tuple[Any, ...]],
+        device: str = "cuda",
+    ) -> None:
+        self.model, self.config, self.skipped = model, config, skipped
         self.arguments = arguments
-        self.config: EncoderConfig = getattr(sizes, model)()
-        self.parameters = random_parameters(self.config, arguments.seed)
-        generator = torch.Generator("cuda").manual_seed(arguments.seed + 1)
-        size = self.config.img_size
-        largest = max(arguments.batch_sizes)
-        count = max(INPUTS, largest)
-        self.pictures = torch.randn(count, 3, size, size, device="cuda", generator=generator)
+        self.device = torch.device(device)
+        self.parameters = random_parameters(config, arguments.seed)
+        self.tensors = {  # moved once, for every contestant
+            name: torch.from_numpy(array).to(self.device)
+            for name, array in self.parameters.encoder().items()
+        }
+        generator = torch.Generator(self.device).manual_seed(arguments.seed + 1)
+        size = config.img_size
+        count = max(INPUTS, *arguments.batch_sizes)
+        self.pictures = torch.randn(count, 3, size, size, device=self.device, generator=generator)
+        checked = self.pictures[:CHECKED]
         with torch.no_grad():
-            encoder = meta_encoder(self.config, self.parameters, torch.float64)
-            self.reference = encoder(self.pictures[:CHECKED].double())
+            self.reference = self.meta_encoder(torch.float64)(checked.double())
             self.meta_errors = {}
-            for precision in arguments.precisions:
-                encoder = meta_encoder(self.config, self.parameters, DTYPES[precision])
-                output = encoder(self.pictures[:CHECKED].to(DTYPES[precision]))
+            for precision in {*arguments.precisions, *map(precision_of, arguments.peers)}:
+                output = self.meta_encoder(DTYPES[precision])(checked.to(DTYPES[precision]))
                 self.meta_errors[precision] = relative_l2(output, self.reference)
-        del encoder
         free_memory()
+
+    def meta_encoder(self, dtype: torch.dtype, make: Any = meta_image_encoder) -> Any:
+        """Meta's encoder, or that of ``make(config)``, with the parameters in that type."""
+        with torch.device("meta"):  # nothing is allocated or initialised
+            encoder = make(self.config)
+        encoder.load_state_dict(self.tensors, assign=True)
+        return encoder.requires_grad_(False).to(dtype)
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, one by one: a peer may compile for minutes and be cut off."""
+        ours = (self.ours(precision) for precision in self.arguments.precisions)
+        peers = (self.peer(name) for name in self.arguments.peers)
+        yield from chain.from_iterable(chain(ours, peers))
 
     def batches(self, size: int) -> list[Tensor]:
         """Different batches of that many pictures, each starting at another picture."""
@@ -150,92 +138,93 @@ class ModelBenchmark:
 
     def row(
         self, name: str, precision: str, batch_size: int, call: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
+    ) -> Row:
         """Checks one contestant on the first picture, then times it."""
-        row: dict[str, Any] = {
+        row = self.head(name, precision, batch_size)
+        batches = self.batches(batch_size)
+        row["relative_l2"] = relative_l2(call(batches[0])[:CHECKED], self.reference)
+        row["meta_relative_l2"] = meta = self.meta_errors[precision]
+        bound = ERROR_RATIO * meta
+        if not row["relative_l2"] <= bound:  # (NaN too)
+            row["refused"] = f"relative L2 {row['relative_l2']:.2e} above {bound:.2e}: not timed"
+        else:
+            calls: list[Call] = [lambda x=x: call(x) for x in batches]
+            row["timings"] = measure(calls, self.arguments.runs, self.arguments.seconds)
+        return row
+
+    def head(self, name: str, precision: str, batch_size: int) -> Row:
+        return {
             "model": self.model,
             "encoder": name,
             "precision": precision,
             "batch_size": batch_size,
         }
-        batches = self.batches(batch_size)
-        output = call(batches[0])[:CHECKED]
-        row["relative_l2"] = relative_l2(output, self.reference)
-        meta = self.meta_errors.get(precision)
-        row["meta_relative_l2"] = meta
-        bound = 1e-3 if meta is None else ERROR_RATIO * meta
-        if not row["relative_l2"] <= bound:  # (NaN too)
-            row["refused"] = f"relative L2 {row['relative_l2']:.2e} above {bound:.2e}: not timed"
-        else:
-            calls: list[Callable[[], object]] = [lambda x=x: call(x) for x in batches]
-            timing = Timing.of(event_milliseconds(calls, self.arguments.runs, warmup=INPUTS))
-            row.update(p50_ms=timing.p50, p90_ms=timing.p90, best_ms=timing.best)
-            row["ms_per_image"] = timing.p50 / batch_size
-        show(row)
-        return row
 
-    def ours(self, precision: str) -> list[dict[str, Any]]:
-        rows = []
-        for batch_size in self.arguments.batch_sizes:
+    def ours(self, precision: str) -> Iterator[Row]:
+        for batch_size in sorted({1, *self.arguments.batch_sizes}):
+            is_new = key(self.head("samtrt", precision, batch_size)) not in self.skipped
+            if not is_new and batch_size > 1:
+                continue  # batch 1 is measured in every run
             free_memory()
             before = torch.cuda.memory_allocated()
             encoder = FusedImageEncoder(
-                self.config, self.parameters.encoder(), precision, max_batch_size=batch_size
+                self.config, self.tensors, precision, self.device, max_batch_size=batch_size
             )
-            weights = sum(v.size for v in self.parameters.encoder().values()) * 2
-            encoder(self.pictures[:batch_size])
-            torch.cuda.synchronize()
-            gc.collect()
             torch.cuda.reset_peak_memory_stats()
+            encoder(self.pictures[:batch_size])
+            weights = 2 * sum(tensor.numel() for tensor in self.tensors.values())
+            held = torch.cuda.max_memory_allocated() - before - weights
             row = self.row("samtrt", precision, batch_size, encoder)
-            # The pictures of the rotation are the caller's, and no part of the encoder.
-            peak = torch.cuda.max_memory_allocated() - before - weights
-            held = sum(batch.nbytes for batch in self.batches(batch_size))
-            row["memory_above_weights_mb"] = (peak - held) / 1e6
-            rows.append(row)
+            row["memory_above_weights_mb"] = held / 1e6
             del encoder
-        if not self.arguments.no_startup:
-            rows[0].update(self.start_up(precision))
-            print({key: round(rows[0][key], 2) for key in rows[0] if key.startswith("start")})
-        return rows
-
-    def start_up(self, precision: str) -> dict[str, float]:
-        """Seconds from process start to the first embedding: cold and warm kernel cache."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "encoder.engine"
-            write_packed(path, self.parameters.encoder(), precision)
-            environ = {**os.environ, "TRITON_CACHE_DIR": str(Path(folder) / "cache")}
-            seconds = []
-            for _ in range(3):
-                start = time.perf_counter()
-                config = str(self.config.to_json()).replace("'", '"')
-                subprocess.run(
-                    [sys.executable, "-c", FIRST_EMBEDDING, str(path), config, precision],
-                    env=environ,
-                    check=True,
-                    cwd=Path(__file__).resolve().parent.parent,
-                )
-                seconds.append(time.perf_counter() - start)
-        return {"startup_cold_s": seconds[0], "startup_warm_s": min(seconds[1:])}
-
-    def peers(self, name: str) -> list[dict[str, Any]]:
-        precision = name.split("-")[1]
-        start = time.perf_counter()
-        try:
-            call = peer(name, self.config, self.parameters)
-        except ImportError as error:
-            return [{"model": self.model, "encoder": name, "refused": f"not installed: {error}"}]
-        rows = []
-        with torch.no_grad():
-            for batch_size in self.arguments.batch_sizes:
+            if is_new and batch_size == 1 and not self.arguments.no_startup:
                 free_memory()
-                call(self.pictures[:batch_size])
-                torch.cuda.synchronize()
-                first = time.perf_counter() - start
-                rows.append(self.row(name, precision, batch_size, call))
-                rows[-1]["first_output_s"] = first
-                start = time.perf_counter()
-        return rows
+                row.update(start_up(self.config, self.parameters.encoder(), precision))
+            yield row
+
+    def peer(self, name: str) -> Iterator[Row]:
+        precision = precision_of(name)
+        for batch_size in self.arguments.batch_sizes:
+            if key(self.head(name, precision, batch_size)) in self.skipped:
+                continue
+            free_memory()
+            start = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    call = self.make_peer(name)
+                    call(self.pictures[:batch_size])
+                    torch.cuda.synchronize()
+                    first = time.perf_counter() - start
+                    row = self.row(name, precision, batch_size, call)
+                    row["first_output_s"] = first
+            except Exception as error:  # of code that is not ours; the other rows go on
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                row = self.head(name, precision, batch_size) | {"refused": reason[:300]}
+            yield row
+
+    def make_peer(self, name: str) -> Callable[[Tensor], Tensor]:
+        """A contestant: takes and returns float32, as ours does."""
+        kind, dtype = name.split("-")[0], DTYPES[precision_of(name)]
+        make = segment_anything_fast_encoder if kind == "fast" else meta_image_encoder
+        encoder = self.meta_encoder(dtype, make)
+        if kind in ("compile", "fast"):
+            # Each batch size by itself: the second would make dynamic shapes, and slower code.
+            torch.compiler.reset()
+            encoder = torch.compile(encoder, mode="max-autotune", dynamic=False)
+        return lambda x: encoder(x.to(dtype)).float()
+
+
+def precision_of(peer: str) -> str:
+    return peer.split("-")[1]
+
+
+def segment_anything_fast_encoder(config: EncoderConfig) -> torch.nn.Module:
+    """``segment_anything_fast``'s encoder: Meta's with its fused attention for rel_pos."""
+    from segment_anything_fast.modeling import ImageEncoderViT
+
+    encoder: torch.nn.Module = ImageEncoderViT(**encoder_arguments(config))
+    return encoder.eval()
 
 
 def free_memory() -> None:
@@ -243,51 +232,86 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def show(row: dict[str, Any]) -> None:
+def show(row: Row) -> None:
     head = f"{row['model']} {row['encoder']:12s} {row['precision']} batch {row['batch_size']}"
     if "refused" in row:
         print(f"{head}: REFUSED, {row['refused']}", flush=True)
         return
-    meta = row["meta_relative_l2"]
-    ratio = f" ({row['relative_l2'] / meta:.2f} x Meta's)" if meta else ""
+    times = [
+        f"{name} {t['p50_ms']:.3f} (p90 {t['p90_ms']:.3f})" for name, t in row["timings"].items()
+    ]
+    ratio = row["relative_l2"] / row["meta_relative_l2"]
     print(
-        f"{head}: p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f}, "
-        f"{row['ms_per_image']:.3f} ms/image, relative L2 {row['relative_l2']:.2e}{ratio}",
+        f"{head}: ms {', '.join(times)}; relative L2 {row['relative_l2']:.2e} "
+        f"({ratio:.2f} x Meta's)",
         flush=True,
     )
+    load = row["timings"]["sustained"]
+    if load["sm_clock_mhz"]:
+        print(
+            f"    under load: {load['sm_clock_mhz']:.0f} MHz, {load['power_w']:.0f} W", flush=True
+        )
+    if "startup_cold_s" in row:
+        print(f"    start: cold {row['startup_cold_s']:.1f} s, warm {row['startup_warm_s']:.1f} s")
+
+
+def command_line(options: list[str]) -> str:
+    """The command without ``--output``: where a record lies is no news."""
+    kept = list(options)
+    if "--output" in kept:
+        place = kept.index("--output")
+        del kept[place : place + 2]
+    return shlex.join(["python", "benchmarks/encoder.py", *kept])
+
+
+def start_record(arguments: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
+    """A new record, or the one to add to.
+
+    Raises:
+        InputError: this run's rows could not be compared with those of the record.
+    """
+    note = f"seeded random weights (seed {arguments.seed}), rel_pos and pos_embed too"
+    if arguments.append:
+        record = read_record(arguments.output)
+        join(record, run, note)
+        return record
+    return {"note": note, "protocols": PROTOCOLS, "runs": [run], "rows": []}
+
+
+def collect(
+    record: dict[str, Any], run: dict[str, Any], rows: Iterable[Row], output: Path | None
+) -> list[Row]:
+    """Rows into the record, which is written after each; those that were refused."""
+    refused = []
+    for row in rows:
+        record["rows"].append(row | {"run": run["id"]})
+        show(row)
+        if "refused" in row:
+            refused.append(row)
+        if output:
+            write_json(output, record)
+    return refused
 
 
 def main() -> None:
     arguments = parse_arguments()
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark needs an NVIDIA GPU, and there is none")
-    record: dict[str, Any] = {
-        "environment": environment(),
-        "note": f"seeded random weights (seed {arguments.seed}), rel_pos and pos_embed too",
-        "command": f"python benchmarks/encoder.py {' '.join(without_output(sys.argv[1:]))}",
-        "rows": [],
-    }
+    run = new_run(command_line(sys.argv[1:]))
+    try:
+        record = start_record(arguments, run)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    skipped = measured(record)
+    refused: list[Row] = []
     for model in arguments.models:
-        benchmark = ModelBenchmark(model, arguments)
-        contestants = [partial(benchmark.ours, precision) for precision in arguments.precisions]
-        contestants += [partial(benchmark.peers, name) for name in arguments.peers]
-        for contestant in contestants:
-            record["rows"] += contestant()
-            if arguments.output:  # each time: a peer may compile for minutes and be cut off
-                write_json(arguments.output, record)
-    rows = [
-        [
-            row["model"],
-            row["encoder"],
-            row["precision"],
-            str(row["batch_size"]),
-            f"{row['ms_per_image']:.2f}",
-            f"{row['relative_l2']:.1e}",
-        ]
-        for row in record["rows"]
-        if "p50_ms" in row
-    ]
-    print(markdown_table(["model", "encoder", "precision", "batch", "ms/image", "error"], rows))
+        benchmark = ModelBenchmark(model, getattr(sizes, model)(), arguments, skipped)
+        refused += collect(record, run, benchmark.rows(), arguments.output)
+        del benchmark
+        free_memory()
+    print(report.table(record))
+    if refused:
+        sys.exit(f"error: {len(refused)} rows were refused")
 
 
 if __name__ == "__main__":

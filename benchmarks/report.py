@@ -8,21 +8,25 @@ status says whether the documents agree with the record.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.record import Row, key, read_record
+from samtrt.errors import SamtrtError
 from samtrt.files import replacing
 from samtrt.reports.benchmarking import describe, markdown_table, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "h200_vit_h_version1.json"  # what the documents show
 BEGIN, END = "<!-- encoder benchmark: begin -->", "<!-- encoder benchmark: end -->"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+OURS = "samtrt"
 TITLES = {
-    "samtrt": "**samtrt**",
+    OURS: "**samtrt**",
     "eager-fp32": "segment_anything",
     "eager-fp16": "segment_anything",
     "compile-fp16": "torch.compile, max-autotune",
@@ -34,37 +38,117 @@ MODELS = {"vit_b": "ViT-B", "vit_l": "ViT-L", "vit_h": "ViT-H"}
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="JSON written by benchmarks/encoder.py")
+    parser.add_argument(
+        "record",
+        type=Path,
+        nargs="?",
+        default=RECORD,
+        help=f"JSON written by benchmarks/encoder.py; default: {RECORD.relative_to(ROOT)}",
+    )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--plot", type=Path, help="PNG to write; default: beside the record")
     return parser.parse_args()
 
 
+def timed_rows(record: dict[str, Any]) -> list[Row]:
+    """The first row of each contestant and batch size that has a time."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in record["rows"]:
+        if "timings" in row:
+            first.setdefault(key(row), row)
+    return list(first.values())
+
+
+def our_batch_1(record: dict[str, Any], like: Row) -> Row | None:
+    """Our fp16 row at batch 1 from the run that measured ``like``: bf16 where there is none."""
+    candidates = [
+        row
+        for row in record["rows"]
+        if "timings" in row
+        and (row["run"], row["model"]) == (like["run"], like["model"])
+        and (row["encoder"], row["batch_size"]) == (OURS, 1)
+    ]
+    return min(candidates, key=lambda row: row["precision"] != "fp16", default=None)
+
+
+def per_image(row: Row, protocol: str) -> float:
+    """Milliseconds an image."""
+    return float(row["timings"][protocol]["p50_ms"] / row["batch_size"])
+
+
 def table(record: dict[str, Any]) -> str:
-    """The rows of a record as Markdown: milliseconds an image by batch size."""
-    rows = [row for row in record["rows"] if "ms_per_image" in row]
+    """The rows of a record as Markdown: milliseconds an image by batch size, by protocol."""
+    rows = timed_rows(record)
     batch_sizes = sorted({row["batch_size"] for row in rows})
-    contestants: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    contestants: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in rows:
-        key = (row["model"], row["encoder"], row["precision"])
-        contestants.setdefault(key, {})[row["batch_size"]] = row
-    header = ["model", "encoder", "precision"]
+        name = (row["model"], row["encoder"], row["precision"])
+        contestants.setdefault(name, {})[row["batch_size"]] = row
+    header = ["model", "encoder", "precision", "protocol"]
     header += [f"batch {size}, ms/image" for size in batch_sizes]
-    header += ["relative L2 error"]
+    header += ["batch 1, × ours", "relative L2 error"]
     lines = []
-    for (model, encoder, precision), by_batch in contestants.items():
-        cells = [MODELS[model], TITLES[encoder], precision]
-        cells += [
-            f"{by_batch[size]['ms_per_image']:.2f}" if size in by_batch else "–"
-            for size in batch_sizes
-        ]
-        cells.append(f"{next(iter(by_batch.values()))['relative_l2']:.1e}")
-        lines.append(cells)
-    note = (
-        f"{describe(record['environment'])}; {record['note']}; median of CUDA-event times, "
-        f"error against float64. Made by `{record['command']}`."
-    )
-    return f"{markdown_table(header, lines)}\n\n{note}"
+    for protocol in record["protocols"]:
+        for (model, encoder, precision), by_batch in contestants.items():
+            cells = [MODELS[model], TITLES[encoder], precision, protocol]
+            cells += [
+                f"{per_image(by_batch[size], protocol):.2f}" if size in by_batch else "–"
+                for size in batch_sizes
+            ]
+            ours = our_batch_1(record, by_batch[1]) if 1 in by_batch else None
+            ratio = per_image(by_batch[1], protocol) / per_image(ours, protocol) if ours else None
+            cells.append(f"{ratio:.2f}" if ratio else "–")
+            cells.append(f"{next(iter(by_batch.values()))['relative_l2']:.1e}")
+            lines.append(cells)
+    return f"{markdown_table(header, lines)}\n\n{' '.join(notes(record))}"
+
+
+def notes(record: dict[str, Any]) -> Iterator[str]:
+    """What the figures mean, and how they were made."""
+    runs = record["runs"]
+    protocols = "; ".join(f"{name}: {text}" for name, text in record["protocols"].items())
+    yield f"{describe(runs[0]['environment'])}; {record['note']}."
+    yield f"Medians of CUDA-event times ({protocols}); error against float64."
+    load = next((row["timings"].get("sustained", {}) for row in timed_rows(record)), {})
+    if load.get("sm_clock_mhz"):
+        yield (
+            f"Under sustained load our batch 1 runs at {load['sm_clock_mhz']:.0f} MHz and "
+            f"{load['power_w']:.0f} W."
+        )
+    if len(runs) > 1:
+        yield from drift(record)
+    commands = ", then ".join(f"`{run['command']}`" for run in runs)
+    yield f"Made by {commands}."
+
+
+def drift(record: dict[str, Any]) -> Iterator[str]:
+    """Our batch 1 in each of several runs: ratios are taken within one."""
+    controls: dict[tuple[str, str], list[Row]] = {}
+    for row in record["rows"]:
+        if (row["encoder"], row["batch_size"]) == (OURS, 1) and "timings" in row:
+            controls.setdefault((row["model"], row["precision"]), []).append(row)
+    for (model, precision), rows in controls.items():
+        if len(rows) > 1:
+            times = [
+                f"{protocol} {', '.join(f'{per_image(row, protocol):.2f}' for row in rows)}"
+                for protocol in record["protocols"]
+            ]
+            yield (
+                f"Measured in {len(rows)} runs, our {MODELS[model]} {precision} batch 1 took "
+                f"{'; '.join(times)} ms; a peer is compared within its own run."
+            )
+
+
+def throughput(record: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """Images a second: protocol → contestant → batch size."""
+    panels: dict[str, dict[str, dict[int, float]]] = {}
+    for protocol, text in record["protocols"].items():
+        panel = panels.setdefault(f"{protocol}: {text}", {})
+        for row in timed_rows(record):
+            if row["model"] == "vit_h":
+                name = f"{TITLES[row['encoder']].strip('*')} {row['precision']}"
+                panel.setdefault(name, {})[row["batch_size"]] = 1000 / per_image(row, protocol)
+    return panels
 
 
 def replaced(text: str, content: str) -> str:
@@ -76,7 +160,10 @@ def replaced(text: str, content: str) -> str:
 
 def main() -> None:
     arguments = parse_arguments()
-    record = json.loads(arguments.record.read_text("utf-8"))
+    try:
+        record = read_record(arguments.record)
+    except SamtrtError as error:
+        sys.exit(f"error: {error}")
     content = table(record)
     stale = []
     for document in DOCUMENTS:
@@ -93,15 +180,11 @@ def main() -> None:
     if arguments.check:
         sys.exit(f"error: not as in the record: {', '.join(stale)}" if stale else 0)
 
-    throughput: dict[str, dict[int, float]] = {}
-    for row in record["rows"]:
-        if row["model"] == "vit_h" and "ms_per_image" in row:
-            name = f"{TITLES[row['encoder']].strip('*')} {row['precision']}"
-            throughput.setdefault(name, {})[row["batch_size"]] = 1000 / row["ms_per_image"]
-    plot = arguments.plot or arguments.record.with_suffix(".png")
-    plot_throughput(
-        plot, throughput, "SAM ViT-H image encoder, 1024 × 1024", describe(record["environment"])
-    )
+    panels = throughput(record)
+    if any(panels.values()):
+        title = "SAM ViT-H image encoder, 1024 × 1024"
+        plot = arguments.plot or arguments.record.with_suffix(".png")
+        plot_throughput(plot, panels, title, describe(record["runs"][0]["environment"]))
     print(content)
 
 

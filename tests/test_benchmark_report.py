@@ -1,6 +1,5 @@
 """The tables that documents take from benchmark records, and the benchmark's refusals."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,51 +7,106 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+
+from samtrt.reports.benchmarking import plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
+from benchmarks.record import Row, read_record  # noqa: E402
 
 
-def record(*rows: dict[str, Any]) -> dict[str, Any]:
-    common = {"model": "vit_h", "precision": "fp16", "relative_l2": 1.6e-3}
+def row(encoder: str, batch_size: int, single: float, sustained: float, **more: Any) -> Row:
+    """A row with those medians."""
     return {
-        "environment": {
-            "cpu": "a processor",
-            "torch_threads": 2,
-            "gpu": "NVIDIA H200",
-            "packages": {"torch": "2.11.0"},
-            "python": "3.12.3",
-        },
-        "note": "seeded random weights",
-        "command": "python benchmarks/encoder.py",
-        "rows": [{**common, **row} for row in rows],
+        "model": "vit_h",
+        "encoder": encoder,
+        "precision": "fp16",
+        "batch_size": batch_size,
+        "relative_l2": 1.6e-3,
+        "run": "a",
+        "timings": {"single": {"p50_ms": single}, "sustained": {"p50_ms": sustained}},
+        **more,
     }
 
 
-def test_a_row_a_contestant_and_a_column_a_batch_size() -> None:
+def record(*rows: Row, runs: str = "a") -> dict[str, Any]:
+    machine = {
+        "cpu": "a processor",
+        "torch_threads": 2,
+        "gpu": "NVIDIA H200",
+        "packages": {"torch": "2.11.0"},
+        "python": "3.12.3",
+    }
+    return {
+        "note": "seeded random weights",
+        "protocols": {"single": "a rested GPU", "sustained": "back to back"},
+        "runs": [{"id": run, "environment": machine, "command": f"bench {run}"} for run in runs],
+        "rows": list(rows),
+    }
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_a_row_a_contestant_and_protocol_and_a_column_a_batch_size() -> None:
+    refused = row("fast-bf16", 1, 0, 0) | {"refused": "relative L2 0.3: not timed"}
+    del refused["timings"]
     text = report.table(
         record(
-            {"encoder": "samtrt", "batch_size": 1, "ms_per_image": 12.248},
-            {"encoder": "samtrt", "batch_size": 4, "ms_per_image": 11.783},
-            {"encoder": "eager-fp16", "batch_size": 1, "ms_per_image": 43.9},
-            {"encoder": "fast-bf16", "batch_size": 1, "refused": "relative L2 0.3: not timed"},
+            row("samtrt", 1, 9.6, 10.8),
+            row("samtrt", 4, 36.8, 44.0),
+            row("eager-fp16", 1, 43.9, 48.6),
+            refused,
         )
     )
     lines = text.splitlines()
-    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        "ViT-H",
-        "**samtrt**",
-        "fp16",
-        "12.25",
-        "11.78",
-        "1.6e-03",
+    assert cells(lines[2]) == [
+        *("ViT-H", "**samtrt**", "fp16", "single"),
+        *("9.60", "9.20", "1.00", "1.6e-03"),
     ]
-    assert [cell.strip() for cell in lines[3].split("|")[4:6]] == ["43.90", "–"]
+    assert cells(lines[3])[3:7] == ["single", "43.90", "–", "4.57"]
+    assert cells(lines[4])[3:7] == ["sustained", "10.80", "11.00", "1.00"]
+    assert cells(lines[5])[3:7] == ["sustained", "48.60", "–", "4.50"]
     assert "segment_anything_fast" not in text  # what was refused has no time to show
-    assert "NVIDIA H200" in lines[-1]
-    assert "seeded random weights" in lines[-1]
+    for part in ("NVIDIA H200", "seeded random weights", "single: a rested GPU", "`bench a`"):
+        assert part in lines[-1]
+
+
+def test_a_peer_is_compared_with_our_row_of_its_own_run() -> None:
+    text = report.table(
+        record(
+            row("samtrt", 1, 10.0, 11.0),
+            row("samtrt", 1, 10.5, 11.5, run="b"),
+            row("eager-fp16", 1, 42.0, 46.0, run="b"),
+            runs="ab",
+        )
+    )
+    assert cells(text.splitlines()[2])[4:6] == ["10.00", "1.00"]  # the first run's stands
+    assert cells(text.splitlines()[3])[4:6] == ["42.00", "4.00"]  # by 10.5
+    assert "took single 10.00, 10.50; sustained 11.00, 11.50 ms" in text
+    assert "`bench a`, then `bench b`" in text
+
+
+def test_clock_and_power_under_load_are_told() -> None:
+    ours = row("samtrt", 1, 10.0, 11.0)
+    ours["timings"]["sustained"] |= {"sm_clock_mhz": 1612.0, "power_w": 695.4}
+    assert "at 1612 MHz and 695 W" in report.table(record(ours))
+
+
+def test_the_plot_has_a_panel_a_protocol(tmp_path: Path) -> None:
+    made = record(row("samtrt", 1, 10.0, 12.5), row("eager-fp16", 1, 40.0, 50.0))
+    panels = report.throughput(made)
+    assert list(panels.values()) == [
+        {"samtrt fp16": {1: 100.0}, "segment_anything fp16": {1: 25.0}},
+        {"samtrt fp16": {1: 80.0}, "segment_anything fp16": {1: 20.0}},
+    ]
+    plot_throughput(tmp_path / "plot.png", panels, "title", "environment")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1500
 
 
 def test_only_the_marked_part_of_a_document_changes() -> None:
@@ -66,11 +120,13 @@ def test_only_the_marked_part_of_a_document_changes() -> None:
     "path", sorted((ROOT / "benchmarks" / "results").glob("h200_vit_h*.json")), ids=lambda p: p.stem
 )
 def test_committed_records_are_tables(path: Path) -> None:
-    loaded = json.loads(path.read_text("utf-8"))
+    loaded = read_record(path)
     text = report.table(loaded)
-    for row in loaded["rows"]:
+    assert report.timed_rows(loaded)
+    for row in report.timed_rows(loaded):
         assert row["relative_l2"] <= 2 * row["meta_relative_l2"]
-        assert f"{row['ms_per_image']:.2f}" in text
+        for protocol in loaded["protocols"]:
+            assert f"{report.per_image(row, protocol):.2f}" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -124,7 +124,7 @@ def main() -> None:
         throughput: dict[str, dict[int, float]] = {}
         for row in rows:
             throughput.setdefault(row.name, {})[row.batch_size] = row.images_per_second
-        plot_throughput(arguments.plot, throughput, title, describe(record))
+        plot_throughput(arguments.plot, {"": throughput}, title, describe(record))
 
 
 if __name__ == "__main__":

@@ -139,12 +139,15 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot_throughput(
-    path: str | Path, throughput: Mapping[str, Mapping[int, float]], title: str, subtitle: str
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]],
+    title: str,
+    subtitle: str,
 ) -> None:
     """Draws images/s by batch size as grouped bars, one colour a contestant, as a PNG.
 
     Args:
-        throughput: contestant → batch size → images per second.
+        panels: beside each other, by heading: contestant → batch size → images per second.
         subtitle: the environment.
 
     Raises:
@@ -153,22 +156,33 @@ def plot_throughput(
     # Imported here: nothing else needs it, and it takes half a second.
     from matplotlib.figure import Figure
 
-    batches = sorted({batch for by_batch in throughput.values() for batch in by_batch})
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    width = 0.8 / len(throughput)
-    for index, (name, by_batch) in enumerate(throughput.items()):
-        places = [batches.index(batch) + (index + 0.5) * width - 0.4 for batch in by_batch]
-        bars = axes.bar(places, list(by_batch.values()), width, label=name)
-        axes.bar_label(bars, fmt="{:.3g}", padding=2, fontsize=8)
-    axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("images per second")
-    axes.margins(y=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
+    figure = Figure(figsize=(3 + 5 * len(panels), 4.5), dpi=150, layout="constrained")
+    (row,) = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (heading, throughput) in zip(row, panels.items(), strict=True):
+        batches = sorted({batch for by_batch in throughput.values() for batch in by_batch})
+        width = 0.8 / max(1, len(throughput))
+        for index, (name, by_batch) in enumerate(throughput.items()):
+            places = [batches.index(batch) + (index + 0.5) * width - 0.4 for batch in by_batch]
+            bars = axes.bar(places, list(by_batch.values()), width, label=name)
+            axes.bar_label(bars, fmt="{:.3g}", padding=2, fontsize=8)
+        axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+        axes.set_xlabel("batch size")
+        axes.set_title(heading, fontsize=9)
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylabel("images per second")
+    handles, names = row[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=4,
+        title=subtitle,
+        title_fontsize=7,
+    )
     figure.suptitle(title, fontsize=12)
-    axes.set_title(subtitle, fontsize=7, color="0.4")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
