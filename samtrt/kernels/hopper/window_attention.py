@@ -3,8 +3,6 @@
 The counterpart of ``samtrt.kernels.window_attention``, whose semantics it shares.
 """
 
-import heapq
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,9 @@ LOG2_E = 1.4426950408889634
 THREADS = 384
 TILE = 64  # queries
 FEW = 8  # queries beyond whole tiles that are no tile of their own
+# What a tile of queries takes and what a unit takes beside its tiles, relative to each other.
+TILE_WORK, UNIT_WORK = 4, 1
+_Work = tuple[int, tuple[int, int, int, int]]  # of a unit, and its entry in the schedule
 # Dynamic shared memory: all that a block may have.
 SHARED_BYTES = 227 * 1024
 
@@ -72,35 +73,70 @@ def window_schedule(
 ) -> Tensor:
     """Which heads of which windows each block works on: [blocks, units, 4], int32.
 
-    A unit is (first column, first row, image, head). The longest come first, each to the block with
-    the least work so far; lists that are shorter end with heads of -1.
+    A unit is (first column, first row, image, head). The blocks' work is as even as handing out the
+    longest first and then exchanging units in pairs makes it. A block does its longest first; lists
+    that are shorter end with heads of -1.
 
     Args:
         batch, height, width: the grid.
         blocks: at most as many as run at once; fewer where there are fewer units.
     """
-    units: list[tuple[int, tuple[int, int, int, int]]] = []
+    units: list[_Work] = []
     for y in range(0, height, window_size):
         for x in range(0, width, window_size):
             queries = min(window_size, height - y) * min(window_size, width - x)
-            # In quarters of a tile of queries: a unit has some work of its own.
-            work = 4 * ((queries + TILE - 1 - FEW) // TILE) + 1
+            work = TILE_WORK * ((queries + TILE - 1 - FEW) // TILE) + UNIT_WORK
             units += [
                 (work, (x, y, image, head)) for image in range(batch) for head in range(num_heads)
             ]
-    units.sort(key=lambda unit: -unit[0])
-    blocks = min(blocks, len(units))
-    lists: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
-    loads = [(0, block) for block in range(blocks)]
-    for work, unit in units:
-        load, block = heapq.heappop(loads)
-        lists[block].append(unit)
-        heapq.heappush(loads, (load + work, block))
-    schedule = torch.zeros(blocks, max(map(len, lists)), 4, dtype=torch.int32)
+    lists = _share(units, min(blocks, len(units)))
+    schedule = torch.zeros(len(lists), max(map(len, lists)), 4, dtype=torch.int32)
     schedule[..., 3] = -1
-    for block, entries in enumerate(lists):
+    for block, share in enumerate(lists):
+        entries = [entry for _, entry in sorted(share, key=lambda unit: -unit[0])]
         schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
     return schedule
+
+
+def _share(units: list[_Work], blocks: int) -> list[list[_Work]]:
+    """Units for each block, with the largest sum of work small."""
+    lists: list[list[_Work]] = [[] for _ in range(blocks)]
+    loads = [0] * blocks
+    for unit in sorted(units, key=lambda unit: -unit[0]):
+        block = loads.index(min(loads))
+        lists[block].append(unit)
+        loads[block] += unit[0]
+    while True:
+        heavy = loads.index(max(loads))
+        for other in range(blocks):
+            exchange = _exchange(lists[heavy], lists[other], loads[heavy], loads[other])
+            if exchange is not None:
+                break
+        else:
+            return lists
+        give, take = exchange
+        lists[heavy].remove(give)
+        lists[other].append(give)
+        if take is not None:
+            lists[other].remove(take)
+            lists[heavy].append(take)
+        moved = give[0] - (take[0] if take else 0)
+        loads[heavy] -= moved
+        loads[other] += moved
+
+
+def _exchange(
+    heavy: list[_Work], other: list[_Work], heavy_load: int, other_load: int
+) -> tuple[_Work, _Work | None] | None:
+    """A unit to give to the other block, and one or none to take, so that both have less work."""
+    gives = {unit[0]: unit for unit in heavy}.values()  # one of each size will do
+    takes = [None, *{unit[0]: unit for unit in other}.values()]
+    for give in gives:
+        for take in takes:
+            moved = give[0] - (take[0] if take else 0)
+            if 0 < moved < heavy_load - other_load:
+                return give, take
+    return None
 
 
 def window_attention(
@@ -115,7 +151,8 @@ def window_attention(
     """``window_partition``, ``Attention.forward`` without its linears, ``window_unpartition``.
 
     Args:
-        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, contiguous: ``attn.qkv`` of the real tokens.
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, rows contiguous: ``attn.qkv`` of the real
+            tokens.
         qkv_bias: [3 * heads * D], the type of ``qkv``: what a padded token's row would be.
         table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
         schedule: ``window_schedule`` of these sizes, on the GPU; a parameter, like ``qkv_bias`` and
@@ -149,6 +186,6 @@ def _boxes(tensor: Tensor, columns: int, box_width: int, box_height: int) -> Ten
     return TensorMap(
         tensor,
         (channels, width, height, batch),
-        (channels, width * channels, height * width * channels),
+        tensor.stride()[2::-1],
         (columns, box_width, box_height, 1),
     )
