@@ -2,12 +2,17 @@
 
     python benchmarks/profile_encoder.py --model vit_h --output benchmarks/results/h200_kernels.json
 
-The times come from PyTorch's profiler over replays of the captured graph.
+The times come from PyTorch's profiler over single calls on a rested GPU (benchmarks/timing.py).
+Launches overlap: one may start while the one before it drains. So each is charged the time from the
+end of the launch before it to its own end, and the charges add up to the time of the call.
 """
 
 import argparse
+import statistics
 import sys
-from collections import defaultdict
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +21,59 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import graph_microseconds
+from benchmarks.timing import (
+    PAUSE,
+    PROTOCOLS,
+    SPIN,
+    graph_microseconds,
+    single_milliseconds,
+)
 from samtrt import config as sizes
 from samtrt.checkpoint import random_parameters
 from samtrt.config import EncoderConfig
+from samtrt.errors import SamtrtError
 from samtrt.files import write_json
 from samtrt.fused import FusedImageEncoder
 from samtrt.reports.benchmarking import environment, markdown_table
 
 REPLAYS = 10
-# A launch is told by its kernel name; what lies between two of these is cuBLAS, told by place.
+SPIN_KERNEL = "spin_kernel"  # torch.cuda._sleep: it stands before each replay
+# Kernels that do one thing, wherever they stand.
 NAMED = {
     "_patchify_kernel": "patchify",
-    "_layer_norm_kernel": "layer_norm",
+    "_layer_norm_kernel": "LayerNorm",
     "_window_attention_kernel": "window attention",
+    "window_attention": "window attention",
     "_relative_positions_kernel": "relative positions",
     "_global_attention_kernel": "global attention",
-    "_linear_gelu_kernel": "lin1 + gelu",
-    "_layer_norm_to_nchw_kernel": "layer_norm to nchw",
+    "global_attention": "global attention",
+    "_linear_gelu_kernel": "lin1",
+    "_gelu_kernel": "GELU",
 }
-AFTER = {
+# Any other kernel is a product (`linear`, cuBLAS) unless its name has one of these.
+COPIES = ("Memset", "Memcpy", "elementwise")
+# Which product it is, is told by the step before it; a qkv after the last block is the neck. A kernel
+# that takes the place of several products needs an entry in NAMED, here (what would follow), and in
+# work().
+NEXT_PRODUCT = {
     "patchify": "patch embedding",
-    "layer_norm": "qkv",
+    "patch embedding": "qkv",
     "window attention": "proj",
     "global attention": "proj",
-    "lin1 + gelu": "lin2",
+    "proj": "lin1",
+    "lin1": "lin2",
+    "lin2": "qkv",
 }
+ATTENTIONS = ("window attention", "global attention")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's time on the GPU, in microseconds."""
+
+    start: float
+    end: float
+    kernel: str
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,118 +89,204 @@ def ceilings(dtype: torch.dtype) -> tuple[float, float]:
     """Measured here: TFLOP/s of a large product of random matrices, TB/s of a large copy."""
     a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    product = graph_microseconds([lambda: torch.mm(a, b, out=out)] * 4, 10)
+    product = graph_microseconds([lambda: torch.mm(a, b, out=out)])
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
-    copy = graph_microseconds([lambda: target.copy_(source)] * 2, 10)
+    copy = graph_microseconds([lambda: target.copy_(source)])
     return 2 * 8192**3 / product / 1e6, 2 * source.nbytes / copy / 1e6
 
 
 def work(config: EncoderConfig, batch: int) -> dict[str, tuple[float, float]]:
     """FLOP and least bytes of one launch of each stage."""
-    c, tokens = config.embed_dim, batch * config.grid_size**2
-    window = config.window_size**2
+    c, side, tokens = config.embed_dim, config.grid_size, batch * config.grid_size**2
 
     def linear(n: int, k: int, reads: int = 0) -> tuple[float, float]:
         return 2.0 * tokens * n * k, 2.0 * (tokens * (n + k + reads) + n * k)
 
-    attention = 2.0 * tokens * 4 * c
+    def attention(span: int) -> tuple[float, float]:
+        # Real queries alone. Each meets span² keys (a padded one has its share of the softmax) in
+        # q·kᵀ and in weights · V, and span rows of each table of relative positions.
+        return 2.0 * tokens * c * (2 * span**2 + 2 * span), 2.0 * tokens * 4 * c
+
     return {
         "patch embedding": linear(c, 3 * config.patch_size**2, c),
-        "layer_norm": (0.0, 4.0 * tokens * c),
+        "LayerNorm": (0.0, 4.0 * tokens * c),
         "qkv": linear(3 * c, c),
         "proj": linear(c, c, c),
-        "lin1 + gelu": linear(config.mlp_dim, c),
+        "lin1": linear(config.mlp_dim, c),
         "lin2": linear(c, config.mlp_dim, c),
-        "window attention": (4.0 * tokens * window * c, attention),
-        "global attention": (4.0 * tokens * config.grid_size**2 * c, attention),
+        "window attention": attention(config.window_size),
+        "global attention": attention(side),
     }
 
 
-def stages(events: list[tuple[float, float, str]]) -> dict[str, tuple[float, int]]:
-    """Microseconds and launches of each stage, from (start, duration, kernel name)."""
-    result: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    before = ""
-    for _, duration, name in sorted(events):
-        stage = next((NAMED[key] for key in NAMED if name.startswith(key)), "")
-        if stage:
-            before = stage
+def stages(kernels: Sequence[str], depth: int) -> list[str]:
+    """What each launch of a forward does, from the kernels' names in their order."""
+    result = []
+    before, attentions = "", 0
+    for kernel in kernels:
+        if any(part in kernel for part in COPIES):
+            stage = "copies"
+        elif before == "neck":
+            stage = "neck"
+        elif kernel in NAMED:
+            stage = NAMED[kernel]
         else:
-            stage = AFTER.get(before, "copies and neck")
-            if "Memset" in name:  # some of cuBLASLt's algorithms clear a counter first
-                stage = "cuBLASLt's memsets"
-            elif "Memcpy" in name or "elementwise" in name or "conv" in name.lower():
-                stage = "copies and neck"
-        total, count = result[stage]
-        result[stage] = (total + duration, count + 1)
+            stage = NEXT_PRODUCT.get(before, "other")
+            if stage == "qkv" and attentions == depth:
+                stage = "neck"
+        attentions += stage in ATTENTIONS
+        if stage in NEXT_PRODUCT or stage == "neck":
+            before = stage
+        result.append(stage)
     return result
+
+
+def replays(launches: Sequence[Launch]) -> list[list[Launch]]:
+    """The launches of each replay: those after a spin."""
+    result: list[list[Launch]] = []
+    for launch in sorted(launches, key=lambda launch: launch.start):
+        if SPIN_KERNEL in launch.kernel:
+            result.append([])
+        elif result:
+            result[-1].append(launch)
+    return result
+
+
+def charges(replay: Sequence[Launch]) -> list[float]:
+    """Microseconds of each launch, from the end of the one before it to its own end."""
+    result = []
+    clock = replay[0].start
+    for launch in replay:
+        result.append(max(0.0, launch.end - clock))
+        clock = max(clock, launch.end)
+    return result
+
+
+def breakdown(launches: Sequence[Launch], depth: int) -> dict[str, list[float]]:
+    """Stage → microseconds of each of its launches in one call, medians over the replays.
+
+    Raises:
+        SamtrtError: the replays are not the same launches.
+    """
+    every = replays(launches)
+    schedules = {tuple(launch.kernel for launch in replay) for replay in every}
+    if len(schedules) != 1 or not min(schedules):
+        raise SamtrtError(
+            f"{len(every)} replays gave {len(schedules)} different schedules, expected one: "
+            "the profiler lost events; run it again"
+        )
+    times = zip(*map(charges, every), strict=True)
+    result: dict[str, list[float]] = {}
+    for stage, charged in zip(stages(min(schedules), depth), times, strict=True):
+        result.setdefault(stage, []).append(statistics.median(charged))
+    return result
+
+
+def profiled(encoder: FusedImageEncoder, x: torch.Tensor) -> list[Launch]:
+    """Every kernel of ``REPLAYS`` calls on a rested GPU."""
+    for _ in range(5):
+        encoder(x)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(REPLAYS):
+            time.sleep(PAUSE)
+            torch.cuda._sleep(SPIN)
+            encoder(x)
+            torch.cuda.synchronize()
+    return [
+        Launch(event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+
+
+def rows(
+    times: dict[str, list[float]],
+    needs: dict[str, tuple[float, float]],
+    flop_ceiling: float,
+    byte_ceiling: float,
+) -> list[dict[str, Any]]:
+    """A row a stage, the longest first; ceilings in TFLOP/s and TB/s."""
+    result = []
+    for stage, launches in sorted(times.items(), key=lambda item: -sum(item[1])):
+        each = sum(launches) / len(launches)
+        flop, moved = needs.get(stage, (0.0, 0.0))
+        floor = max(flop / flop_ceiling, moved / byte_ceiling) / 1e6
+        result.append(
+            {
+                "stage": stage,
+                "launches": len(launches),
+                "us_each": each,
+                "floor_us": floor,
+                "ms_total": sum(launches) / 1000,
+                "tflops": flop / each / 1e6,
+                "tbs": moved / each / 1e6,
+                "share_of_ceiling": floor / each,
+            }
+        )
+    return result
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    header = ["stage", "launches", "µs each", "floor", "ms in all", "TFLOP/s", "TB/s"]
+    lines = [
+        [
+            row["stage"],
+            f"{row['launches']}",
+            f"{row['us_each']:.1f}",
+            f"{row['floor_us']:.1f}",
+            f"{row['ms_total']:.3f}",
+            f"{row['tflops']:.0f}",
+            f"{row['tbs']:.2f}",
+            f"{row['share_of_ceiling']:.0%}",
+        ]
+        for row in found
+    ]
+    return markdown_table([*header, "share of ceiling"], lines)
 
 
 def main() -> None:
     arguments = parse_arguments()
+    if not torch.cuda.is_available():
+        sys.exit("error: this profile needs an NVIDIA GPU, and there is none")
     config: EncoderConfig = getattr(sizes, arguments.model)()
     batch = arguments.batch_size
     encoder = FusedImageEncoder(
         config, random_parameters(config).encoder(), arguments.precision, max_batch_size=batch
     )
     x = torch.randn(batch, 3, config.img_size, config.img_size, device="cuda")
-    for _ in range(5):
-        encoder(x)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(REPLAYS):
-            encoder(x)
-        torch.cuda.synchronize()
-    events = [
-        (event.time_range.start, event.time_range.elapsed_us(), event.name)
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    try:
+        times = breakdown(profiled(encoder, x), config.depth)
+    except SamtrtError as error:
+        sys.exit(f"error: {error}")
+    call = statistics.median(single_milliseconds([lambda: encoder(x)], 40))
     flop_ceiling, byte_ceiling = ceilings(encoder.dtype)
-    needs = work(config, batch)
-    record: dict[str, Any] = {
-        "environment": environment(),
-        "model": arguments.model,
-        "precision": arguments.precision,
-        "batch_size": batch,
-        "ceiling_tflops": flop_ceiling,
-        "ceiling_tbs": byte_ceiling,
-        "stages": [],
-    }
-    rows = []
-    for stage, (total, count) in sorted(stages(events).items(), key=lambda item: -item[1][0]):
-        launches = count / REPLAYS
-        each = total / count
-        flop, moved = needs.get(stage, (0.0, 0.0))
-        tflops, tbs = flop / each / 1e6, moved / each / 1e6
-        share = max(tflops / flop_ceiling, tbs / byte_ceiling)
-        record["stages"].append(
-            {
-                "stage": stage,
-                "launches": launches,
-                "us_each": each,
-                "ms_total": total / REPLAYS / 1000,
-                "tflops": tflops,
-                "tbs": tbs,
-                "share_of_ceiling": share,
-            }
-        )
-        rows.append(
-            [
-                stage,
-                f"{launches:g}",
-                f"{each:.1f}",
-                f"{total / REPLAYS / 1000:.3f}",
-                f"{tflops:.0f}",
-                f"{tbs:.2f}",
-                f"{share:.0%}",
-            ]
-        )
-    print(f"ceilings: {flop_ceiling:.0f} TFLOP/s, {byte_ceiling:.2f} TB/s")
-    header = ["stage", "launches", "us each", "ms in all", "TFLOP/s", "TB/s", "share of ceiling"]
-    print(markdown_table(header, rows))
-    print(f"sum {sum(row['ms_total'] for row in record['stages']):.3f} ms")
+    found = rows(times, work(config, batch), flop_ceiling, byte_ceiling)
+    total = sum(row["ms_total"] for row in found)
+    print(table(found))
+    print(
+        f"\nEach launch is charged from the end of the one before it to its own end. Their sum is "
+        f"{total:.3f} ms; a call between CUDA events, without the profiler, {call:.3f} ms. "
+        f"{PROTOCOLS['single'].capitalize()}. Ceilings measured in this run: "
+        f"{flop_ceiling:.0f} TFLOP/s, {byte_ceiling:.2f} TB/s."
+    )
     if arguments.output:
+        record = {
+            "environment": environment(),
+            "command": f"python benchmarks/profile_encoder.py --model {arguments.model} "
+            f"--precision {arguments.precision} --batch-size {batch}",
+            "protocol": PROTOCOLS["single"],
+            "charged": "from the end of the launch before to its own end",
+            "model": arguments.model,
+            "precision": arguments.precision,
+            "batch_size": batch,
+            "ceiling_tflops": flop_ceiling,
+            "ceiling_tbs": byte_ceiling,
+            "sum_ms": total,
+            "call_ms": call,
+            "stages": found,
+        }
         write_json(arguments.output, record)
 
 
