@@ -1,6 +1,7 @@
-"""The trunk for Hopper: five launches a block, each started while the one before it drains.
+"""The trunk for Hopper: two launches a block, each started while the one before it drains.
 
-The LayerNorms are inside the linear layers around them (samtrt/kernels/hopper/linear.py): the
+One is attention; the other is every linear layer from this block's attention to the next block's.
+The LayerNorms are inside the linear layers around them (samtrt/kernels/hopper/linear_tile.cuh): the
 residual stream itself is what ``attn.qkv`` and ``mlp.lin1`` multiply.
 """
 
@@ -15,10 +16,14 @@ from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
 from samtrt.kernels.hopper import window_attention as over_window
 from samtrt.kernels.hopper.linear import (
+    MAX_LAYERS,
+    Linear,
     can_write_statistics,
+    chain_tiles,
     fold_layer_norm,
-    normalised_linear,
-    residual_linear,
+    layers_schedule,
+    linear_layer,
+    linear_layers,
     statistics_parts,
 )
 
@@ -41,6 +46,8 @@ class _Block:
 
 class HopperTrunk:
     """See ``samtrt.fused.encoder.Trunk``."""
+
+    chained = False
 
     def __init__(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         """
@@ -66,79 +73,111 @@ class HopperTrunk:
         )
 
     def prepare(self, batch: int) -> None:
-        """Deals the windows out to the multiprocessors."""
+        """Deals windows and tiles out to the multiprocessors."""
         config = self.config
-        side = config.grid_size
+        side, channels, hidden = config.grid_size, config.embed_dim, config.mlp_dim
         blocks = multiprocessors(self.device)
-        self._schedules[batch] = over_window.window_schedule(
-            batch, side, side, config.window_size, config.num_heads, blocks
-        ).to(self.device)
+        if not all(map(config.is_global, range(config.depth))):
+            self._windows[batch] = over_window.window_schedule(
+                batch, side, side, config.window_size, config.num_heads, blocks
+            ).to(self.device)
+        sizes = [
+            (channels, channels),
+            (hidden, channels),
+            (channels, hidden),
+            (3 * channels, channels),
+        ]
+        for count in (3, 4):  # the last block has no qkv after it
+            self._tiles[batch, count] = layers_schedule(
+                batch * side * side, sizes[:count], blocks, chain_tiles(channels)
+            ).to(self.device)
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
-        rows = patches.shape[0]
-        x, statistics = self._x[:rows], self._statistics(rows)
+        config, rows = self.config, patches.shape[0]
+        side, channels = config.grid_size, config.embed_dim
+        x, attended = self._x[:rows], self._attended[:rows]
+        # Rows of qkv take the place of the hidden layer's, which are done with by then.
+        hidden = self._workspace[:rows, : config.mlp_dim]
+        qkv = self._workspace[:rows, : 3 * channels]
+        self._done.zero_()
+
         # patch_embed, x + pos_embed
-        residual_linear(
-            patches, self._patch_weight, self._patch_bias, self._pos_embed, x, statistics
+        parts = statistics_parts(rows, channels, self.device)
+        embedded = self._statistics[0, : parts * rows * 2].view(parts, rows, 2)
+        linear_layer(
+            Linear(patches, self._patch_weight, self._patch_bias, x, embedded, self._pos_embed)
         )
+        # blocks[0]: x = self.norm1(x), qkv = self.qkv(x): of real tokens only
+        first = self._blocks[0]
+        eps = config.layer_norm_eps
+        linear_layer(Linear(x, first.qkv_weight, first.qkv_bias, qkv, embedded, eps=eps))
+
+        tiles = chain_tiles(channels)
+        if self.chained:
+            parts = channels // tiles.columns
+        after_proj, after_lin2 = self._statistics[:, : parts * rows * 2].view(2, parts, rows, 2)
         for index, block in enumerate(self._blocks):
-            self._block(batch, block, self.config.is_global(index))
+            # window_partition, attn without its linears, window_unpartition
+            self._attention(
+                block,
+                config.is_global(index),
+                qkv.view(batch, side, side, 3 * channels),
+                attended.view(batch, side, side, channels),
+            )
+            layers = [
+                # x = shortcut + self.proj(x)
+                Linear(attended, block.proj_weight, block.proj_bias, x, after_proj, x),
+                # x = x + self.mlp(self.norm2(x))
+                Linear(
+                    x, block.lin1_weight, block.lin1_bias, hidden, after_proj, gelu=True, eps=eps
+                ),
+                Linear(hidden, block.lin2_weight, block.lin2_bias, x, after_lin2, x),
+            ]
+            if index + 1 < config.depth:
+                # the next block's norm1 and qkv
+                following = self._blocks[index + 1]
+                layers.append(
+                    Linear(x, following.qkv_weight, following.qkv_bias, qkv, after_lin2, eps=eps)
+                )
+            if self.chained:
+                linear_layers(layers, self._tiles[batch, len(layers)], self._done[index], tiles)
+            else:
+                for layer in layers:
+                    linear_layer(layer)
         return x
 
-    def _block(self, batch: int, block: _Block, is_global: bool) -> None:
-        """``Block.forward``."""
-        config = self.config
-        side, channels, heads = config.grid_size, config.embed_dim, config.num_heads
-        rows = batch * side * side
-        x, attended, statistics = self._x[:rows], self._attended[:rows], self._statistics(rows)
-        eps = config.layer_norm_eps
-
-        # x = self.norm1(x); qkv = self.qkv(x): of real tokens only
-        qkv = self._workspace[: rows * 3 * channels].view(batch, side, side, 3 * channels)
-        normalised_linear(
-            x, statistics, block.qkv_weight, block.qkv_bias, qkv.view(rows, -1), eps, gelu=False
-        )
-        # window_partition, attn without its linears, window_unpartition
-        grid = attended.view(batch, side, side, channels)
+    def _attention(self, block: _Block, is_global: bool, qkv: Tensor, out: Tensor) -> None:
+        heads = self.config.num_heads
         if is_global:
-            table_h, table_w = block.rel_pos
-            over_grid.global_attention(qkv, table_h, table_w, grid, heads)
+            over_grid.global_attention(qkv, block.rel_pos[0], block.rel_pos[1], out, heads)
         else:
             over_window.window_attention(
                 qkv,
                 block.padding,
                 block.rel_pos,
-                self._schedules[batch],
-                grid,
-                config.window_size,
+                self._windows[qkv.shape[0]],
+                out,
+                self.config.window_size,
                 heads,
             )
-        # x = shortcut + self.proj(x)
-        residual_linear(attended, block.proj_weight, block.proj_bias, x, x, statistics)
-        # x = x + self.mlp(self.norm2(x))
-        hidden = self._workspace[: rows * config.mlp_dim].view(rows, config.mlp_dim)
-        normalised_linear(x, statistics, block.lin1_weight, block.lin1_bias, hidden, eps, gelu=True)
-        residual_linear(hidden, block.lin2_weight, block.lin2_bias, x, x, statistics)
-
-    def _statistics(self, rows: int) -> Tensor:
-        """Of each row of ``x``, in parts: [parts, rows, 2] fp32."""
-        parts = statistics_parts(rows, self.config.embed_dim, self.device)
-        return self._row_statistics[: parts * rows * 2].view(parts, rows, 2)
 
     def _allocate(self, batch: int) -> None:
         config = self.config
-        side, channels = config.grid_size, config.embed_dim
-        rows = batch * side * side
+        channels = config.embed_dim
+        rows = batch * config.grid_size**2
 
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=self.device)
 
         self._x = empty(rows, channels)
-        self._row_statistics = empty(channels // 128 * rows * 2, dtype=torch.float32)  # at most
         self._attended = empty(rows, channels)
-        # Never alive together: qkv and the MLP's hidden layer.
-        self._workspace = empty(rows * max(3 * channels, config.mlp_dim))
-        self._schedules: dict[int, Tensor] = {}
+        self._workspace = empty(rows, max(3 * channels, config.mlp_dim))
+        # After proj and after lin2; at most so many parts.
+        self._statistics = empty(2, channels // 128 * rows * 2, dtype=torch.float32)
+        row_blocks = -(-rows // chain_tiles(channels).block_rows)
+        self._done = empty(config.depth, MAX_LAYERS, row_blocks, dtype=torch.int32)
+        self._windows: dict[int, Tensor] = {}
+        self._tiles: dict[tuple[int, int], Tensor] = {}
 
     def _pack(self, parameters: EncoderParameters) -> None:
         config, fp32, matrix = self.config, parameters.fp32, parameters.matrix

@@ -80,7 +80,7 @@ def global_attention(
     """``Attention.forward`` of a global block without its linears; one launch.
 
     Args:
-        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, contiguous: ``attn.qkv``.
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, rows contiguous: ``attn.qkv``.
         table_h: [2 * H - 1, D], the type of ``qkv``, contiguous: ``rel_pos_h`` times √D.
         table_w: [2 * W - 1, D], the same of ``rel_pos_w``.
         out: [B, H, W, heads * D], the type of ``qkv``, contiguous, written.
@@ -102,11 +102,11 @@ def global_attention(
     program, shared_bytes = tiles.program(head_dim, qkv.dtype), tiles.shared_bytes(head_dim)
     tail = 16 if head_dim > 64 else 64  # unused with heads of 64
     sizes = (channels, width, height, batch)
-    strides = (channels, width * channels, height * width * channels)
+    strides = qkv.stride()[2::-1]
     value_blocks = TensorMap(
         qkv,
         (16, width, height * batch, channels // 16),
-        (channels, width * channels, 16),
+        (*strides[:2], 16),
         (16, TILE, 1, head_dim // 16),
     )
     blocks = multiprocessors(qkv.device)

@@ -1,5 +1,7 @@
 """Linear layers with the LayerNorm before them, or the residual sum after them, inside."""
 
+import ctypes
+import heapq
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +9,11 @@ from torch import Tensor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
-from samtrt.kernels.hopper.program import Program, launch, matrix_map, resident_clusters
+from samtrt.kernels.hopper.program import Program, launch, matrix_map
 
 BLOCK_K = 64
-NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear.cu, Epilogue
+THREADS = 384
+NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,6 @@ class LinearTiles:
         pingpong: whether the two warpgroups work on different tiles in turn, or on the halves of
             one of twice the rows.
         stages: pairs of operand tiles in flight.
-        cluster: blocks that share the weights they fetch, 1 or 2.
         group: row blocks a group of tiles spans, for the L2 cache.
         chunk: columns stored at a time, 32 or 64.
         buffers: chunks in flight a warpgroup.
@@ -33,7 +35,6 @@ class LinearTiles:
     columns: int = 160
     pingpong: bool = True
     stages: int = 5
-    cluster: int = 1
     group: int = 8
     chunk: int = 32
     buffers: int = 2
@@ -50,20 +51,127 @@ class LinearTiles:
         staging = 2 * self.buffers * self.rows * self.chunk * 2
         return self.stages * (stage + 16) + staging
 
-    def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
+    def program(self, epilogue: int | None, dtype: torch.dtype, statistics: int = 1) -> Program:
+        """One layer with an epilogue; a chain of layers, each with its own, where that is None.
+
+        Args:
+            statistics: parts of the row statistics that are read.
+        """
         constants = {
             "WG_ROWS": self.rows,
             "BLOCK_N": self.columns,
             "PINGPONG": int(self.pingpong),
             "STAGES": self.stages,
-            "CLUSTER": self.cluster,
             "GROUP_M": self.group,
             "CHUNK": self.chunk,
             "BUFFERS": self.buffers,
-            "EPILOGUE": epilogue,
             "STATISTICS": statistics,
         }
-        return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype)
+        file = "layers.cu"
+        if epilogue is not None:
+            file, constants["EPILOGUE"] = "linear.cu", epilogue
+        return Program(file, tuple(constants.items()), (self.columns,), dtype, ("linear_tile.cuh",))
+
+
+class _Layer(ctypes.Structure):
+    """linear_tile.cuh, Layer."""
+
+    _fields_ = (
+        ("a", ctypes.c_uint8 * 128),
+        ("weight", ctypes.c_uint8 * 128),
+        ("out", ctypes.c_uint8 * 128),
+        ("bias", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("statistics", ctypes.c_void_p),
+        ("new_statistics", ctypes.c_void_p),
+        ("residual_rows", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("inner", ctypes.c_int32),
+        ("epilogue", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("_padding", ctypes.c_uint8 * 8),  # to a multiple of 64 bytes
+    )
+
+
+MAX_LAYERS = 4
+
+
+class _Chain(ctypes.Structure):
+    """layers.cu, Chain."""
+
+    _fields_ = (
+        ("layers", _Layer * MAX_LAYERS),
+        ("schedule", ctypes.c_void_p),
+        ("done", ctypes.c_void_p),
+        ("units", ctypes.c_int32),
+        ("row_blocks", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("_padding", ctypes.c_uint8 * 36),
+    )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer with the LayerNorm before it or the residual sum after it.
+
+    Without a residual: ``norm1`` and ``attn.qkv``, or ``norm2``, ``mlp.lin1`` and ``mlp.act``. With
+    one: ``x + attn.proj(a)`` or ``x + mlp.lin2(a)``, and what the next norm needs to know of it.
+
+    Attributes:
+        a: [M, K], fp16 or bf16, rows contiguous; without a residual the residual stream, not
+            normalised.
+        weight: [N, K], the type of ``a``, contiguous; without a residual from ``fold_layer_norm``.
+        bias: [N] fp32; likewise.
+        out: [M, N], the type of ``a``, rows contiguous.
+        statistics: [parts, M, 2] fp32, contiguous: of each row's part of N / parts (or K / parts)
+            channels, the sum and the sum of squared differences from the part's mean. Without a
+            residual of ``a``, read; with one of ``out``, written.
+        residual: [M or a divisor of it, N], the type of ``a``, contiguous; its rows repeat. May be
+            ``out``.
+        gelu: whether the erf GELU follows; without a residual.
+        eps: the norm's.
+    """
+
+    a: Tensor
+    weight: Tensor
+    bias: Tensor
+    out: Tensor
+    statistics: Tensor
+    residual: Tensor | None = None
+    gelu: bool = False
+    eps: float = 0.0
+
+    @property
+    def epilogue(self) -> int:
+        if self.residual is not None:
+            return RESIDUAL
+        return NORMALISED_GELU if self.gelu else NORMALISED
+
+    def packed(self, tiles: LinearTiles) -> _Layer:
+        """As the kernels take it."""
+        (rows, inner), columns = self.a.shape, self.weight.shape[0]
+        if inner % 8 or columns % 8:
+            raise EngineError(
+                f"a linear layer of {inner} → {columns} channels is not supported by the cuda "
+                "backend on Hopper: both must be multiples of 8; use the tensorrt or cpu backend"
+            )
+        residual = self.out if self.residual is None else self.residual
+        return _Layer(
+            matrix_map(self.a, tiles.block_rows, BLOCK_K).value,
+            matrix_map(self.weight, tiles.columns, BLOCK_K).value,
+            matrix_map(self.out, tiles.rows, tiles.chunk).value,
+            self.bias.data_ptr(),
+            residual.data_ptr(),
+            self.statistics.data_ptr(),
+            self.statistics.data_ptr(),
+            residual.shape[0],
+            rows,
+            columns,
+            inner,
+            self.epilogue,
+            self.eps,
+        )
 
 
 # Of all that fit shared memory, these were the fastest (docs/performance.md).
@@ -88,135 +196,107 @@ def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | No
     return min(candidates, key=lambda t: _busiest(t, rows, columns, processors), default=None)
 
 
+def chain_tiles(channels: int) -> LinearTiles:
+    """The tiles of ``linear_layers`` for a residual stream of this width."""
+    return MIDDLE if channels % MIDDLE.columns == 0 else NARROW
+
+
 def _busiest(tiles: LinearTiles, rows: int, columns: int, processors: int) -> int:
     """Elements that one multiprocessor computes, at most."""
     count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
     return -(-count // processors) * tiles.block_rows * tiles.columns
 
 
-def normalised_linear(
-    x: Tensor,
-    statistics: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    out: Tensor,
-    eps: float,
-    gelu: bool,
-    tiles: LinearTiles | None = None,
-) -> None:
-    """``norm1`` and ``attn.qkv``, or ``norm2``, ``mlp.lin1`` and ``mlp.act`` (the erf GELU).
+def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
+    """One layer, one launch.
 
     Args:
-        x: [M, C], fp16 or bf16, contiguous: the residual stream, not normalised.
-        statistics: [parts, M, 2] fp32, contiguous, of ``x`` (``residual_linear``,
-            ``row_statistics``).
-        weight: [N, C], the type of ``x``, contiguous: from ``fold_layer_norm``.
-        bias: [N] fp32: from ``fold_layer_norm``.
-        out: [M, N], the type of ``x``, contiguous.
-        eps: the norm's.
-        gelu: whether the activation follows.
         tiles: the launch configuration; measured ones by default.
 
     Raises:
-        EngineError: C or N is not a multiple of 8 (the copy engine needs rows of 16 bytes).
+        EngineError: a row is not a multiple of 16 bytes (the copy engine needs that), or the
+            statistics are not in as many parts as the tiles cut the columns into.
     """
-    epilogue = NORMALISED_GELU if gelu else NORMALISED
-    if tiles is None:
-        tiles = normalised_tiles(x.shape[0], weight.shape[0], multiprocessors(x.device))
-    _launch(x, weight, bias, out, out, statistics, statistics, eps, epilogue, tiles)
-
-
-def residual_linear(
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    out: Tensor,
-    statistics: Tensor,
-    tiles: LinearTiles | None = None,
-) -> None:
-    """``x + attn.proj(a)`` or ``x + mlp.lin2(a)``, and what the next norm needs to know of it.
-
-    Args:
-        a: [M, K], fp16 or bf16, contiguous.
-        weight: [N, K], the type of ``a``, contiguous.
-        bias: [N] fp32.
-        residual: [M or a divisor of it, N], the type of ``a``, contiguous; its rows repeat. May be
-            ``out``.
-        out: [M, N], the type of ``a``, contiguous.
-        statistics: [N / tiles.columns, M, 2] fp32, written: of each row's part, the sum and the
-            sum of squared differences from the part's mean.
-        tiles: the launch configuration; measured ones by default.
-
-    Raises:
-        EngineError: K is not a multiple of 8, or N none of ``tiles.columns``.
-    """
-    rows, columns = out.shape
-    tiles = tiles or residual_tiles(rows, columns, multiprocessors(a.device))
-    if tiles is None or columns % tiles.columns or statistics.shape[0] * tiles.columns != columns:
-        raise EngineError(
-            f"a linear layer onto {columns} channels is not cut into {statistics.shape[0]} equal "
-            f"parts by {tiles}"
-        )
-    _launch(a, weight, bias, residual, out, statistics, statistics, 0.0, RESIDUAL, tiles)
-
-
-def _launch(
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    out: Tensor,
-    statistics: Tensor,
-    new_statistics: Tensor,
-    eps: float,
-    epilogue: int,
-    tiles: LinearTiles,
-) -> None:
-    (rows, inner), columns = a.shape, weight.shape[0]
-    if inner % 8 or columns % 8:
-        raise EngineError(
-            f"a linear layer of {inner} → {columns} channels is not supported by the cuda "
-            "backend on Hopper: both must be multiples of 8; use the tensorrt or cpu backend"
-        )
-    parts = 1 if epilogue == RESIDUAL else statistics.shape[0]
-    program = tiles.program(epilogue, a.dtype, parts)
-    blocks = multiprocessors(a.device)
-    if tiles.cluster > 1:
-        blocks = tiles.cluster * resident_clusters(
-            program, a.device.index or 0, 384, tiles.shared_bytes, tiles.cluster
-        )
-    count = -(-rows // (tiles.cluster * tiles.block_rows)) * -(-columns // tiles.columns)
-    launch(
-        program,
-        (min(blocks, count * tiles.cluster), 1, 1),
-        384,
-        tiles.shared_bytes,
-        [
-            matrix_map(a, tiles.block_rows, BLOCK_K),
-            matrix_map(weight, tiles.columns // tiles.cluster, BLOCK_K),
-            matrix_map(out, tiles.rows, tiles.chunk),
-            bias,
-            residual,
-            statistics,
-            new_statistics,
-            residual.shape[0],
-            rows,
-            columns,
-            inner,
-            eps,
-        ],
-        cluster=tiles.cluster,
+    (rows, columns), parts = layer.out.shape, layer.statistics.shape[0]
+    processors = multiprocessors(layer.a.device)
+    if layer.epilogue == RESIDUAL:
+        tiles = tiles or residual_tiles(rows, columns, processors)
+        if tiles is None or parts * tiles.columns != columns:
+            raise EngineError(
+                f"a linear layer onto {columns} channels is not cut into {parts} equal parts by "
+                f"{tiles}"
+            )
+    tiles = tiles or normalised_tiles(rows, columns, processors)
+    count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
+    program = tiles.program(
+        layer.epilogue, layer.a.dtype, 1 if layer.epilogue == RESIDUAL else parts
     )
+    arguments = [layer.packed(tiles)]
+    launch(program, (min(processors, count), 1, 1), THREADS, tiles.shared_bytes, arguments)
+
+
+def linear_layers(layers: list[Linear], schedule: Tensor, done: Tensor, tiles: LinearTiles) -> None:
+    """Layers of which each reads only the rows of the one before it, in one launch.
+
+    Args:
+        layers: two to four; but for the residual in place, no two may write the same buffer.
+        schedule: ``layers_schedule`` of their sizes, on the GPU; a parameter: no kernel on the
+            stream may still write it.
+        done: [len(layers), row blocks] int32, zeros.
+        tiles: the launch configuration, ``pingpong``.
+    """
+    parts = next(layer.statistics.shape[0] for layer in layers if layer.epilogue != RESIDUAL)
+    blocks, units, _ = schedule.shape
+    chain = _Chain(
+        (_Layer * MAX_LAYERS)(*(layer.packed(tiles) for layer in layers)),
+        schedule.data_ptr(),
+        done.data_ptr(),
+        units,
+        done.shape[1],
+        len(layers),
+    )
+    program = tiles.program(None, layers[0].a.dtype, parts)
+    launch(program, (blocks, 1, 1), THREADS, tiles.shared_bytes, [chain])
+
+
+def layers_schedule(
+    rows: int, sizes: list[tuple[int, int]], blocks: int, tiles: LinearTiles
+) -> Tensor:
+    """Which tiles each block of ``linear_layers`` computes: [blocks, units, 4], int32.
+
+    A unit is (layer, first row, first column, 0); lists that are shorter end with layers of -1. All
+    lists are in the order of the layers, and within one of groups of row blocks, so that the rows
+    which a tile needs come before it. Each tile goes to the block that is free first.
+
+    Args:
+        sizes: (columns, inner) of each layer.
+        blocks: at most as many as run at once.
+    """
+    lists: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
+    free = [(0, block) for block in range(blocks)]
+    row_blocks = range(0, rows, tiles.block_rows)
+    for index, (columns, inner) in enumerate(sizes):
+        work = -(-inner // BLOCK_K) + 1  # in steps, and some for the epilogue
+        for group in range(0, len(row_blocks), tiles.group):
+            for column in range(0, columns, tiles.columns):
+                for row in row_blocks[group : group + tiles.group]:
+                    time, block = heapq.heappop(free)
+                    lists[block].append((index, row, column, 0))
+                    heapq.heappush(free, (time + work, block))
+    schedule = torch.full((blocks, max(map(len, lists)), 4), -1, dtype=torch.int32)
+    for block, entries in enumerate(lists):
+        if entries:
+            schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
+    return schedule
 
 
 def can_write_statistics(channels: int) -> bool:
-    """Whether ``residual_linear`` can have this many output channels."""
+    """Whether a layer with a residual can have this many output channels."""
     return residual_tiles(1, channels, 1) is not None
 
 
 def statistics_parts(rows: int, channels: int, device: torch.device) -> int:
-    """In how many parts ``residual_linear`` writes the statistics of rows of so many channels."""
+    """In how many parts a layer with a residual writes its rows' statistics."""
     tiles = residual_tiles(rows, channels, multiprocessors(device))
     assert tiles is not None  # can_write_statistics
     return channels // tiles.columns

@@ -91,12 +91,14 @@ class Program:
         constants: macros.
         widths: the N of the ``wgmma`` that it uses.
         dtype: fp16 or bf16.
+        headers: files of this folder that stand before it.
     """
 
     file: str
     constants: tuple[tuple[str, int], ...]
     widths: tuple[int, ...]
     dtype: torch.dtype
+    headers: tuple[str, ...] = ()
 
     @property
     def function_name(self) -> str:
@@ -110,7 +112,7 @@ class Program:
             parts.append("#define SAMTRT_BF16\n")
         parts.append(primitives)
         parts += [wgmma_source(width) for width in self.widths]
-        parts.append((FOLDER / self.file).read_text())
+        parts += [(FOLDER / file).read_text() for file in (*self.headers, self.file)]
         return "".join(parts)
 
     def machine_code(self) -> bytes:
@@ -175,7 +177,8 @@ def launch(
     """Launches on torch's current stream.
 
     Args:
-        arguments: tensors, ``TensorMap`` objects, ints (32 bits) and floats, in the kernel's order.
+        arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats and ctypes structures, in
+            the kernel's order.
         cluster: blocks a cluster, along x.
         dependent: whether the kernel may start before its predecessors on the stream have
             finished; it must then call ``dependency_wait`` before it reads or writes what they do.
@@ -238,6 +241,8 @@ def _value(argument: Any) -> Any:
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, TensorMap):
         return argument.value
+    if isinstance(argument, ctypes.Structure):
+        return argument
     if isinstance(argument, float):
         return ctypes.c_float(argument)
     return ctypes.c_int32(argument)
@@ -293,7 +298,8 @@ class TensorMap:
             ),
             "cuTensorMapEncodeTiled",
         )
-        self.value = (ctypes.c_char * 128).from_buffer_copy(ctypes.string_at(encoded.getPtr(), 128))
+        raw = ctypes.string_at(encoded.getPtr(), 128)
+        self.value = (ctypes.c_uint8 * 128).from_buffer_copy(raw)
 
 
 def matrix_map(matrix: Tensor, rows: int, columns: int) -> TensorMap:
