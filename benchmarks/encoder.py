@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ CHECKED = 1  # pictures of the first that are compared with float64
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # Ours may be so many times as far from float64 as Meta's own code in the same precision.
 ERROR_RATIO = 2.0
+# segment_anything_fast ships tuned attention for one GPU, the A100: these rows, columns and warps.
+FAST_TILES = ((64, 64, 4), (128, 64, 4), (64, 128, 4), (128, 64, 8))
 
 
 def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
@@ -223,8 +226,18 @@ def segment_anything_fast_encoder(config: EncoderConfig) -> torch.nn.Module:
     """``segment_anything_fast``'s encoder: Meta's with its fused attention for rel_pos."""
     from segment_anything_fast.modeling import ImageEncoderViT
 
+    shorten_tuning()
     encoder: torch.nn.Module = ImageEncoderViT(**encoder_arguments(config))
     return encoder.eval()
+
+
+@cache
+def shorten_tuning() -> None:
+    """Its attention tries 60 launch configurations at the first call, and compiles for minutes."""
+    from segment_anything_fast import flash_4
+
+    tune = flash_4._autotune
+    flash_4._autotune = lambda options, run: tune([o for o in options if o[:3] in FAST_TILES], run)
 
 
 def free_memory() -> None:

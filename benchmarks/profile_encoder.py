@@ -52,9 +52,8 @@ NAMED = {
 }
 # Any other kernel is a product (`linear`, cuBLAS) unless its name has one of these.
 COPIES = ("Memset", "Memcpy", "elementwise")
-# Which product it is, is told by the step before it; a qkv after the last block is the neck. A kernel
-# that takes the place of several products needs an entry in NAMED, here (what would follow), and in
-# work().
+# Which product it is, is told by the step before it; a qkv after the last block is the neck.
+# A kernel that does several products needs an entry in NAMED, in work(), and here: what follows it.
 NEXT_PRODUCT = {
     "patchify": "patch embedding",
     "patch embedding": "qkv",
