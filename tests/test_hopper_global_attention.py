@@ -82,12 +82,24 @@ def test_scores_that_grow_or_fall_from_row_to_row(direction: int, dtype: torch.d
 @pytest.mark.gpu
 @NEEDS_HOPPER
 @pytest.mark.parametrize(
-    "change", [{"cluster": 1}, {"polynomial": 4}, {"products_first": True}], ids=str
+    "change",
+    [{"cluster": 1}, {"polynomial": 4}, {"products_first": True}, {"packed_sums": True}],
+    ids=str,
 )
 def test_every_configuration(change: dict[str, int]) -> None:
     qkv = random(2, 8, 64, 3 * 2 * 80, dtype=torch.float16, seed=0)
     tables = [random(n, 80, dtype=torch.float16, seed=n, scale=2.0) for n in (15, 127)]
     out, reference = attend(qkv, tables, 2, dataclasses.replace(TILES, **change))
+    assert relative_error(out, reference) < 2 * TOLERANCE[torch.float16]
+
+
+@pytest.mark.gpu
+@NEEDS_HOPPER
+def test_tokens_may_lie_apart() -> None:
+    """qkv as the first columns of a wider matrix."""
+    wide = random(2, 8, 64, 3 * 2 * 80 + 160, dtype=torch.float16, seed=0)
+    tables = [random(n, 80, dtype=torch.float16, seed=n, scale=2.0) for n in (15, 127)]
+    out, reference = attend(wide[..., : 3 * 2 * 80], tables, 2)
     assert relative_error(out, reference) < 2 * TOLERANCE[torch.float16]
 
 

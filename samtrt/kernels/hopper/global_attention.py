@@ -34,6 +34,7 @@ class GlobalTiles:
         products_first: whether the next tile's product is issued ahead of the exponentials.
         polynomial: one group of 8 keys in this many takes its exponentials from a polynomial
             instead of the special function unit; 0 for none.
+        packed_sums: whether the exponentials are summed in pairs of the compute type, not in fp32.
     """
 
     cluster: int = 2
