@@ -37,21 +37,31 @@ class Product:
         out.copy_(a @ weight.t() + (out if bias is None else bias))
 
 
-def linear_layer(layer: Linear, tiles: LinearTiles) -> None:
+def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
+    parts = len(layer.statistics)
     product = layer.a.double() @ layer.weight.double().t()
     if layer.residual is not None:
         layer.out.copy_(layer.residual.double() + product + layer.bias)
-        groups = layer.out.double().view(len(layer.out), -1, tiles.columns).transpose(0, 1)
+        groups = layer.out.double().view(len(layer.out), parts, -1).transpose(0, 1)
         layer.statistics[..., 0] = groups.sum(2)
-        layer.statistics[..., 1] = groups.var(2, correction=0) * tiles.columns
+        layer.statistics[..., 1] = groups.var(2, correction=0) * groups.shape[2]
         return
-    channels, parts = layer.a.shape[1], len(layer.statistics)
+    channels = layer.a.shape[1]
     sums, squares = layer.statistics.double().unbind(2)
     size = channels // parts
     mean = sums.sum(0) / channels
     spread = squares.sum(0) + (size * (sums / size - mean) ** 2).sum(0)
     y = product / (spread / channels + layer.eps).sqrt()[:, None] + layer.bias
     layer.out.copy_(F.gelu(y) if layer.gelu else y)
+
+
+def linear_layers(
+    layers: list[Linear], schedule: torch.Tensor, done: torch.Tensor, tiles: LinearTiles
+) -> None:
+    assert not done.any() and schedule[..., 0].max() == len(layers) - 1
+    for layer in layers:
+        linear_layer(layer)
+    done += 1
 
 
 def window_attention(qkv, bias, table, schedule, out, window, heads) -> None:  # type: ignore
@@ -70,6 +80,7 @@ def global_attention(qkv, table_h, table_w, out, heads, tiles) -> None:  # type:
 @pytest.fixture
 def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     monkeypatch.setattr(hopper.linear, "linear_layer", linear_layer)
+    monkeypatch.setattr(hopper.linear, "linear_layers", linear_layers)
     monkeypatch.setattr(hopper.window_attention, "window_attention", window_attention)
     monkeypatch.setattr(hopper.global_attention, "global_attention", global_attention)
     monkeypatch.setattr(hopper, "Product", Product)
@@ -80,7 +91,9 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     return tuner.Tuner(CONFIG, device="cpu")
 
 
-@pytest.mark.parametrize(("section", "rows"), [("linear", 30), ("window", 1), ("global", 6)])
+@pytest.mark.parametrize(
+    ("section", "rows"), [("linear", 30), ("layers", 2), ("window", 1), ("global", 6)]
+)
 def test_what_is_right_is_timed(section: str, rows: int, instance: tuner.Tuner) -> None:
     hopper.SECTIONS[f"hopper-{section}"](instance)
     assert len(instance.rows) == rows
@@ -116,4 +129,5 @@ def test_every_program_of_the_sections_is_compiled_in_advance() -> None:
     names = [program.function_name for program in programs]
     assert names.count("window_attention") == 1
     assert names.count("global_attention") == len(hopper.GLOBAL_TILES)
+    assert names.count("layers") == 1
     assert names.count("linear") >= 16
