@@ -4,7 +4,7 @@
 // A tile is one row of the token grid: 64 queries or 64 keys, with zeros past the row's end. Query
 // (y, x) and key (j, i) have the bias q·R_h[y - j + H - 1] + q·R_w[x - i + W - 1]. For a tile of
 // queries its first part is one number a query and key tile, its second part the same 64 numbers a
-// query for every key tile: those stay in registers and start each product q·kᵀ.
+// query for every key tile: those stay in registers.
 //
 // Persistent. An item is two tiles of queries of one head a block, one for each of two warpgroups;
 // the third warpgroup's first warp fetches. The blocks of a cluster take neighbouring queries and
