@@ -61,9 +61,12 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
         default=["eager-fp16"],
         choices=("eager-fp32", "eager-fp16", "compile-fp16", "compile-bf16", "fast-bf16"),
     )
-    parser.add_argument("--runs", type=int, default=50, help="timed calls a row and protocol")
+    parser.add_argument("--runs", type=int, default=40, help="timed calls a row and protocol")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of timed calls a row and protocol, at most"
+        "--seconds",
+        type=float,
+        default=4.5,
+        help="a row and protocol: after these no further call, once there are 12 (slow peers)",
     )
     parser.add_argument("--no-startup", action="store_true", help="skip the start-up times")
     parser.add_argument("--seed", type=int, default=0)
@@ -318,7 +321,10 @@ def main() -> None:
     skipped = measured(record)
     refused: list[Row] = []
     for model in arguments.models:
+        start = time.perf_counter()
         benchmark = ModelBenchmark(model, getattr(sizes, model)(), arguments, skipped)
+        seconds = time.perf_counter() - start
+        print(f"{model}: parameters and references in {seconds:.1f} s", flush=True)
         refused += collect(record, run, benchmark.rows(), arguments.output)
         del benchmark
         free_memory()

@@ -136,6 +136,8 @@ def stages(kernels: Sequence[str], depth: int) -> list[str]:
     for kernel in kernels:
         if any(part in kernel for part in COPIES):
             stage = "copies"
+        elif "splitKreduce" in kernel:  # the second half of cuBLAS's product before it
+            stage = before
         elif before == "neck":
             stage = "neck"
         elif kernel in NAMED:

@@ -115,6 +115,14 @@ def notes(record: dict[str, Any]) -> Iterator[str]:
             f"Under sustained load our batch 1 runs at {load['sm_clock_mhz']:.0f} MHz and "
             f"{load['power_w']:.0f} W."
         )
+    start = next((row for row in timed_rows(record) if "startup_cold_s" in row), None)
+    if start:
+        yield (
+            f"{MODELS[start['model']]} batch 1: from process start to the first embedding "
+            f"{start['startup_cold_s']:.1f} s with empty kernel caches, "
+            f"{start['startup_warm_s']:.1f} s with full ones; "
+            f"{start['memory_above_weights_mb']:.0f} MB above the weights."
+        )
     if len(runs) > 1:
         yield from drift(record)
     commands = ", then ".join(f"`{run['command']}`" for run in runs)

@@ -68,6 +68,11 @@ def test_portable_launches_are_told_by_their_place(fused: bool) -> None:
     ]
 
 
+def test_a_split_product_is_one_stage() -> None:
+    names = ["_window_attention_kernel", GEMM, "void cublasLt::splitKreduce_kernel<…>", GEMM]
+    assert stages(names, 2) == ["window attention", "proj", "proj", "lin1"]
+
+
 def test_overlapping_launches_are_charged_once() -> None:
     """A launch that starts early waits for the one before it; a gap goes to the one after it."""
     replay = [Launch(10, 20, "a"), Launch(18, 27, "b"), Launch(25, 26, "c"), Launch(30, 34, "d")]

@@ -91,10 +91,13 @@ def test_a_peer_is_compared_with_our_row_of_its_own_run() -> None:
     assert "`bench a`, then `bench b`" in text
 
 
-def test_clock_and_power_under_load_are_told() -> None:
-    ours = row("samtrt", 1, 10.0, 11.0)
+def test_clock_power_start_and_memory_are_told() -> None:
+    ours = row("samtrt", 1, 10.0, 11.0, startup_cold_s=9.87, startup_warm_s=5.43)
+    ours["memory_above_weights_mb"] = 217.8
     ours["timings"]["sustained"] |= {"sm_clock_mhz": 1612.0, "power_w": 695.4}
-    assert "at 1612 MHz and 695 W" in report.table(record(ours))
+    text = report.table(record(ours))
+    assert "at 1612 MHz and 695 W" in text
+    assert "9.9 s with empty kernel caches, 5.4 s with full ones; 218 MB above" in text
 
 
 def test_the_plot_has_a_panel_a_protocol(tmp_path: Path) -> None:
