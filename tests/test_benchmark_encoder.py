@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import triton_kernels  # noqa: F401 (before the kernels: it chooses Triton's interpreter)
+import triton_kernels  # before the kernels: it chooses Triton's interpreter
 from oracle import tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,8 @@ CONFIG = tiny_config(depth=1, global_attn_indexes=(), img_size=64)
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The clock replaced by a count of its calls, and torch.cuda's memory by nothing."""
+    if triton_kernels.ON_GPU:
+        pytest.skip("runs in Triton's interpreter")
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name in ("memory_allocated", "max_memory_allocated"):
@@ -155,6 +157,62 @@ def test_the_digest_covers_the_timed_code_alone(tmp_path: Path) -> None:
     assert record.source_sha256(tmp_path) == before
     (kernels / "linear.cu").write_text("b")
     assert record.source_sha256(tmp_path) != before
+
+
+class Event:
+    """A CUDA event of a GPU on which every call is done at once."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.moment = 0.0
+
+    def record(self) -> None:
+        self.moment = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.moment
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.moment - self.moment)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """Which of two calls of 2 ms were made, and when."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    return []
+
+
+def two_calls(called: list[tuple[int, float]]) -> list[timing.Call]:
+    def call(index: int) -> None:
+        called.append((index, time.perf_counter()))
+        time.sleep(0.002)
+
+    return [lambda: call(0), lambda: call(1)]
+
+
+def test_single_calls_rest_in_between(called: list[tuple[int, float]]) -> None:
+    times = timing.single_milliseconds(two_calls(called), runs=5, warmup=2)
+    assert len(times) == 5 and all(2 <= each < 30 for each in times)
+    assert [index for index, _ in called] == [0, 1, 0, 1, 0, 1, 0]
+    moments = [moment for _, moment in called[1:]]
+    assert all(b - a >= timing.PAUSE for a, b in zip(moments, moments[1:], strict=False))
+
+
+def test_sustained_calls_follow_seconds_of_the_same(called: list[tuple[int, float]]) -> None:
+    times, since = timing.sustained_milliseconds(two_calls(called), runs=20, heat=0.1)
+    moments = [moment for _, moment in called]
+    assert since - moments[0] >= 0.1 and sum(moment >= since for moment in moments) == 20
+    assert len(times) == 20 and all(each >= 2 for each in times)
+    indices = [index for index, _ in called]
+    assert all(a != b for a, b in zip(indices, indices[1:], strict=False))
+
+
+def test_slow_calls_are_fewer_but_enough(called: list[tuple[int, float]]) -> None:
+    times, _ = timing.sustained_milliseconds(two_calls(called), runs=999, seconds=0.06, heat=0)
+    assert timing.LEAST_RUNS < len(times) <= 30
+    assert len(timing.single_milliseconds(two_calls(called), 99, seconds=0)) == timing.LEAST_RUNS
 
 
 def test_conditions_are_medians_of_what_can_be_read() -> None:
