@@ -22,6 +22,8 @@ from samtrt.transforms import ResizeLongestSide, normalize_and_pad, preprocess
 IMAGE_STAGES = ("upload", "preprocess", "encode")
 PROMPT_STAGES = ("decode", "upscale", "download")
 
+UPLOAD_BYTES = 1 << 20
+
 Mark = Callable[[str], None]
 
 
@@ -62,8 +64,7 @@ class Pipeline:
         check_picture(image)
         self._sizes = None
         if self.device.type == "cuda":
-            # Straight from the caller's memory: by way of a page-locked buffer took as long.
-            picture = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+            picture = self._upload(torch.from_numpy(np.ascontiguousarray(image)))
             mark("upload")
             resized = self._transform.apply_image_torch(picture.permute(2, 0, 1)[None])
             height, width = resized.shape[-2:]
@@ -128,6 +129,17 @@ class Pipeline:
         """``set_image``, then ``predict``."""
         self.set_image(image)
         return self.predict(point_coords, point_labels, box, multimask_output)
+
+    def _upload(self, x: Tensor) -> Tensor:
+        """A copy on the GPU, on its way: in parts, each to page-locked memory by all CPU threads
+        while the one before it crosses the bus."""
+        found = torch.empty(x.shape, dtype=x.dtype, device=self.device)
+        locked = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        flat, source, target = locked.view(-1), x.view(-1), found.view(-1)
+        for first in range(0, x.numel(), UPLOAD_BYTES):
+            part = slice(first, first + UPLOAD_BYTES)
+            target[part].copy_(flat[part].copy_(source[part]), non_blocking=True)
+        return found
 
     def _download(self, x: Tensor) -> Tensor:
         """A copy in host memory, on its way: torch recycles page-locked blocks once unused."""
