@@ -1,5 +1,6 @@
 """The encoder's benchmark without a GPU: what it checks, refuses, keeps and adds to a record."""
 
+import itertools
 import json
 import os
 import sys
@@ -14,8 +15,6 @@ from oracle import tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-
-import itertools
 
 from benchmarks import encoder, record, timing  # noqa: E402
 from benchmarks.startup import cache_variables  # noqa: E402
