@@ -18,6 +18,7 @@ from samtrt.kernels.hopper.program import Program
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 NEEDS_HOPPER = pytest.mark.skipif(not ON_HOPPER, reason="no Hopper GPU")
+TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 
 
 def machine_code(program: Program) -> dict[str, Any]:

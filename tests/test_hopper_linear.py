@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hopper_kernels import NEEDS_HOPPER, machine_code
+from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
+from kernel_references import TOLERANCE, random, relative_error
 from triton_kernels import DEVICE
 
 from samtrt.errors import EngineError
@@ -32,18 +33,6 @@ from samtrt.kernels.hopper.linear import (
 from samtrt.kernels.norm import row_statistics
 
 EPS = 1e-6
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
-TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-
-
-def random(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE)
-
-
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    assert out.shape == reference.shape
-    return float((out.double() - reference).norm() / reference.norm())
 
 
 @TYPES

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 import torch
-from hopper_kernels import NEEDS_HOPPER, machine_code
-from test_kernels import TOLERANCE, poisoned, random, relative_error, window_reference
+from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
+from kernel_references import TOLERANCE, poisoned, random, relative_error, window_reference
 from triton_kernels import DEVICE
 
 from samtrt.errors import EngineError
@@ -16,8 +16,6 @@ from samtrt.kernels.hopper.window_attention import (
     window_schedule,
     window_table,
 )
-
-TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 
 
 @TYPES

@@ -6,13 +6,19 @@ Outputs are filled with NaN before each launch, so an element that is not writte
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_references import (
+    TOLERANCE,
+    attention_reference,
+    poisoned,
+    random,
+    relative_error,
+    window_reference,
+)
 from triton_kernels import DEVICE, ON_GPU
 
 from samtrt.errors import EngineError
 from samtrt.kernels import gemm, global_attention, norm, window_attention
 
-# Relative L2 against fp64: a few roundings of the type's unit, 2^-11 and 2^-8.
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # Triton's interpreter keeps bf16 as bare bits and multiplies those, so bf16 needs the GPU.
 BFLOAT16 = pytest.param(
     torch.bfloat16,
@@ -20,74 +26,6 @@ BFLOAT16 = pytest.param(
     marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU")],
 )
 TYPES = pytest.mark.parametrize("dtype", [pytest.param(torch.float16, id="fp16"), BFLOAT16])
-
-
-def random(*shape: int, dtype: torch.dtype, seed: int, scale: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE, dtype)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
-
-
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    assert out.shape == reference.shape
-    difference = (out.double() - reference.double()).norm() / reference.double().norm()
-    return float(difference)  # NaN compares false with every bound
-
-
-def relative_bias(q: torch.Tensor, table: torch.Tensor, axis: int) -> torch.Tensor:
-    """q·R of one axis, q [B, h, H, W, D]: [B, h, H, W, side]; a loop, written independently."""
-    side = q.shape[2 + axis]
-    out = q.new_zeros(*q.shape[:4], side)
-    for i in range(side):
-        for j in range(side):
-            row = table[i - j + side - 1]
-            if axis == 0:
-                out[:, :, i, :, j] = q[:, :, i] @ row
-            else:
-                out[:, :, :, i, j] = q[:, :, :, i] @ row
-    return out
-
-
-def attention_reference(
-    qkv: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, heads: int
-) -> torch.Tensor:
-    """Meta's Attention.forward without its linears in fp64, qkv [B, H, W, 3 * heads * D]."""
-    batch, height, width, channels = qkv.shape
-    dim = channels // (3 * heads)
-    grid = qkv.double().view(batch, height, width, 3, heads, dim).permute(3, 0, 4, 1, 2, 5)
-    q, k, v = grid
-    bias = (
-        relative_bias(q, rel_pos_h.double(), 0)[..., :, None]
-        + relative_bias(q, rel_pos_w.double(), 1)[..., None, :]
-    ).flatten(4)
-    q, k, v = (t.flatten(2, 3) for t in (q, k, v))
-    weights = (q @ k.transpose(-2, -1) * dim**-0.5 + bias.flatten(2, 3)).softmax(-1)
-    out = (weights @ v).view(batch, heads, height, width, dim)
-    return out.permute(0, 2, 3, 1, 4).reshape(batch, height, width, heads * dim)
-
-
-def window_reference(
-    qkv: torch.Tensor,
-    qkv_bias: torch.Tensor,
-    rel_pos_h: torch.Tensor,
-    rel_pos_w: torch.Tensor,
-    window: int,
-    heads: int,
-) -> torch.Tensor:
-    """Windows one by one, padded with the qkv bias."""
-    batch, height, width, channels = qkv.shape
-    out = qkv.new_zeros(batch, height, width, channels // 3, dtype=torch.float64)
-    for y in range(0, height, window):
-        for x in range(0, width, window):
-            real = qkv[:, y : y + window, x : x + window]
-            padded = qkv_bias.expand(batch, window, window, channels).clone()
-            padded[:, : real.shape[1], : real.shape[2]] = real
-            result = attention_reference(padded, rel_pos_h, rel_pos_w, heads)
-            out[:, y : y + window, x : x + window] = result[:, : real.shape[1], : real.shape[2]]
-    return out
 
 
 @TYPES

@@ -45,10 +45,6 @@ RESIDUAL_TILES = {
 GLOBAL_TILES = {
     "defaults": global_attention.GlobalTiles(),
     "no clusters": global_attention.GlobalTiles(cluster=1),
-    "products first": global_attention.GlobalTiles(products_first=True),
-    "polynomial, one in 8": global_attention.GlobalTiles(polynomial=8),
-    "polynomial, one in 4": global_attention.GlobalTiles(polynomial=4),
-    "packed sums": global_attention.GlobalTiles(packed_sums=True),
 }
 
 

@@ -62,7 +62,7 @@ __device__ inline void load_queries(u32 (&q)[STEPS][4], const char* tile, int wa
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         const u32 offset = step < 4 ? swizzled_128(row, 2 * step + half)
-                                    : TILE * 128 + row * 32 + ((half ^ (row >> 2 & 1)) << 4);
+                                    : TILE * 128 + swizzled_32(row, half);
         load_matrix_x4(shared_address(tile) + offset, q[step][0], q[step][1], q[step][2],
                        q[step][3]);
     }
@@ -95,24 +95,6 @@ __device__ inline void store(float (*rows)[PITCH], const float (&sums)[COUNT], f
     }
 }
 
-// 2^x by Cody-Waite's reduction and a polynomial on [-1/2, 1/2] (relative error 1e-4), for a part
-// of the elements: the special function unit does 16 a cycle, the FMA units 128.
-__device__ inline float exp2_polynomial(float x) {
-    const float shift = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
-    const float shifted = fmaxf(x, -126.0f) + shift;
-    const float f = fmaxf(x, -126.0f) - (shifted - shift);
-    float p = 5.5171340e-2f * f + 2.4261036e-1f;
-    p = p * f + 6.9326097e-1f;
-    p = p * f + 9.9992812e-1f;
-    return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
-}
-
-__device__ inline u32 add_pairs(u32 a, u32 b) {
-    u32 sum;
-    asm("add.rn." ELEMENT "x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-    return sum;
-}
-
 // Exponentials of a tile's scores as A operands, and their sums in each of the thread's two rows.
 __device__ inline void exponentials(const float (&s)[TILE / 2], const float (&rel_w)[TILE / 2],
                                     u32 (&p)[TILE / 16][4], float scale, const float (&offset)[2],
@@ -121,42 +103,19 @@ __device__ inline void exponentials(const float (&s)[TILE / 2], const float (&re
 #pragma unroll
     for (int i = 0; i < TILE / 2; i += 2) {
         const int row = i / 2 % 2;
-        const float x0 = s[i] * scale + (rel_w[i] + offset[row]);
-        const float x1 = s[i + 1] * scale + (rel_w[i + 1] + offset[row]);
-        const bool polynomial = POLYNOMIAL && i / 4 % POLYNOMIAL == 0;
-        const float e0 = polynomial ? exp2_polynomial(x0) : exp2_approximate(x0);
-        const float e1 = polynomial ? exp2_polynomial(x1) : exp2_approximate(x1);
+        const float e0 = exp2_approximate(s[i] * scale + (rel_w[i] + offset[row]));
+        const float e1 = exp2_approximate(s[i + 1] * scale + (rel_w[i + 1] + offset[row]));
         partial[row][0] = i < 4 ? e0 : partial[row][0] + e0;
         partial[row][1] = i < 4 ? e1 : partial[row][1] + e1;
         p[i / 8][i / 2 % 4] = pack(e0, e1);
     }
-    for (int row = 0; row < 2; ++row) {
-        if (PACKED_SUMS) {
-            u32 pairs[TILE / 16];
-#pragma unroll
-            for (int k = 0; k < TILE / 16; ++k) pairs[k] = add_pairs(p[k][row], p[k][row + 2]);
-            const u32 all = add_pairs(add_pairs(pairs[0], pairs[1]), add_pairs(pairs[2], pairs[3]));
-            sum[row] = unpack_low(all) + unpack_high(all);
-        } else {
-            sum[row] = partial[row][0] + partial[row][1];
-        }
-    }
+    for (int row = 0; row < 2; ++row) sum[row] = partial[row][0] + partial[row][1];
 }
 
 __device__ inline float load_shared(u32 address) {
     float value;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
     return value;
-}
-
-__device__ inline float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ inline float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 struct Item {
@@ -271,7 +230,7 @@ __device__ inline void consume(Shared& shared, void* __restrict__ out, int consu
                 const int distance = 16 * warp + row - i + width - 1;
                 const float bias = relative[row][max(distance, 0)];
                 // Keys past the row's end get -inf here, so that no score needs a mask later.
-                rel_w[n] = i < width ? bias : -__int_as_float(0x7f800000);
+                rel_w[n] = i < width ? bias : minus_infinity();
             }
             __syncwarp();
             wgmma_wait<0>();
@@ -300,7 +259,6 @@ __device__ inline void consume(Shared& shared, void* __restrict__ out, int consu
                                    load_shared(rel_h + 4 * (8 * PITCH - stage))};
             const int next = (stage + 1) % STAGES;
             scores(s_next, next, !is_last, next ? parity : parity ^ 1);
-            if (PRODUCTS_FIRST) keep(s);
 
             // Exponentials relative to the old maximum; anew in the rare case that it is too small.
             float sum[2], offset[2] = {bias[0] - top[0], bias[1] - top[1]};

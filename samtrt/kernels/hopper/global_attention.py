@@ -27,20 +27,13 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class GlobalTiles:
-    """How the kernel fetches and computes.
+    """How the kernel fetches.
 
     Attributes:
         cluster: blocks that share the keys and values they fetch, 1 or 2.
-        products_first: whether the next tile's product is issued ahead of the exponentials.
-        polynomial: one group of 8 keys in this many takes its exponentials from a polynomial
-            instead of the special function unit; 0 for none.
-        packed_sums: whether the exponentials are summed in pairs of the compute type, not in fp32.
     """
 
     cluster: int = 2
-    products_first: bool = False
-    polynomial: int = 0
-    packed_sums: bool = False
 
     def shared_bytes(self, head_dim: int) -> int:
         """Shared memory of a block."""
@@ -50,15 +43,9 @@ class GlobalTiles:
 
     def program(self, head_dim: int, dtype: torch.dtype) -> Program:
         """The kernel for one head dimension (64 or 80) and type (fp16 or bf16)."""
-        constants = {
-            "HEAD_DIM": head_dim,
-            "CLUSTER": self.cluster,
-            "PRODUCTS_FIRST": int(self.products_first),
-            "POLYNOMIAL": self.polynomial,
-            "PACKED_SUMS": int(self.packed_sums),
-        }
-        widths = {TILE, TILE + 8, TABLE_ROWS, head_dim}
-        return Program("global_attention.cu", tuple(constants.items()), tuple(widths), dtype)
+        constants = (("HEAD_DIM", head_dim), ("CLUSTER", self.cluster))
+        widths = tuple(sorted({TILE, TILE + 8, TABLE_ROWS, head_dim}))
+        return Program("global_attention.cu", constants, widths, dtype, ("attention.cuh",))
 
 
 def supports(height: int, width: int, head_dim: int) -> bool:
