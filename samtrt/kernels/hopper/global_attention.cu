@@ -1,5 +1,10 @@
-// Attention of a global block with decomposed relative positions: Attention.forward and
-// add_decomposed_rel_pos of segment_anything/modeling/image_encoder.py, without the linears.
+// Attention over the whole grid: Attention.forward without its linears (segment_anything/modeling/
+// image_encoder.py).
+//
+//     attn = (q * self.scale) @ k.transpose(-2, -1)            wgmma, queries from registers
+//     attn = add_decomposed_rel_pos(attn, q, rel_pos_h, …)     one product with each table, see below
+//     attn = attn.softmax(dim=-1)                              in registers, tile by tile
+//     x = (attn @ v)                                           wgmma, weights from registers
 //
 // A tile is one row of the token grid: 64 queries or 64 keys, with zeros past the row's end. Query
 // (y, x) and key (j, i) have the bias q·R_h[y - j + H - 1] + q·R_w[x - i + W - 1]. For a tile of
@@ -10,6 +15,9 @@
 // the third warpgroup's first warp fetches. The blocks of a cluster take neighbouring queries and
 // share the keys and values they fetch. Within a warpgroup the next tile's q·kᵀ runs during the
 // softmax, and the product with the values during the next one's.
+//
+// Compile-time constants: HEAD_DIM (64 or 80), CLUSTER (1 or 2 blocks).
+
 constexpr int TILE = 64;
 constexpr int CONSUMERS = 2;
 constexpr int STAGES = 4;             // tiles of keys, and of values, in flight

@@ -11,6 +11,13 @@ from samtrt.kernels.hopper.program import Program, TensorMap, launch
 
 MIN_WINDOW, MAX_WINDOW = 6, 14
 HEAD_DIMS = (64, 80)
+HEADERS = (
+    "attention.cuh",
+    "window_layout.cuh",
+    "window_memory.cuh",
+    "window_tile.cuh",
+    "window_few.cuh",
+)
 LOG2_E = 1.4426950408889634
 
 THREADS = 384
@@ -45,7 +52,7 @@ def window_attention_program(head_dim: int, window_size: int, dtype: torch.dtype
     """
     _check(head_dim, window_size)
     constants = (("HEAD_DIM", head_dim), ("WINDOW", window_size))
-    return Program("window_attention.cu", constants, tuple(range(8, 129, 8)), dtype)
+    return Program("window_attention.cu", constants, tuple(range(8, 129, 8)), dtype, HEADERS)
 
 
 def window_table(rel_pos_h: Tensor, rel_pos_w: Tensor, window_size: int) -> Tensor:
