@@ -100,16 +100,6 @@ __device__ inline void copy_2d(void* to, const TensorMap& map, int x, int y, u64
         : "memory");
 }
 
-// The same to the blocks of the cluster whose bits are set, and to their barriers.
-__device__ inline void copy_2d_multicast(void* to, const TensorMap& map, int x, int y,
-                                         u64* barrier, u16 blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
-        "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
-        : "memory");
-}
-
 __device__ inline void copy_4d(void* to, const TensorMap& map, int x, int y, int z, int w,
                                u64* barrier) {
     asm volatile(
@@ -119,6 +109,7 @@ __device__ inline void copy_4d(void* to, const TensorMap& map, int x, int y, int
         : "memory");
 }
 
+// The same to the blocks of the cluster whose bits are set, and to their barriers.
 __device__ inline void copy_4d_multicast(void* to, const TensorMap& map, int x, int y, int z,
                                          int w, u64* barrier, u16 blocks) {
     asm volatile(
@@ -295,12 +286,6 @@ __device__ inline float reciprocal_approximate(float x) {
     return y;
 }
 
-__device__ inline float rsqrt_approximate(float x) {
-    float y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // Four 8 × 8 matrices of 16-bit elements from registers to shared memory; lane l gives the address
 // of row l % 8 of matrix l / 8.
 __device__ inline void store_matrix_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
@@ -336,4 +321,13 @@ __device__ inline void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b_
 // 128-byte rows, in bytes.
 __device__ inline u32 swizzled_128(u32 row, u32 column) {
     return row * 128 + ((column ^ (row & 7)) << 4);
+}
+
+// The same with rows of 64 or 32 bytes.
+__device__ inline u32 swizzled_64(u32 row, u32 column) {
+    return row * 64 + ((column ^ (row >> 1 & 3)) << 4);
+}
+
+__device__ inline u32 swizzled_32(u32 row, u32 column) {
+    return row * 32 + ((column ^ (row >> 2 & 1)) << 4);
 }

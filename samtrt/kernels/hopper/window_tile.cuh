@@ -108,7 +108,7 @@ struct Part {
     }
 };
 
-// One warpgroup: TILE queries of a unit, from query `first`.
+// TILE queries of a unit, from query `first`. Arrives at `next_turn` when its scores are there.
 __device__ inline void attend(char* shared, char* stage, const Unit& unit, int first, int warpgroup,
                               u64* next_turn, u64* values_arrived, u32 parity,
                               float scale_log2e) {
@@ -129,7 +129,7 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, int f
     wgmma_commit();
 
     // Meanwhile: which table rows a query meets. Table row WINDOW - 1 - y + j is for key row j.
-    u32 by_inner_w = 65536 / unit.inner_w + 1;
+    u32 by_inner_w = 65536 / unit.inner_w + 1;  // (row / inner_w without a division; exact for these)
     int row_low = min(first + 16 * warp + lane / 4, unit.queries - 1);
     int row_high = min(first + 16 * warp + lane / 4 + 8, unit.queries - 1);
     int y_low = row_low * by_inner_w >> 16, y_high = row_high * by_inner_w >> 16;
