@@ -1,4 +1,7 @@
-"""Attention over the whole token grid with decomposed relative positions, tables included."""
+"""Attention over the whole token grid on Hopper's own units; see global_attention.cu.
+
+The counterpart of ``samtrt.kernels.global_attention``; relative positions are part of the kernel.
+"""
 
 from dataclasses import dataclass
 
@@ -67,16 +70,20 @@ def global_attention(
 ) -> None:
     """``Attention.forward`` of a global block without its linears; one launch.
 
+    Of ``segment_anything/modeling/image_encoder.py``.
+
     Args:
-        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, rows contiguous: ``attn.qkv``.
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, a token's channels contiguous, 16-byte aligned:
+            ``attn.qkv``.
         table_h: [2 * H - 1, D], the type of ``qkv``, contiguous: ``rel_pos_h`` times √D.
-        table_w: [2 * W - 1, D], the same of ``rel_pos_w``.
+        table_w: [2 * W - 1, D], the same of ``rel_pos_w``. No kernel on the stream may still write
+            the tables.
         out: [B, H, W, heads * D], the type of ``qkv``, contiguous, written.
         num_heads: attention heads.
         tiles: the launch configuration.
 
     Raises:
-        EngineError: what ``supports`` refuses.
+        EngineError: there is no kernel for these sizes, see ``supports``; or the driver refuses.
     """
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)

@@ -157,9 +157,11 @@ def window_attention(
 ) -> None:
     """``window_partition``, ``Attention.forward`` without its linears, ``window_unpartition``.
 
+    Of ``segment_anything/modeling/image_encoder.py``; one launch.
+
     Args:
-        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, rows contiguous: ``attn.qkv`` of the real
-            tokens.
+        qkv: [B, H, W, 3 * heads * D], fp16 or bf16, a token's channels contiguous, 16-byte aligned:
+            ``attn.qkv`` of the real tokens.
         qkv_bias: [3 * heads * D], the type of ``qkv``: what a padded token's row would be.
         table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
         schedule: ``window_schedule`` of these sizes, on the GPU; a parameter, like ``qkv_bias`` and
