@@ -252,8 +252,8 @@ __device__ inline void consume(Shared& shared, void* __restrict__ out, int consu
 
         // q·kᵀ of a tile; the caller waits for it.
         auto scores = [&](float(&s)[TILE / 2], int stage, bool exists, u32 ring) {
-            // Past the last tile the product is made of anything and not used: ptxas would
-            // serialise all products if this one stood under a condition.
+            // Past the last tile the product is made of anything and not used: no branch stands
+            // around products in flight, and every step has the same ones to wait for.
             if (exists) barrier_wait(&shared.k_full[stage], ring);
             wgmma_fence();
             multiply(s, q, keys.moved(stage * TILE_BYTES));
