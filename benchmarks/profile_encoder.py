@@ -49,12 +49,10 @@ NAMED = {
     "global_attention": "global attention",
     "_linear_gelu_kernel": "lin1",
     "_gelu_kernel": "GELU",
-    "layers": "proj to next qkv",
 }
 # Any other kernel is a product (`linear`, cuBLAS) unless its name has one of these.
 COPIES = ("Memset", "Memcpy", "elementwise")
 # Which product it is, is told by the step before it; a qkv after the last block is the neck.
-# (A kernel that does several needs an entry in NAMED and CHAINS, and here if a product follows it.)
 NEXT_PRODUCT = {
     "patchify": "patch embedding",
     "patch embedding": "qkv",
@@ -63,11 +61,6 @@ NEXT_PRODUCT = {
     "proj": "lin1",
     "lin1": "lin2",
     "lin2": "qkv",
-    "proj to lin2": "qkv",
-}
-CHAINS = {
-    "proj to next qkv": ("proj", "lin1", "lin2", "qkv"),
-    "proj to lin2": ("proj", "lin1", "lin2"),  # of the last block
 }
 ATTENTIONS = ("window attention", "global attention")
 
@@ -113,7 +106,7 @@ def work(config: EncoderConfig, batch: int) -> dict[str, tuple[float, float]]:
         # q·kᵀ and in weights · V, and span rows of each table of relative positions.
         return 2.0 * tokens * c * (2 * span**2 + 2 * span), 2.0 * tokens * 4 * c
 
-    needs = {
+    return {
         "patch embedding": linear(c, 3 * config.patch_size**2, c),
         "LayerNorm": (0.0, 4.0 * tokens * c),
         "qkv": linear(3 * c, c),
@@ -123,10 +116,6 @@ def work(config: EncoderConfig, batch: int) -> dict[str, tuple[float, float]]:
         "window attention": attention(config.window_size),
         "global attention": attention(side),
     }
-    for chain, layers in CHAINS.items():
-        flop, moved = zip(*(needs[layer] for layer in layers), strict=True)
-        needs[chain] = sum(flop), sum(moved)
-    return needs
 
 
 def stages(kernels: Sequence[str], depth: int) -> list[str]:
@@ -146,8 +135,6 @@ def stages(kernels: Sequence[str], depth: int) -> list[str]:
             stage = NEXT_PRODUCT.get(before, "other")
             if stage == "qkv" and attentions == depth:
                 stage = "neck"
-        if stage == "proj to next qkv" and attentions == depth:
-            stage = "proj to lin2"
         attentions += stage in ATTENTIONS
         if stage in NEXT_PRODUCT or stage == "neck":
             before = stage

@@ -19,7 +19,9 @@ PAUSE = 0.030  # seconds of rest, after which the clocks are back at their highe
 HEAT = 2.0  # seconds of load, after which clocks and power have settled
 AHEAD = 3  # calls queued while one runs: the GPU never waits, the host never runs away
 LEAST_RUNS = 12
-SPIN = 300_000  # cycles, 0.15 ms: the queue fills meanwhile, so no launch is waited for
+# Cycles, 0.8 ms: the queue fills meanwhile, so no launch is waited for. (The host takes some 0.3 ms
+# to launch a graph of 160 kernels with programmatic edges.)
+SPIN = 1_500_000
 PROTOCOLS = {
     "single": f"a call on a GPU that has rested for {PAUSE * 1e3:.0f} ms",
     "sustained": f"back to back, after {HEAT:g} s of the same load",

@@ -37,18 +37,6 @@ def test_hoppers_launches_are_told_by_their_place() -> None:
     ]
 
 
-def test_chains_of_layers_are_one_stage_but_for_the_last_blocks() -> None:
-    names = [COPY, "_patchify_kernel", "Memset (Device)", "linear", "linear"]
-    names += ["window_attention", "layers", "global_attention", "layers", *NECK]
-    assert stages(names, 2) == [
-        *("copies", "patchify", "copies", "patch embedding", "qkv"),
-        *("window attention", "proj to next qkv", "global attention", "proj to lin2"),
-        *("neck", "neck", "neck", "neck", "copies"),
-    ]
-    needs = work(vit_h(), 1)
-    assert needs["proj to next qkv"][0] == needs["proj to lin2"][0] + needs["qkv"][0]
-
-
 @pytest.mark.parametrize("fused", [True, False])
 def test_portable_launches_are_told_by_their_place(fused: bool) -> None:
     lin1, expected = (

@@ -37,7 +37,7 @@ class Product:
         out.copy_(a @ weight.t() + (out if bias is None else bias))
 
 
-def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
+def linear_layer(layer: Linear, tiles: LinearTiles) -> None:
     parts = len(layer.statistics)
     product = layer.a.double() @ layer.weight.double().t()
     if layer.residual is not None:
@@ -53,15 +53,6 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
     spread = squares.sum(0) + (size * (sums / size - mean) ** 2).sum(0)
     y = product / (spread / channels + layer.eps).sqrt()[:, None] + layer.bias
     layer.out.copy_(F.gelu(y) if layer.gelu else y)
-
-
-def linear_layers(
-    layers: list[Linear], schedule: torch.Tensor, done: torch.Tensor, tiles: LinearTiles
-) -> None:
-    assert not done.any() and schedule[..., 0].max() == len(layers) - 1
-    for layer in layers:
-        linear_layer(layer)
-    done += 1
 
 
 def window_attention(qkv, bias, table, schedule, out, window, heads) -> None:  # type: ignore
@@ -80,7 +71,6 @@ def global_attention(qkv, table_h, table_w, out, heads, tiles) -> None:  # type:
 @pytest.fixture
 def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     monkeypatch.setattr(hopper.linear, "linear_layer", linear_layer)
-    monkeypatch.setattr(hopper.linear, "linear_layers", linear_layers)
     monkeypatch.setattr(hopper.window_attention, "window_attention", window_attention)
     monkeypatch.setattr(hopper.global_attention, "global_attention", global_attention)
     monkeypatch.setattr(hopper, "Product", Product)
@@ -91,9 +81,7 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     return tuner.Tuner(CONFIG, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("section", "rows"), [("linear", 30), ("layers", 2), ("window", 1), ("global", 2)]
-)
+@pytest.mark.parametrize(("section", "rows"), [("linear", 30), ("window", 1), ("global", 2)])
 def test_what_is_right_is_timed(section: str, rows: int, instance: tuner.Tuner) -> None:
     hopper.SECTIONS[f"hopper-{section}"](instance)
     assert len(instance.rows) == rows
@@ -129,5 +117,4 @@ def test_every_program_of_the_sections_is_compiled_in_advance() -> None:
     names = [program.function_name for program in programs]
     assert names.count("window_attention") == 1
     assert names.count("global_attention") == len(hopper.GLOBAL_TILES)
-    assert names.count("layers") == 1
     assert names.count("linear") >= 16

@@ -23,7 +23,6 @@ EPILOGUES = {
     "proj": linear.RESIDUAL,
     "lin2": linear.RESIDUAL,
 }
-CHAIN = ("proj", "lin1", "lin2", "qkv")
 NORMALISED_TILES = {
     "wide": linear.WIDE,
     "middle": linear.MIDDLE,
@@ -75,8 +74,6 @@ def programs(config: EncoderConfig, batch: int, dtype: torch.dtype) -> Iterator[
     for name, epilogue in EPILOGUES.items():
         for tiles in linear_tiles(config, name).values():
             yield tiles.program(epilogue, dtype, 1 if epilogue == linear.RESIDUAL else parts)
-    chain = linear.chain_tiles(config.embed_dim)
-    yield chain.program(None, dtype, config.embed_dim // chain.columns)
     yield window_attention.window_attention_program(config.head_dim, config.window_size, dtype)
     for variant in GLOBAL_TILES.values():
         yield variant.program(config.head_dim, dtype)
@@ -177,79 +174,6 @@ def _tune_residual(
         )
 
 
-def tune_layers(tuner: Tuner) -> None:
-    """proj, lin1, lin2 and the next block's qkv: in one launch, and in one each."""
-    config, processors = tuner.config, multiprocessors(tuner.device)
-    tiles = linear.chain_tiles(config.embed_dim)
-    dimensions = [sizes(config, name) for name in CHAIN]
-    schedule = linear.layers_schedule(tuner.tokens, dimensions, processors, tiles)
-    schedule = schedule.to(tuner.device)
-    row_blocks = -(-tuner.tokens // tiles.block_rows)
-    done = torch.zeros(len(CHAIN), row_blocks, dtype=torch.int32, device=tuner.device)
-
-    def in_one(layers: list[Linear]) -> None:
-        done.zero_()
-        linear.linear_layers(layers, schedule, done, tiles)
-
-    def one_by_one(layers: list[Linear]) -> None:
-        for layer in layers:
-            linear.linear_layer(layer)
-
-    for label, call, parts in (
-        ("in one launch", in_one, config.embed_dim // tiles.columns),
-        ("in a launch each", one_by_one, statistics_parts(config, tuner.tokens, processors)),
-    ):
-        chains = [_chain(tuner, parts) for _ in range(BUFFERS)]
-        outputs = _chain_reference(chains[0])
-        tuner.run(
-            "hopper-layers",
-            label,
-            lambda i, call=call, chains=chains: call(chains[i]),
-            [(chains[0][2].out, outputs[2]), (chains[0][3].out, outputs[3])],
-            flop=sum(2.0 * tuner.tokens * n * k for n, k in dimensions),
-        )
-
-
-def _chain(tuner: Tuner, parts: int) -> list[Linear]:
-    """The layers of ``CHAIN`` on buffers of their own; those after a norm without its gain."""
-    config, rows, c = tuner.config, tuner.tokens, tuner.config.embed_dim
-    attended, residual = tuner.random(rows, c), tuner.random(rows, c) + 0.5
-    x, hidden, qkv = (tuner.random(rows, n) for n in (c, config.mlp_dim, 3 * c))
-    after_proj, after_lin2 = torch.empty(2, parts, rows, 2, device=tuner.device)
-
-    def parameters(name: str) -> tuple[Tensor, Tensor]:
-        n, k = sizes(config, name)
-        weight = tuner.random(n, k, scale=k**-0.5, dtype=torch.float32)
-        if EPILOGUES[name] != linear.RESIDUAL:
-            weight -= weight.mean(1, keepdim=True)  # as fold_layer_norm
-        return weight.to(tuner.dtype), tuner.random(n, dtype=torch.float32)
-
-    eps = config.layer_norm_eps
-    return [
-        Linear(attended, *parameters("proj"), x, after_proj, residual),
-        Linear(x, *parameters("lin1"), hidden, after_proj, gelu=True, eps=eps),
-        Linear(hidden, *parameters("lin2"), x, after_lin2, x),
-        Linear(x, *parameters("qkv"), qkv, after_lin2, eps=eps),
-    ]
-
-
-def _chain_reference(layers: list[Linear]) -> list[Tensor]:
-    """What each layer writes."""
-    outputs: list[Tensor] = []
-    a = layers[0].a.double()
-    for layer in layers:
-        if layer.residual is None:
-            a = F.layer_norm(a, a.shape[1:], eps=layer.eps)
-        a = a @ layer.weight.double().t() + layer.bias.double()
-        if layer.residual is not None:
-            # lin2's is what proj wrote.
-            a += outputs[0] if outputs else layer.residual.double()
-        elif layer.gelu:
-            a = F.gelu(a)
-        outputs.append(a)
-    return outputs
-
-
 def tune_window(tuner: Tuner) -> None:
     config, side = tuner.config, tuner.config.grid_size
     c, window, heads = config.embed_dim, config.window_size, config.num_heads
@@ -296,7 +220,6 @@ def tune_global(tuner: Tuner) -> None:
 
 SECTIONS = {
     "hopper-linear": tune_linear,
-    "hopper-layers": tune_layers,
     "hopper-window": tune_window,
     "hopper-global": tune_global,
 }
