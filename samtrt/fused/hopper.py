@@ -1,6 +1,5 @@
-"""The trunk for Hopper: two launches a block, each started while the one before it drains.
+"""The trunk for Hopper: five launches a block, each started while the one before it drains.
 
-One is attention; the other is every linear layer from this block's attention to the next block's.
 The LayerNorms are inside the linear layers around them (samtrt/kernels/hopper/linear_tile.cuh): the
 residual stream itself is what ``attn.qkv`` and ``mlp.lin1`` multiply.
 """
@@ -16,14 +15,10 @@ from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
 from samtrt.kernels.hopper import window_attention as over_window
 from samtrt.kernels.hopper.linear import (
-    MAX_LAYERS,
     Linear,
     can_write_statistics,
-    chain_tiles,
     fold_layer_norm,
-    layers_schedule,
     linear_layer,
-    linear_layers,
     statistics_parts,
 )
 
@@ -46,8 +41,6 @@ class _Block:
 
 class HopperTrunk:
     """See ``samtrt.fused.encoder.Trunk``."""
-
-    chained = False
 
     def __init__(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         """
@@ -73,78 +66,59 @@ class HopperTrunk:
         )
 
     def prepare(self, batch: int) -> None:
-        """Deals windows and tiles out to the multiprocessors."""
+        """Deals the windows out to the multiprocessors."""
         config = self.config
-        side, channels, hidden = config.grid_size, config.embed_dim, config.mlp_dim
-        blocks = multiprocessors(self.device)
+        side = config.grid_size
         if not all(map(config.is_global, range(config.depth))):
             self._windows[batch] = over_window.window_schedule(
-                batch, side, side, config.window_size, config.num_heads, blocks
-            ).to(self.device)
-        sizes = [
-            (channels, channels),
-            (hidden, channels),
-            (channels, hidden),
-            (3 * channels, channels),
-        ]
-        for count in (3, 4):  # the last block has no qkv after it
-            self._tiles[batch, count] = layers_schedule(
-                batch * side * side, sizes[:count], blocks, chain_tiles(channels)
+                batch,
+                side,
+                side,
+                config.window_size,
+                config.num_heads,
+                multiprocessors(self.device),
             ).to(self.device)
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
         config, rows = self.config, patches.shape[0]
-        side, channels = config.grid_size, config.embed_dim
-        x, attended = self._x[:rows], self._attended[:rows]
-        # Rows of qkv take the place of the hidden layer's, which are done with by then.
-        hidden = self._workspace[:rows, : config.mlp_dim]
-        qkv = self._workspace[:rows, : 3 * channels]
-        self._done.zero_()
-
+        parts = statistics_parts(rows, config.embed_dim, self.device)
+        statistics = self._statistics[: parts * rows * 2].view(parts, rows, 2)
+        x = self._x[:rows]
         # patch_embed, x + pos_embed
-        parts = statistics_parts(rows, channels, self.device)
-        embedded = self._statistics[0, : parts * rows * 2].view(parts, rows, 2)
         linear_layer(
-            Linear(patches, self._patch_weight, self._patch_bias, x, embedded, self._pos_embed)
+            Linear(patches, self._patch_weight, self._patch_bias, x, statistics, self._pos_embed)
         )
-        # blocks[0]: x = self.norm1(x), qkv = self.qkv(x): of real tokens only
-        first = self._blocks[0]
-        eps = config.layer_norm_eps
-        linear_layer(Linear(x, first.qkv_weight, first.qkv_bias, qkv, embedded, eps=eps))
-
-        tiles = chain_tiles(channels)
-        if self.chained:
-            parts = channels // tiles.columns
-        after_proj, after_lin2 = self._statistics[:, : parts * rows * 2].view(2, parts, rows, 2)
         for index, block in enumerate(self._blocks):
-            # window_partition, attn without its linears, window_unpartition
-            self._attention(
-                block,
-                config.is_global(index),
-                qkv.view(batch, side, side, 3 * channels),
-                attended.view(batch, side, side, channels),
-            )
-            layers = [
-                # x = shortcut + self.proj(x)
-                Linear(attended, block.proj_weight, block.proj_bias, x, after_proj, x),
-                # x = x + self.mlp(self.norm2(x))
-                Linear(
-                    x, block.lin1_weight, block.lin1_bias, hidden, after_proj, gelu=True, eps=eps
-                ),
-                Linear(hidden, block.lin2_weight, block.lin2_bias, x, after_lin2, x),
-            ]
-            if index + 1 < config.depth:
-                # the next block's norm1 and qkv
-                following = self._blocks[index + 1]
-                layers.append(
-                    Linear(x, following.qkv_weight, following.qkv_bias, qkv, after_lin2, eps=eps)
-                )
-            if self.chained:
-                linear_layers(layers, self._tiles[batch, len(layers)], self._done[index], tiles)
-            else:
-                for layer in layers:
-                    linear_layer(layer)
+            self._block(x, statistics, batch, block, config.is_global(index))
         return x
+
+    def _block(
+        self, x: Tensor, statistics: Tensor, batch: int, block: _Block, is_global: bool
+    ) -> None:
+        """``Block.forward``, on ``x`` [B * H * W, C] in place, whose statistics are kept up."""
+        config, rows = self.config, x.shape[0]
+        side, channels, eps = config.grid_size, config.embed_dim, config.layer_norm_eps
+        attended = self._attended[:rows]
+        # Never alive together; the rows of one lie in those of the other.
+        qkv = self._workspace[:rows, : 3 * channels]
+        hidden = self._workspace[:rows, : config.mlp_dim]
+
+        # x = self.norm1(x), qkv = self.qkv(x): of real tokens only
+        linear_layer(Linear(x, block.qkv_weight, block.qkv_bias, qkv, statistics, eps=eps))
+        # window_partition, attn without its linears, window_unpartition
+        self._attention(
+            block,
+            is_global,
+            qkv.view(batch, side, side, 3 * channels),
+            attended.view(batch, side, side, channels),
+        )
+        # x = shortcut + self.proj(x)
+        linear_layer(Linear(attended, block.proj_weight, block.proj_bias, x, statistics, x))
+        # x = x + self.mlp(self.norm2(x))
+        linear_layer(
+            Linear(x, block.lin1_weight, block.lin1_bias, hidden, statistics, gelu=True, eps=eps)
+        )
+        linear_layer(Linear(hidden, block.lin2_weight, block.lin2_bias, x, statistics, x))
 
     def _attention(self, block: _Block, is_global: bool, qkv: Tensor, out: Tensor) -> None:
         heads = self.config.num_heads
@@ -172,12 +146,9 @@ class HopperTrunk:
         self._x = empty(rows, channels)
         self._attended = empty(rows, channels)
         self._workspace = empty(rows, max(3 * channels, config.mlp_dim))
-        # After proj and after lin2; at most so many parts.
-        self._statistics = empty(2, channels // 128 * rows * 2, dtype=torch.float32)
-        row_blocks = -(-rows // chain_tiles(channels).block_rows)
-        self._done = empty(config.depth, MAX_LAYERS, row_blocks, dtype=torch.int32)
+        # Of each row of x: at most so many parts.
+        self._statistics = empty(channels // 128 * rows * 2, dtype=torch.float32)
         self._windows: dict[int, Tensor] = {}
-        self._tiles: dict[tuple[int, int], Tensor] = {}
 
     def _pack(self, parameters: EncoderParameters) -> None:
         config, fp32, matrix = self.config, parameters.fp32, parameters.matrix

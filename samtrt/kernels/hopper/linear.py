@@ -1,7 +1,6 @@
 """Linear layers with the LayerNorm before them, or the residual sum after them, inside."""
 
 import ctypes
-import heapq
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +50,8 @@ class LinearTiles:
         staging = 2 * self.buffers * self.rows * self.chunk * 2
         return self.stages * (stage + 16) + staging
 
-    def program(self, epilogue: int | None, dtype: torch.dtype, statistics: int = 1) -> Program:
-        """One layer with an epilogue; a chain of layers, each with its own, where that is None.
+    def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
+        """The kernel with one epilogue.
 
         Args:
             statistics: parts of the row statistics that are read.
@@ -66,11 +65,10 @@ class LinearTiles:
             "CHUNK": self.chunk,
             "BUFFERS": self.buffers,
             "STATISTICS": statistics,
+            "EPILOGUE": epilogue,
         }
-        file = "layers.cu"
-        if epilogue is not None:
-            file, constants["EPILOGUE"] = "linear.cu", epilogue
-        return Program(file, tuple(constants.items()), (self.columns,), dtype, ("linear_tile.cuh",))
+        headers = ("linear_tile.cuh",)
+        return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype, headers)
 
 
 class _Layer(ctypes.Structure):
@@ -91,23 +89,6 @@ class _Layer(ctypes.Structure):
         ("epilogue", ctypes.c_int32),
         ("eps", ctypes.c_float),
         ("_padding", ctypes.c_uint8 * 8),  # to a multiple of 64 bytes
-    )
-
-
-MAX_LAYERS = 4
-
-
-class _Chain(ctypes.Structure):
-    """layers.cu, Chain."""
-
-    _fields_ = (
-        ("layers", _Layer * MAX_LAYERS),
-        ("schedule", ctypes.c_void_p),
-        ("done", ctypes.c_void_p),
-        ("units", ctypes.c_int32),
-        ("row_blocks", ctypes.c_int32),
-        ("count", ctypes.c_int32),
-        ("_padding", ctypes.c_uint8 * 36),
     )
 
 
@@ -196,11 +177,6 @@ def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | No
     return min(candidates, key=lambda t: _busiest(t, rows, columns, processors), default=None)
 
 
-def chain_tiles(channels: int) -> LinearTiles:
-    """The tiles of ``linear_layers`` for a residual stream of this width."""
-    return MIDDLE if channels % MIDDLE.columns == 0 else NARROW
-
-
 def _busiest(tiles: LinearTiles, rows: int, columns: int, processors: int) -> int:
     """Elements that one multiprocessor computes, at most."""
     count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
@@ -233,61 +209,6 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
     )
     arguments = [layer.packed(tiles)]
     launch(program, (min(processors, count), 1, 1), THREADS, tiles.shared_bytes, arguments)
-
-
-def linear_layers(layers: list[Linear], schedule: Tensor, done: Tensor, tiles: LinearTiles) -> None:
-    """Layers of which each reads only the rows of the one before it, in one launch.
-
-    Args:
-        layers: two to four; but for the residual in place, no two may write the same buffer.
-        schedule: ``layers_schedule`` of their sizes, on the GPU; a parameter: no kernel on the
-            stream may still write it.
-        done: [len(layers), row blocks] int32, zeros.
-        tiles: the launch configuration, ``pingpong``.
-    """
-    parts = next(layer.statistics.shape[0] for layer in layers if layer.epilogue != RESIDUAL)
-    blocks, units, _ = schedule.shape
-    chain = _Chain(
-        (_Layer * MAX_LAYERS)(*(layer.packed(tiles) for layer in layers)),
-        schedule.data_ptr(),
-        done.data_ptr(),
-        units,
-        done.shape[1],
-        len(layers),
-    )
-    program = tiles.program(None, layers[0].a.dtype, parts)
-    launch(program, (blocks, 1, 1), THREADS, tiles.shared_bytes, [chain])
-
-
-def layers_schedule(
-    rows: int, sizes: list[tuple[int, int]], blocks: int, tiles: LinearTiles
-) -> Tensor:
-    """Which tiles each block of ``linear_layers`` computes: [blocks, units, 4], int32.
-
-    A unit is (layer, first row, first column, 0); lists that are shorter end with layers of -1. All
-    lists are in the order of the layers, and within one of groups of row blocks, so that the rows
-    which a tile needs come before it. Each tile goes to the block that is free first.
-
-    Args:
-        sizes: (columns, inner) of each layer.
-        blocks: at most as many as run at once.
-    """
-    lists: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
-    free = [(0, block) for block in range(blocks)]
-    row_blocks = range(0, rows, tiles.block_rows)
-    for index, (columns, inner) in enumerate(sizes):
-        work = -(-inner // BLOCK_K) + 1  # in steps, and some for the epilogue
-        for group in range(0, len(row_blocks), tiles.group):
-            for column in range(0, columns, tiles.columns):
-                for row in row_blocks[group : group + tiles.group]:
-                    time, block = heapq.heappop(free)
-                    lists[block].append((index, row, column, 0))
-                    heapq.heappush(free, (time + work, block))
-    schedule = torch.full((blocks, max(map(len, lists)), 4), -1, dtype=torch.int32)
-    for block, entries in enumerate(lists):
-        if entries:
-            schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
-    return schedule
 
 
 def can_write_statistics(channels: int) -> bool:

@@ -1,6 +1,6 @@
 // One tile of a linear layer with what stands around it in Block.forward (segment_anything/modeling/
 // image_encoder.py): out = epilogue(a · weightᵀ), a [M, K] and weight [N, K] row-major. One warp
-// fetches, two warpgroups multiply. For linear.cu, one layer a launch, and layers.cu, several.
+// fetches, two warpgroups multiply; linear.cu says which tiles.
 //
 // NORMALISED (qkv, lin1): a is the residual stream as it is. The LayerNorm's weight is in `weight`,
 // whose rows are centred, so its mean drops out (Σ (x - mean) w = Σ x (w - mean w)), its bias is in

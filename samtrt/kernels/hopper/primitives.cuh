@@ -143,32 +143,9 @@ __device__ inline void store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
-// Waits until all but the last PENDING stores of this thread have been written.
-template <int PENDING>
-__device__ inline void store_wait() {
-    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 // Between ordinary writes to shared memory and the copy engine's or tensor cores' reads of it.
 __device__ inline void fence_async_proxy() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Between what other blocks have written to global memory and the copy engine's reads of it.
-__device__ inline void fence_async_proxy_global() {
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-}
-
-// ---- between blocks ---------------------------------------------------------------------------
-
-__device__ inline u32 load_acquire(const u32* from) {
-    u32 value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-    return value;
-}
-
-__device__ inline void add_release(u32* to, u32 value) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
 // ---- wgmma ------------------------------------------------------------------------------------
