@@ -1,5 +1,7 @@
 """The linear layers for Hopper: their machine code anywhere, their values on a Hopper GPU."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
