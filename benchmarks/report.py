@@ -21,7 +21,7 @@ from samtrt.files import replacing
 from samtrt.reports.benchmarking import describe, markdown_table, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "h200_vit_h_version1.json"  # what the documents show
+RECORD = ROOT / "benchmarks" / "results" / "h200.json"  # what the documents show
 BEGIN, END = "<!-- encoder benchmark: begin -->", "<!-- encoder benchmark: end -->"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 OURS = "samtrt"

@@ -40,8 +40,10 @@ def errors(
         (tiny_config(), 1),
         (tiny_config(embed_dim=160, num_heads=2, depth=2, img_size=96, window_size=4), 2),
         (tiny_config(embed_dim=64, num_heads=1, depth=2, img_size=80, window_size=5), 1),
+        # (of the sizes that Hopper has kernels of its own for)
+        (tiny_config(embed_dim=192, num_heads=3, depth=2, img_size=256, window_size=14), 1),
     ],
-    ids=["head16", "head80-batch2", "head64-no-padding"],
+    ids=["head16", "head80-batch2", "head64-no-padding", "hopper"],
 )
 def test_small_encoders_in_fp16(config: EncoderConfig, batch: int) -> None:
     ours, meta = errors(config, "fp16", batch)
