@@ -77,15 +77,14 @@ def tune_global(tuner: Tuner) -> None:
     tuner.run("relative", "", relative)
     relative(0)
     reference = attention_reference(qkv[0], *rel_pos, heads)
-    for block_m, rows, warps, stages, registers in (
-        (64, 1, 4, 3, None), (64, 1, 4, 2, 128), (64, 2, 4, 2, None), (64, 2, 4, 2, 168),
-        (128, 1, 8, 2, None), (128, 1, 8, 3, None), (128, 1, 8, 3, 128), (128, 1, 8, 4, None),
-        (128, 2, 8, 2, None), (128, 2, 8, 3, None), (128, 1, 4, 3, None),
+    for block_m, warps, stages, registers in (
+        (64, 4, 3, None), (64, 4, 2, 128), (128, 8, 2, None), (128, 8, 3, None),
+        (128, 8, 3, 128), (128, 8, 4, None), (128, 4, 3, None),
     ):  # fmt: skip
-        tiles = global_attention.GlobalTiles(block_m, rows, warps, stages, registers)
+        tiles = global_attention.GlobalTiles(block_m, warps, stages, registers)
         tuner.run(
             "global",
-            f"{block_m} rows {rows} warps {warps} stages {stages} registers {registers}",
+            f"{block_m} warps {warps} stages {stages} registers {registers}",
             lambda i, tiles=tiles: global_attention.global_attention(
                 qkv[i], rel_h, rel_w, out, heads, tiles
             ),

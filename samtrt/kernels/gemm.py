@@ -107,16 +107,13 @@ def _linear_gelu_kernel(
     PROGRAMS: tl.constexpr,
     EPILOGUE_PARTS: tl.constexpr,
     FLATTEN: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
 ):
     """Persistent: program p computes tiles p, p + PROGRAMS, …, in groups of GROUP_M row blocks."""
     blocks_m = tl.cdiv(M, BLOCK_M)
     blocks_n = tl.cdiv(N, BLOCK_N)
     tiles = blocks_m * blocks_n
     dtype = out_desc.dtype
-    for tile in tl.range(
-        tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
-    ):
+    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN):
         group_tiles = GROUP_M * blocks_n
         first_m = (tile // group_tiles) * GROUP_M
         group_rows = min(blocks_m - first_m, GROUP_M)
@@ -155,7 +152,6 @@ class GemmTiles:
     programs_per_sm: int = 1
     epilogue_parts: int = 2
     flatten: bool = True
-    warp_specialize: bool = False
     num_warps: int = 8
     num_stages: int = 3
 
@@ -210,7 +206,6 @@ def linear_gelu(
         PROGRAMS=programs,
         EPILOGUE_PARTS=parts,
         FLATTEN=tiles.flatten,
-        WARP_SPECIALIZE=tiles.warp_specialize,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )

@@ -24,14 +24,12 @@ class GlobalTiles:
 
     Attributes:
         block_m: queries a program.
-        rows: grid rows of keys a step, 1 or 2.
         num_stages: key tiles in flight.
         tma: whether the copy engine of Hopper and newer fetches the key tiles.
         registers: registers a thread, at most.
     """
 
     block_m: int = 128
-    rows: int = 1
     num_warps: int = 8
     num_stages: int = 3
     registers: int | None = None
@@ -142,10 +140,9 @@ def _global_attention_kernel(
     D_TAIL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    ROWS: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """One program: BLOCK_M queries of one head over all keys, ROWS grid rows a step."""
+    """One program: BLOCK_M queries of one head over all keys, a grid row a step."""
     head = tl.program_id(1)
     image = tl.program_id(2)
     HEAD: tl.constexpr = D + D_TAIL
@@ -175,7 +172,7 @@ def _global_attention_kernel(
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
     acc_tail = tl.zeros((BLOCK_M, D_TAIL if D_TAIL else 16), dtype=tl.float32)
-    for key_row in tl.range(0, height, ROWS):
+    for key_row in tl.range(0, height):
         first = image_row + key_row * width
         s = tl.dot(
             q,
@@ -200,32 +197,6 @@ def _global_attention_kernel(
             )
         rel_h = tl.load(rel_h_ptr + key_row * tokens) * scale_log2e
         new_top = tl.maximum(top, tl.max(s, 1) * scale_log2e + rel_h)
-        if ROWS == 2:
-            s_b = tl.dot(
-                q,
-                _tile(
-                    qkv_desc, qkv_ptr, first + width, k_column, row_stride, rows, BLOCK_N, D, TMA
-                ).T,
-                rel_w.to(tl.float32),
-            )
-            if D_TAIL:
-                s_b = tl.dot(
-                    q_tail,
-                    _tile(
-                        qkv_tail_desc,
-                        qkv_ptr,
-                        first + width,
-                        k_column + D,
-                        row_stride,
-                        rows,
-                        BLOCK_N,
-                        D_TAIL,
-                        TMA,
-                    ).T,
-                    s_b,
-                )
-            rel_h_b = tl.load(rel_h_ptr + (key_row + 1) * tokens) * scale_log2e
-            new_top = tl.maximum(new_top, tl.max(s_b, 1) * scale_log2e + rel_h_b)
 
         rescale = tl.exp2(top - new_top)
         top = new_top
@@ -254,33 +225,6 @@ def _global_attention_kernel(
                 ),
                 acc_tail,
             )
-        if ROWS == 2:
-            p_b = tl.exp2(s_b * scale_log2e + (rel_h_b - top)[:, None])
-            total += tl.sum(p_b, 1)
-            p_b = p_b.to(q.dtype)
-            acc = tl.dot(
-                p_b,
-                _tile(
-                    qkv_desc, qkv_ptr, first + width, v_column, row_stride, rows, BLOCK_N, D, TMA
-                ),
-                acc,
-            )
-            if D_TAIL:
-                acc_tail = tl.dot(
-                    p_b,
-                    _tile(
-                        qkv_tail_desc,
-                        qkv_ptr,
-                        first + width,
-                        v_column + D,
-                        row_stride,
-                        rows,
-                        BLOCK_N,
-                        D_TAIL,
-                        TMA,
-                    ),
-                    acc_tail,
-                )
 
     target = out_ptr + token[:, None] * (heads * HEAD) + q_column
     scale = (1.0 / total)[:, None]
@@ -353,7 +297,6 @@ def global_attention(
     head_dim = channels // (3 * num_heads)
     d, d_tail = split_head_dim(head_dim)
     block_n = row_block(width)
-    rows = tiles.rows if height % tiles.rows == 0 else 1
     block_m = min(tiles.block_m, max(64, triton.next_power_of_2(height * width)))
     flat = qkv.view(-1, channels)
     _global_attention_kernel[(triton.cdiv(height * width, block_m), num_heads, batch)](
@@ -371,7 +314,6 @@ def global_attention(
         D_TAIL=d_tail,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        ROWS=rows,
         TMA=tiles.tma,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
