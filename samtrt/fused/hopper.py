@@ -21,6 +21,7 @@ from samtrt.kernels.hopper.linear import (
     linear_layer,
     statistics_parts,
 )
+from samtrt.kernels.hopper.program import require_compiler
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class HopperTrunk:
         Raises:
             EngineError: NVRTC is missing.
         """
+        require_compiler()
         self.config = parameters.config
         self.dtype, self.device = parameters.dtype, parameters.device
         self.shift = torch.zeros(self.config.embed_dim, device=self.device)  # nothing

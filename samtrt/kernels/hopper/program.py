@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samtrt.errors import EngineError
+from samtrt.errors import EngineError, SamtrtError
 from samtrt.files import replacing
 
 ARCHITECTURE = "sm_90a"
 FOLDER = Path(__file__).resolve().parent
 CACHE_VARIABLE = "SAMTRT_CACHE_DIR"
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -39,6 +42,15 @@ def _bindings() -> tuple[Any, Any]:
             f"({error}); pip install cuda-bindings nvidia-cuda-nvrtc"
         ) from error
     return driver, nvrtc
+
+
+def require_compiler() -> None:
+    """For who wants to know before the first launch.
+
+    Raises:
+        EngineError: NVRTC or the driver's bindings are missing.
+    """
+    _bindings()
 
 
 def checked(result: tuple[Any, ...], call: str) -> Any:
@@ -128,8 +140,16 @@ class Program:
         if path.is_file():
             return path.read_bytes()
         code = self.compile()
-        with replacing(path) as temporary:
-            temporary.write_bytes(code)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(code)
+        except SamtrtError as error:
+            logger.warning(
+                "kernels are compiled anew at each start, since their cache cannot be written; set "
+                "%s to a folder that can (%s)",
+                CACHE_VARIABLE,
+                error,
+            )
         return code
 
     def compile(self) -> bytes:
@@ -144,7 +164,8 @@ class Program:
         if int(status) != 0:
             log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "log size")
             nvrtc.nvrtcGetProgramLog(program, log)
-            raise EngineError(f"NVRTC refuses {self.file}: {log.decode()}")
+            errors = [line for line in log.decode().splitlines() if "error" in line]
+            raise EngineError(f"NVRTC refuses {self.file}: {'; '.join(errors[:3])}")
         code = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize")
         checked(nvrtc.nvrtcGetCUBIN(program, code), "nvrtcGetCUBIN")
         nvrtc.nvrtcDestroyProgram(program)
