@@ -67,4 +67,6 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
         store<Epilogue(EPILOGUE)>(sums, scale, layer, shared, tile.row, tile.column, lane, buffer);
         if (EPILOGUE == RESIDUAL) store_statistics(sums, layer, tile.row, tile.column, lane);
     }
+    // The last chunks have left shared memory before the next kernel's block may take it.
+    if (lane.thread == 0) store_wait_read<0>();
 }

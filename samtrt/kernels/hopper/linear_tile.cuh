@@ -167,7 +167,8 @@ __device__ inline void begin(float (&sums)[PARTS][SUMS], float (&scale)[PARTS][2
             for (int j = 0; j < BLOCK_N; j += 8) {
                 float2 added = make_float2(0.0f, 0.0f);
                 // (what has a residual fills its tiles)
-                if (KIND == RESIDUAL || j < limit) added = __ldg(reinterpret_cast<const float2*>(bias + j));
+                if (KIND == RESIDUAL || j < limit)
+                    added = __ldg(reinterpret_cast<const float2*>(bias + j));
                 added.x *= factor, added.y *= factor;
                 if (KIND == RESIDUAL) {
                     const u32 old =
