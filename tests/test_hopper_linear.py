@@ -9,7 +9,9 @@ from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
 from kernel_references import TOLERANCE, random, relative_error
 from triton_kernels import DEVICE
 
+from benchmarks.tuning.references import row_statistics
 from samtrt.errors import EngineError
+from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.linear import (
     MIDDLE,
     NARROW,
@@ -28,7 +30,6 @@ from samtrt.kernels.hopper.linear import (
     statistics_parts,
 )
 from samtrt.kernels.hopper.program import FOLDER
-from samtrt.kernels.norm import row_statistics
 
 EPS = 1e-6
 
@@ -98,8 +99,7 @@ def test_normalised_linear(
     weight, bias = random(columns, inner, seed=2, scale=inner**-0.5), random(columns, seed=3)
     gain, offset = random(inner, seed=4), random(inner, seed=5)
     folded, constant = fold_layer_norm(weight, bias, gain, offset)
-    statistics = torch.full((1, rows, 2), float("nan"), device=DEVICE)
-    row_statistics(x, statistics)
+    statistics = row_statistics(x, 1).float()
     out = torch.full((rows, columns), float("nan"), device=DEVICE, dtype=dtype)
     layer = Linear(x, folded.to(dtype), constant, out, statistics, gelu=gelu, eps=EPS)
     linear_layer(layer, tiles)
@@ -122,15 +122,13 @@ def test_residual_linear(
     weight = random(columns, inner, seed=2, scale=inner**-0.5).to(dtype)
     bias = random(columns, seed=3)
     expected = x.double() + a.double() @ weight.double().t() + bias.double()
-    parts = statistics_parts(rows, columns, DEVICE)
+    parts = statistics_parts(rows, columns, multiprocessors(DEVICE))
     statistics = torch.full((parts, rows, 2), float("nan"), device=DEVICE)
     out = x if in_place else torch.full_like(x, float("nan"))
     linear_layer(Linear(a, weight, bias, out, statistics, x))
     assert relative_error(out, expected) < TOLERANCE[dtype]
-    groups = out.double().view(rows, parts, -1).transpose(0, 1)
-    torch.testing.assert_close(statistics[..., 0].double(), groups.sum(2), rtol=1e-5, atol=1e-3)
-    squares = groups.var(2, correction=0) * (columns // parts)
-    torch.testing.assert_close(statistics[..., 1].double(), squares, rtol=1e-5, atol=1e-3)
+    expected = row_statistics(out, parts)
+    torch.testing.assert_close(statistics.double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.gpu
@@ -140,7 +138,7 @@ def test_statistics_in_parts_are_merged_and_residual_rows_repeat() -> None:
     rows, channels = 512, 1280
     a, x = random(rows, 320, seed=0).half(), (random(128, channels, seed=1) * 2 + 3).half()
     weight, bias = random(channels, 320, seed=2, scale=0.05).half(), random(channels, seed=3)
-    parts = statistics_parts(rows, channels, DEVICE)
+    parts = statistics_parts(rows, channels, multiprocessors(DEVICE))
     assert parts > 1
     statistics = torch.empty(parts, rows, 2, device=DEVICE)
     out = torch.empty(rows, channels, device=DEVICE, dtype=torch.float16)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.tuning.references import attention_reference, window_reference
+from benchmarks.tuning.references import attention_reference, row_statistics, window_reference
 from benchmarks.tuning.tuner import BUFFERS, Tuner
 from samtrt.config import EncoderConfig
 from samtrt.kernels.cublaslt import Product, make_workspace
@@ -61,29 +61,16 @@ def linear_tiles(config: EncoderConfig, name: str) -> dict[str, LinearTiles]:
     return {k: tiles for k, tiles in RESIDUAL_TILES.items() if columns % tiles.columns == 0}
 
 
-def statistics_parts(config: EncoderConfig, rows: int, processors: int) -> int:
-    """In how many parts the encoder hands a row's statistics on."""
-    tiles = linear.residual_tiles(rows, config.embed_dim, processors)
-    assert tiles is not None  # HopperTrunk.supports
-    return config.embed_dim // tiles.columns
-
-
 def programs(config: EncoderConfig, batch: int, dtype: torch.dtype) -> Iterator[Program]:
     """Everything that the sections launch, to be compiled in advance, without a GPU."""
-    parts = statistics_parts(config, batch * config.grid_size**2, H200_MULTIPROCESSORS)
+    rows = batch * config.grid_size**2
+    parts = linear.statistics_parts(rows, config.embed_dim, H200_MULTIPROCESSORS)
     for name, epilogue in EPILOGUES.items():
         for tiles in linear_tiles(config, name).values():
             yield tiles.program(epilogue, dtype, 1 if epilogue == linear.RESIDUAL else parts)
     yield window_attention.window_attention_program(config.head_dim, config.window_size, dtype)
     for variant in GLOBAL_TILES.values():
         yield variant.program(config.head_dim, dtype)
-
-
-def row_statistics(x: Tensor, parts: int) -> Tensor:
-    """[parts, rows, 2]: of each row's parts the sum and the sum of squared differences."""
-    groups = x.double().view(x.shape[0], parts, -1).transpose(0, 1)
-    squares = groups.var(2, correction=0) * groups.shape[2]
-    return torch.stack((groups.sum(2), squares), 2)
 
 
 def tune_linear(tuner: Tuner) -> None:
@@ -128,7 +115,8 @@ def _tune_normalised(
     config, gelu = tuner.config, EPILOGUES[name] == linear.NORMALISED_GELU
     n, k = sizes(config, name)
     gain, offset = (tuner.random(k, dtype=torch.float32) for _ in range(2))
-    parts = statistics_parts(config, tuner.tokens, multiprocessors(tuner.device))
+    processors = multiprocessors(tuner.device)
+    parts = linear.statistics_parts(tuner.tokens, config.embed_dim, processors)
     layers = []
     for each, matrix in zip(x, weight, strict=True):
         folded, constant = linear.fold_layer_norm(matrix.float(), bias, gain, offset)

@@ -1,6 +1,7 @@
 """What the tuned kernels must compute, in fp32 or float64, from Meta's definitions."""
 
 import torch
+from torch import Tensor
 
 
 def attention_reference(qkv, rel_pos_h, rel_pos_w, heads):
@@ -37,3 +38,10 @@ def window_reference(qkv, bias, rel_pos_h, rel_pos_w, window, heads):
     out = attention_reference(windows, rel_pos_h, rel_pos_w, heads)
     out = out.view(batch, count, count, window, window, -1).transpose(2, 3)
     return out.reshape(batch, tall, tall, -1)[:, :height, :width]
+
+
+def row_statistics(x: Tensor, parts: int) -> Tensor:
+    """[parts, rows, 2]: of each row's parts the sum and the sum of squared differences."""
+    groups = x.double().view(x.shape[0], parts, -1).transpose(0, 1)
+    squares = groups.var(2, correction=0) * groups.shape[2]
+    return torch.stack((groups.sum(2), squares), 2)

@@ -1,7 +1,7 @@
 """The image encoder on a CUDA GPU: patches, trunk, neck, one graph a batch size."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -83,7 +83,7 @@ class FusedImageEncoder:
         parameters = EncoderParameters(config, tensors, self.dtype, self.device)
         self._trunk = _trunk_for(parameters, max_batch_size)
         self._pack_neck(parameters)
-        self._allocate()
+        self._allocate(parameters.empty)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,13 +145,10 @@ class FusedImageEncoder:
             NECK_EPS,
         )
 
-    def _allocate(self) -> None:
+    def _allocate(self, empty: Callable[..., Tensor]) -> None:
         config, batch = self.config, self.max_batch_size
         side = config.grid_size
         rows = batch * side * side
-
-        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=self.device)
 
         self._image = empty(batch, 3, self.img_size, self.img_size, dtype=torch.float32)
         self._patches = empty(rows, 3 * config.patch_size**2)

@@ -4,6 +4,7 @@ The LayerNorms are inside the linear layers around them (samtrt/kernels/hopper/l
 residual stream itself is what ``attn.qkv`` and ``mlp.lin1`` multiply.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ class HopperTrunk:
         self.dtype, self.device = parameters.dtype, parameters.device
         self.shift = torch.zeros(self.config.embed_dim, device=self.device)  # nothing
         self._pack(parameters)
-        self._allocate(max_batch_size)
+        self._allocate(parameters.empty, max_batch_size)
 
     @staticmethod
     def supports(config: EncoderConfig) -> bool:
@@ -83,7 +84,7 @@ class HopperTrunk:
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
         config, rows = self.config, patches.shape[0]
-        parts = statistics_parts(rows, config.embed_dim, self.device)
+        parts = statistics_parts(rows, config.embed_dim, multiprocessors(self.device))
         statistics = self._statistics[: parts * rows * 2].view(parts, rows, 2)
         x = self._x[:rows]
         # patch_embed, x + pos_embed
@@ -137,13 +138,10 @@ class HopperTrunk:
                 heads,
             )
 
-    def _allocate(self, batch: int) -> None:
+    def _allocate(self, empty: Callable[..., Tensor], batch: int) -> None:
         config = self.config
         channels = config.embed_dim
         rows = batch * config.grid_size**2
-
-        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=self.device)
 
         self._x = empty(rows, channels)
         self._attended = empty(rows, channels)

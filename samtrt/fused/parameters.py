@@ -34,6 +34,10 @@ class EncoderParameters:
         """In the compute type, contiguous."""
         return torch.as_tensor(self.tensors[name]).to(self.device).to(self.dtype).contiguous()
 
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer beside them, of the compute type unless told otherwise."""
+        return torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
+
     def rel_pos(self, block: int) -> tuple[Tensor, Tensor]:
         """``rel_pos_h`` and ``rel_pos_w`` of a block, [2 * side - 1, D] fp32, as it uses them."""
         size = self.config.attention_size(block)

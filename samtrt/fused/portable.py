@@ -10,6 +10,7 @@ What is folded into the parameters when they are packed:
   and the bias (Meta scales q·kᵀ alone).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,13 +82,12 @@ class PortableTrunk:
         """
         self.config = parameters.config
         self.dtype, self.device = parameters.dtype, parameters.device
-        self.max_batch_size = max_batch_size
         split_head_dim(self.config.head_dim)
         if self.config.global_attn_indexes:
             row_block(self.config.grid_size)
         self.tiles = _tiles_for(self.device)
         self._pack(parameters)
-        self._allocate()
+        self._allocate(parameters.empty, max_batch_size)
         self._products: dict[tuple[int, ...], Product] = {}
         if self.device.type == "cuda":
             self._scratch = make_workspace(self.device)
@@ -112,7 +112,7 @@ class PortableTrunk:
         # x = self.norm1(x)
         layer_norm(x, block.norm1_shift, block.norm1_weight, block.norm1_bias, normed, eps)
         # qkv = self.qkv(x): of real tokens only
-        qkv = self._view(0, rows, 3 * channels)
+        qkv = self._view(rows, 3 * channels)
         self._linear(normed, block.qkv_weight, block.qkv_bias, qkv)
         # window_partition, attn without its linears, window_unpartition
         qkv = qkv.view(batch, side, side, 3 * channels)
@@ -137,7 +137,7 @@ class PortableTrunk:
         self._linear(normed, block.proj_weight, None, x)
         # x = x + self.mlp(self.norm2(x))
         layer_norm(x, block.norm2_shift, block.norm2_weight, block.norm2_bias, normed, eps)
-        hidden = self._view(0, rows, config.mlp_dim)
+        hidden = self._view(rows, config.mlp_dim)
         if tiles.gemm is not None:
             linear_gelu(normed, block.lin1_weight, block.lin1_bias, hidden, tiles.gemm)
         else:
@@ -159,8 +159,8 @@ class PortableTrunk:
         """Picks cuBLASLt's algorithms for this batch size, on random data and every weight."""
         rows = batch * self.config.grid_size**2
         x, normed = self._x[:rows].normal_(), self._normed[:rows].normal_()
-        hidden = self._view(0, rows, self.config.mlp_dim).normal_()
-        qkv = self._view(0, rows, 3 * self.config.embed_dim)
+        hidden = self._view(rows, self.config.mlp_dim).normal_()
+        qkv = self._view(rows, 3 * self.config.embed_dim)
         for a, weights, bias, out in (
             (normed, [b.qkv_weight for b in self._blocks], self._blocks[0].qkv_bias, qkv),
             (normed, [b.proj_weight for b in self._blocks], None, x),
@@ -172,13 +172,10 @@ class PortableTrunk:
             product.choose(a, weights, bias, out)
             self._products[(rows, *weights[0].shape)] = product
 
-    def _allocate(self) -> None:
-        config, batch = self.config, self.max_batch_size
+    def _allocate(self, empty: Callable[..., Tensor], batch: int) -> None:
+        config = self.config
         side, channels = config.grid_size, config.embed_dim
         rows = batch * side * side
-
-        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=self.device)
 
         self._x = empty(rows, channels)
         self._normed = empty(rows, channels)
@@ -189,8 +186,8 @@ class PortableTrunk:
         relative = pairs * (2 * side + row_block(side)) if config.global_attn_indexes else 0
         self._workspace = empty(max(qkv + relative, rows * config.mlp_dim))
 
-    def _view(self, offset: int, rows: int, columns: int) -> Tensor:
-        return self._workspace[offset : offset + rows * columns].view(rows, columns)
+    def _view(self, rows: int, columns: int) -> Tensor:
+        return self._workspace[: rows * columns].view(rows, columns)
 
     def _relative_positions(self, batch: int) -> tuple[Tensor, Tensor]:
         """``rel_h`` [B, heads, H, H * W] fp32 and ``rel_w`` [B, heads, H * W, row block]."""

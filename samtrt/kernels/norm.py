@@ -177,54 +177,6 @@ def layer_norm_to_nchw(
     )
 
 
-@triton.jit
-def _row_statistics_kernel(
-    x_ptr,
-    statistics_ptr,
-    rows,
-    C: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_TAIL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-):
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    col = tl.arange(0, BLOCK)[None, :]
-    tail = BLOCK + tl.arange(0, BLOCK_TAIL)[None, :]
-    mask = (row < rows) & (tail < C)
-    offset = row.to(tl.int64) * C
-    x = tl.load(x_ptr + offset + col, mask=row < rows, other=0.0).to(tl.float32)
-    y = tl.load(x_ptr + offset + tail, mask=mask, other=0.0).to(tl.float32)
-    total = tl.sum(x, 1, keep_dims=True) + tl.sum(y, 1, keep_dims=True)
-    x -= total / C
-    y = tl.where(tail < C, y - total / C, 0.0)
-    square = tl.sum(x * x, 1, keep_dims=True) + tl.sum(y * y, 1, keep_dims=True)
-    tl.store(statistics_ptr + 2 * row, total, mask=row < rows)
-    tl.store(statistics_ptr + 2 * row + 1, square, mask=row < rows)
-
-
-def row_statistics(x: torch.Tensor, statistics: torch.Tensor) -> None:
-    """What a LayerNorm needs to know of each row, for kernels that normalise on their own.
-
-    Args:
-        x: [rows, C], fp16 or bf16, contiguous.
-        statistics: [1, rows, 2] fp32, written: the sum, and the sum of squared differences from
-            the mean.
-    """
-    rows, channels = x.shape
-    _channel_block(channels)
-    block = 1 << (channels.bit_length() - 1)
-    _row_statistics_kernel[(triton.cdiv(rows, 4),)](
-        x,
-        statistics,
-        rows,
-        C=channels,
-        BLOCK=block,
-        BLOCK_TAIL=max(16, triton.next_power_of_2(channels - block)),
-        BLOCK_ROWS=4,
-        num_warps=4,
-    )
-
-
 def _channel_block(channels: int) -> int:
     if channels > 8192:
         raise EngineError(

@@ -81,14 +81,12 @@ class _Layer(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("statistics", ctypes.c_void_p),
-        ("new_statistics", ctypes.c_void_p),
         ("residual_rows", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("inner", ctypes.c_int32),
-        ("epilogue", ctypes.c_int32),
         ("eps", ctypes.c_float),
-        ("_padding", ctypes.c_uint8 * 8),  # to a multiple of 64 bytes
+        ("_padding", ctypes.c_uint8 * 20),  # to a multiple of 64 bytes
     )
 
 
@@ -145,12 +143,10 @@ class Linear:
             self.bias.data_ptr(),
             residual.data_ptr(),
             self.statistics.data_ptr(),
-            self.statistics.data_ptr(),
             residual.shape[0],
             rows,
             columns,
             inner,
-            self.epilogue,
             self.eps,
         )
 
@@ -216,9 +212,9 @@ def can_write_statistics(channels: int) -> bool:
     return residual_tiles(1, channels, 1) is not None
 
 
-def statistics_parts(rows: int, channels: int, device: torch.device) -> int:
+def statistics_parts(rows: int, channels: int, processors: int) -> int:
     """In how many parts a layer with a residual writes its rows' statistics."""
-    tiles = residual_tiles(rows, channels, multiprocessors(device))
+    tiles = residual_tiles(rows, channels, processors)
     assert tiles is not None  # can_write_statistics
     return channels // tiles.columns
 

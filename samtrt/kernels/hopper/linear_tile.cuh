@@ -12,11 +12,12 @@ struct Layer {  // linear.py, _Layer
     TensorMap a, weight, out;
     const float* bias;
     const u32* residual;
-    const float2* statistics;
-    float2* new_statistics;
-    int residual_rows, rows, columns, inner, epilogue;
+    float2* statistics;  // read, or written where there is a residual
+    int residual_rows, rows, columns, inner;
     float eps;
 };
+
+static_assert(sizeof(Layer) == 448, "linear.py says otherwise");
 
 constexpr int BLOCK_K = 64;  // 128 bytes, the widest swizzle
 constexpr int BLOCK_M = PINGPONG ? WG_ROWS : 2 * WG_ROWS;
@@ -295,7 +296,7 @@ __device__ inline void store_statistics(const float (&sums)[PARTS][SUMS], const 
             squares = over_quad(squares);
             const int own_row = row + part * 64 + half * 8 + lane.row;
             if (lane.column == 0 && own_row < layer.rows)
-                layer.new_statistics[column / BLOCK_N * layer.rows + own_row] =
+                layer.statistics[column / BLOCK_N * layer.rows + own_row] =
                     make_float2(sum, squares);
         }
 }

@@ -1,7 +1,6 @@
 // What the kernels here use of Hopper's instruction set, one function an instruction (PTX ISA,
 // "Asynchronous copy", "mbarrier", "wgmma", "Cluster"). Self-contained: no toolkit header is read.
 // wgmma<N>'s definitions are appended by program.py, since their operand lists depend on N.
-#pragma once
 
 using u32 = unsigned int;
 using u64 = unsigned long long;

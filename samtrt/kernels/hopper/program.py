@@ -118,7 +118,7 @@ class Program:
 
     @cached_property
     def source(self) -> str:
-        primitives = (FOLDER / "primitives.cuh").read_text().replace("#pragma once", "")
+        primitives = (FOLDER / "primitives.cuh").read_text()
         parts = [f"#define {name} {value}\n" for name, value in self.constants]
         if self.dtype == torch.bfloat16:
             parts.append("#define SAMTRT_BF16\n")
@@ -193,16 +193,16 @@ def launch(
     arguments: list[Any],
     *,
     cluster: int = 1,
-    dependent: bool = True,
 ) -> None:
     """Launches on torch's current stream.
+
+    The kernel may start before its predecessors on the stream have finished: it must call
+    ``dependency_wait`` before it reads or writes what they do.
 
     Args:
         arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats and ctypes structures, in
             the kernel's order.
         cluster: blocks a cluster, along x.
-        dependent: whether the kernel may start before its predecessors on the stream have
-            finished; it must then call ``dependency_wait`` before it reads or writes what they do.
 
     Raises:
         EngineError: NVRTC or the driver refuses.
@@ -210,26 +210,12 @@ def launch(
     driver, _ = _bindings()
     device = torch.cuda.current_device()
     function = _function(program, device, shared_bytes)
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared_bytes
+    dependent = driver.CUlaunchAttribute()
+    identifiers = driver.CUlaunchAttributeID
+    dependent.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    dependent.value.programmaticStreamSerializationAllowed = 1
+    config = _configuration(grid, threads, shared_bytes, cluster, [dependent])
     config.hStream = torch.cuda.current_stream().cuda_stream
-    attributes = []
-    if cluster > 1:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        attribute.value.clusterDim.x = cluster
-        attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1
-        attributes.append(attribute)
-    if dependent:
-        attribute = driver.CUlaunchAttribute()
-        identifiers = driver.CUlaunchAttributeID
-        attribute.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        attributes.append(attribute)
-    config.attrs = attributes
-    config.numAttrs = len(attributes)
     values = [_value(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     result = driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0)
@@ -244,17 +230,32 @@ def resident_clusters(
     processor groups have an odd number of them."""
     driver, _ = _bindings()
     function = _function(program, device, shared_bytes)
+    config = _configuration((cluster, 1, 1), threads, shared_bytes, cluster, [])
+    return int(checked(driver.cuOccupancyMaxActiveClusters(function, config), "clusters"))
+
+
+def _configuration(
+    grid: tuple[int, int, int],
+    threads: int,
+    shared_bytes: int,
+    cluster: int,
+    attributes: list[Any],
+) -> Any:
+    """A CUlaunchConfig; ``cluster`` becomes another of its attributes."""
+    driver, _ = _bindings()
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
     config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
     config.sharedMemBytes = shared_bytes
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    attribute.value.clusterDim.x = cluster
-    attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1
-    config.attrs = [attribute]
-    config.numAttrs = 1
-    return int(checked(driver.cuOccupancyMaxActiveClusters(function, config), "clusters"))
+    if cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value.clusterDim.x = cluster
+        attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1
+        attributes = [attribute, *attributes]
+    config.attrs = attributes
+    config.numAttrs = len(attributes)
+    return config
 
 
 def _value(argument: Any) -> Any:
