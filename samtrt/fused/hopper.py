@@ -16,6 +16,7 @@ from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
 from samtrt.kernels.hopper import window_attention as over_window
 from samtrt.kernels.hopper.linear import (
+    REPEATED_ROWS,
     Linear,
     can_write_statistics,
     fold_layer_norm,
@@ -53,7 +54,7 @@ class HopperTrunk:
         self.config = parameters.config
         self.dtype, self.device = parameters.dtype, parameters.device
         self.shift = torch.zeros(self.config.embed_dim, device=self.device)  # nothing
-        self._pack(parameters)
+        self._pack(parameters, max_batch_size)
         self._allocate(parameters.empty, max_batch_size)
 
     @staticmethod
@@ -88,8 +89,9 @@ class HopperTrunk:
         statistics = self._statistics[: parts * rows * 2].view(parts, rows, 2)
         x = self._x[:rows]
         # patch_embed, x + pos_embed
+        pos_embed = self._pos_embed[:rows]
         linear_layer(
-            Linear(patches, self._patch_weight, self._patch_bias, x, statistics, self._pos_embed)
+            Linear(patches, self._patch_weight, self._patch_bias, x, statistics, pos_embed)
         )
         for index, block in enumerate(self._blocks):
             self._block(x, statistics, batch, block, config.is_global(index))
@@ -150,12 +152,14 @@ class HopperTrunk:
         self._statistics = empty(channels // 128 * rows * 2, dtype=torch.float32)
         self._windows: dict[int, Tensor] = {}
 
-    def _pack(self, parameters: EncoderParameters) -> None:
+    def _pack(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         config, fp32, matrix = self.config, parameters.fp32, parameters.matrix
         channels = config.embed_dim
         self._patch_weight = matrix("patch_embed.proj.weight").view(channels, -1)
         self._patch_bias = fp32("patch_embed.proj.bias")
-        self._pos_embed = matrix("pos_embed").view(-1, channels)
+        pos_embed = matrix("pos_embed").view(-1, channels)
+        repeats = len(pos_embed) % REPEATED_ROWS == 0
+        self._pos_embed = pos_embed if repeats else pos_embed.repeat(max_batch_size, 1)
 
         def folded(linear: str, norm: str) -> tuple[Tensor, Tensor]:
             weight, bias = fold_layer_norm(

@@ -152,6 +152,7 @@ __device__ inline void produce(Shared& shared, const TensorMap& qkv, const Tenso
         copy_2d(shared.table_w + TABLE_ROWS * 128, table_w_tail, 64, 0, &shared.tables_full);
     }
     dependency_wait();
+    dependents_launch();
 
     u32 tile = 0, round = 0;
     for (int index = blockIdx.x / CLUSTER; index < items; index += gridDim.x / CLUSTER, ++round) {
@@ -371,7 +372,6 @@ extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1) glo
         cluster_sync();
     else
         __syncthreads();
-    dependents_launch();
 
     const int groups = height / (CLUSTER * CONSUMERS);
     const int items = images * heads * groups, role = threadIdx.x / WARPGROUP;

@@ -32,7 +32,6 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
         initialise(shared);
     }
     __syncthreads();
-    dependents_launch();
 
     int step = 0;
     if (warpgroup == 0) {
@@ -52,20 +51,33 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
     const Lane lane = lane_of(warpgroup - 1);
     const int steps = steps_of(layer);
     if (PINGPONG && lane.consumer == 1) named_arrive(1, 2 * WARPGROUP);
-    dependency_wait();
 
     int turn = 0, buffer = 0;
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x, step += steps, ++turn) {
+    for (int index = blockIdx.x; index < tiles;
+         index += gridDim.x, step += steps + RESIDUAL_STAGES, ++turn) {
         if (PINGPONG && (turn & 1) != lane.consumer) continue;
         Tile tile = tile_at(index, blocks_m, blocks_n);
         if (!PINGPONG) tile.row += lane.consumer * WG_ROWS;
-        float sums[PARTS][SUMS], scale[PARTS][2];
-        // While the other warpgroup multiplies.
-        begin<Epilogue(EPILOGUE)>(sums, scale, layer, tile.row, tile.column, lane);
+        copy_bias(layer, shared, tile.column, lane);
+        dependency_wait();
+        dependents_launch();
+        float sums[PARTS][SUMS] = {};
+        RowStatistics statistics[PARTS][2];  // on their way during the product
+        if (EPILOGUE != RESIDUAL)
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    statistics[part][half].load(layer, tile.row + part * 64 + half * 8 + lane.row);
         if (PINGPONG) named_sync(1 + lane.consumer, 2 * WARPGROUP);
         multiply(sums, shared, step, steps, lane.consumer);
-        store<Epilogue(EPILOGUE)>(sums, scale, layer, shared, tile.row, tile.column, lane, buffer);
-        if (EPILOGUE == RESIDUAL) store_statistics(sums, layer, tile.row, tile.column, lane);
+        if constexpr (EPILOGUE == RESIDUAL) {
+            store_sum(sums, layer, shared, tile.row, tile.column, lane, step + steps);
+            release_residual(shared, lane, step + steps);
+        } else {
+            store<Epilogue(EPILOGUE)>(sums, statistics, layer, shared, tile.row, tile.column, lane,
+                                      buffer);
+        }
     }
     // The last chunks have left shared memory before the next kernel's block may take it.
     if (lane.thread == 0) store_wait_read<0>();

@@ -13,6 +13,7 @@ from samtrt.kernels.hopper.program import Program, launch, matrix_map
 BLOCK_K = 64
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
+REPEATED_ROWS = 128  # a residual that repeats has a multiple of so many rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LinearTiles:
         stages: pairs of operand tiles in flight.
         group: row blocks a group of tiles spans, for the L2 cache.
         chunk: columns stored at a time, 32 or 64.
-        buffers: chunks in flight a warpgroup.
+        buffers: chunks in flight a warpgroup; with a residual none are needed.
     """
 
     rows: int = 128
@@ -48,7 +49,7 @@ class LinearTiles:
         """Shared memory of a block."""
         stage = (self.block_rows + self.columns) * BLOCK_K * 2
         staging = 2 * self.buffers * self.rows * self.chunk * 2
-        return self.stages * (stage + 16) + staging
+        return self.stages * (stage + 16) + staging + 2 * self.columns * 4
 
     def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
         """The kernel with one epilogue.
@@ -78,15 +79,15 @@ class _Layer(ctypes.Structure):
         ("a", ctypes.c_uint8 * 128),
         ("weight", ctypes.c_uint8 * 128),
         ("out", ctypes.c_uint8 * 128),
+        ("residual", ctypes.c_uint8 * 128),
         ("bias", ctypes.c_void_p),
-        ("residual", ctypes.c_void_p),
         ("statistics", ctypes.c_void_p),
         ("residual_rows", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("inner", ctypes.c_int32),
         ("eps", ctypes.c_float),
-        ("_padding", ctypes.c_uint8 * 20),  # to a multiple of 64 bytes
+        ("_padding", ctypes.c_uint8 * 28),  # to a multiple of 64 bytes
     )
 
 
@@ -106,8 +107,8 @@ class Linear:
         statistics: [parts, M, 2] fp32, contiguous: of each row's part of N / parts (or K / parts)
             channels, the sum and the sum of squared differences from the part's mean. Without a
             residual of ``a``, read; with one of ``out``, written.
-        residual: [M or a divisor of it, N], the type of ``a``, contiguous; its rows repeat. May be
-            ``out``.
+        residual: [M, N], the type of ``a``, contiguous; may be ``out``. Or a divisor of M of rows,
+            a multiple of ``REPEATED_ROWS``, that repeat.
         gelu: whether the erf GELU follows; without a residual.
         eps: the norm's.
     """
@@ -136,14 +137,19 @@ class Linear:
                 "backend on Hopper: both must be multiples of 8; use the tensorrt or cpu backend"
             )
         residual = self.out if self.residual is None else self.residual
+        if len(residual) != rows and len(residual) % tiles.rows:
+            raise EngineError(
+                f"a residual of {len(residual)} rows cannot repeat in one of {rows}: its rows must "
+                f"be a multiple of {tiles.rows}"
+            )
         return _Layer(
             matrix_map(self.a, tiles.block_rows, BLOCK_K).value,
             matrix_map(self.weight, tiles.columns, BLOCK_K).value,
             matrix_map(self.out, tiles.rows, tiles.chunk).value,
+            matrix_map(residual, tiles.rows, tiles.chunk).value,
             self.bias.data_ptr(),
-            residual.data_ptr(),
             self.statistics.data_ptr(),
-            residual.shape[0],
+            len(residual),
             rows,
             columns,
             inner,
@@ -155,9 +161,13 @@ class Linear:
 WIDE = LinearTiles(columns=192, stages=4, chunk=64)
 MIDDLE = LinearTiles(columns=160)
 NARROW = LinearTiles(columns=128, stages=6)
-# Where there is little to hide in the epilogue, two warpgroups on one tall tile.
-TALL = LinearTiles(columns=160, pingpong=False, stages=4, buffers=1)
-TALL_NARROW = LinearTiles(columns=128, pingpong=False, stages=4)
+# With a residual, two warpgroups on one tile: there is little to hide in the epilogue.
+TALL = LinearTiles(columns=160, pingpong=False, stages=4, buffers=0)
+TALL_NARROW = LinearTiles(columns=128, pingpong=False, stages=4, buffers=0)
+SHORT_WIDE = LinearTiles(rows=64, columns=192, pingpong=False, buffers=0)
+SHORT = LinearTiles(rows=64, columns=160, pingpong=False, stages=6, buffers=0)
+SHORT_NARROW = LinearTiles(rows=64, columns=128, pingpong=False, stages=6, buffers=0)
+RESIDUAL_TILES = (TALL, TALL_NARROW, SHORT_WIDE, SHORT, SHORT_NARROW)
 
 
 def normalised_tiles(rows: int, columns: int, processors: int) -> LinearTiles:
@@ -167,9 +177,7 @@ def normalised_tiles(rows: int, columns: int, processors: int) -> LinearTiles:
 
 def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | None:
     """The same among those that cut the columns into equal parts; None where none do."""
-    candidates = [
-        tiles for tiles in (TALL, TALL_NARROW, WIDE, MIDDLE, NARROW) if columns % tiles.columns == 0
-    ]
+    candidates = [tiles for tiles in RESIDUAL_TILES if columns % tiles.columns == 0]
     return min(candidates, key=lambda t: _busiest(t, rows, columns, processors), default=None)
 
 

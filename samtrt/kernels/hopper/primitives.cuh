@@ -50,8 +50,9 @@ __device__ inline void barrier_expect(u64* barrier, u32 bytes) {
                  : "memory");
 }
 
-__device__ inline void barrier_arrive(u64* barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+__device__ inline void barrier_arrive(u64* barrier, u32 arrivals = 1) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals)
                  : "memory");
 }
 

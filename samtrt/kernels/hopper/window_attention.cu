@@ -47,6 +47,7 @@ __device__ inline void start_copies(char* shared, Barriers& barriers, const Sche
     int4 entries[STAGES];
     for (int i = 0; i < STAGES; ++i) entries[i] = schedule[i];
     dependency_wait();
+    dependents_launch();
     for (int i = 0; i < STAGES; ++i) {
         if (entries[i].w < 0) break;
         Unit unit = schedule.unit(entries[i]);
@@ -154,7 +155,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
     Schedule schedule{entries + blockIdx.x * units, units, height, width};
     int warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
     bool is_copying = threadIdx.x == CONSUMERS * WARPGROUP;
-    dependents_launch();
 
     // The copying thread's warp starts the first copies while the others lay out the constants.
     if (is_copying) {
