@@ -93,8 +93,13 @@ def test_end_to_end_by_stage(script: ModuleType, flags: list[object], tmp_path: 
     assert all(stage in out for stage in times["stages"]) and "Host memory to host memory" in out
 
 
+@pytest.mark.parametrize("ours", [True, False])
 def test_a_wrong_output_is_not_timed(
-    script: ModuleType, flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType,
+    flags: list[object],
+    ours: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Wrong:
         img_size, device = 128, torch.device("cpu")
@@ -112,13 +117,21 @@ def test_a_wrong_output_is_not_timed(
     monkeypatch.setattr(
         comparison, "time_calls", lambda *call: timed.append(call) or Timing.of([1])
     )
-    monkeypatch.setattr(script, "our_contestants", lambda *_: [Contestant("wrong", make)])
+    monkeypatch.setattr(script, "our_contestants", lambda *_: [Contestant("wrong", make, ours)])
     monkeypatch.setattr(script, "meta_contestants", lambda *_: [_reference()])
-    status, out, err = call_script(script, *flags, "--json", tmp_path / "record.json")
+    record = tmp_path / "record.json"
+    status, out, err = call_script(script, *flags, "--json", record)
+    assert len(timed) == 1  # the reference alone
+    if not ours:
+        assert status == 0 and "wrong: not timed" in out
+        assert [row["timing"] is None for row in json.loads(record.read_text())["rows"]] == [
+            False,
+            True,
+        ]
+        return
     line = err.splitlines()[-1]
     assert status == 1 and line.startswith("error: wrong, batch 1: its output is wrong, 5.00% off")
     assert out == "" and list(tmp_path.iterdir()) == []
-    assert len(timed) == 1  # the reference alone
 
 
 def _reference() -> Contestant:

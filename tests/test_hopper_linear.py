@@ -50,8 +50,8 @@ EPS = 1e-6
 def test_machine_code(tiles: LinearTiles, epilogue: int, dtype: torch.dtype) -> None:
     code = machine_code(tiles.program(epilogue, dtype, 8))
     assert code["spills"] == 0 and code["stack"] == 0
-    # One for the products of a stage, some before and after: serialised ones would have one each.
-    assert code["wgmma"] >= 3 * code["waits"]
+    # One in the loop, one after it: serialised products would have one each.
+    assert code["waits"] == 2
     assert tiles.shared_bytes <= 227 * 1024
 
 
@@ -66,8 +66,8 @@ def test_folded_layer_norm_is_the_layer_norm() -> None:
 
 
 def test_gelu_is_the_erf_form() -> None:
-    """The formula of linear_tile.cuh with its constants, in float64, against x Φ(x)."""
-    source = (FOLDER / "linear_tile.cuh").read_text()
+    """The formula of linear_epilogue.cuh with its constants, in float64, against x Φ(x)."""
+    source = (FOLDER / "linear_epilogue.cuh").read_text()
     body = source[source.index("__device__ inline float gelu") :].split("}")[0]
     cap, a, b, c, _ = map(float, re.findall(r"([0-9.]+(?:e-?\d+)?)f\b", body))
     x = torch.linspace(-30, 30, 2_000_001, dtype=torch.float64)
@@ -129,8 +129,10 @@ def test_residual_linear(
     out = x if in_place else torch.full_like(x, float("nan"))
     linear_layer(Linear(a, weight, bias, out, statistics, x), tiles)
     assert relative_error(out, expected) < TOLERANCE[dtype]
-    expected = row_statistics(out, parts)
-    torch.testing.assert_close(statistics.double(), expected, rtol=1e-5, atol=1e-3)
+    # (of what is rounded to `out`)
+    torch.testing.assert_close(
+        statistics.double(), row_statistics(expected, parts), rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.gpu
@@ -146,7 +148,11 @@ def test_statistics_in_parts_are_merged_and_residual_rows_repeat() -> None:
     statistics = torch.empty(parts, rows, 2, device=DEVICE)
     out = torch.empty(rows, channels, device=DEVICE, dtype=torch.float16)
     linear_layer(Linear(a, weight, bias, out, statistics, x))
-    expected = x.double().repeat(4, 1) + a.double() @ weight.double().t() + bias.double()
+    expected = (
+        x.double().repeat(rows // REPEATED_ROWS, 1)
+        + a.double() @ weight.double().t()
+        + bias.double()
+    )
     assert relative_error(out, expected) < 1e-3
 
     following, zero = random(256, channels, seed=4, scale=channels**-0.5), torch.zeros(256)
@@ -171,6 +177,6 @@ def test_unsupported_shapes_raise_one_line() -> None:
         assert "\n" not in str(error.value)
 
     refused(96, 64, TALL_NARROW, 16, "equal parts")
-    refused(128, 64, TALL_NARROW, 8, "multiple of 128")
+    refused(128, 64, TALL_NARROW, 8, "multiple of 64")
     refused(64, 60, NARROW, None, "multiples of 8")
     refused(60, 64, NARROW, None, "multiples of 8")

@@ -123,7 +123,8 @@ def main() -> None:
     if arguments.plot:
         throughput: dict[str, dict[int, float]] = {}
         for row in rows:
-            throughput.setdefault(row.name, {})[row.batch_size] = row.images_per_second
+            if row.images_per_second:
+                throughput.setdefault(row.name, {})[row.batch_size] = row.images_per_second
         plot_throughput(arguments.plot, {"": throughput}, title, describe(record))
 
 

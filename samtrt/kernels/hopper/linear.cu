@@ -1,18 +1,86 @@
 // One linear layer a launch. Persistent: block b computes tiles b, b + blocks, …. PINGPONG: the two
 // warpgroups take tiles of WG_ROWS rows in turn, and while one is in its epilogue the tensor cores
 // work for the other. Otherwise both take one half of a tile of 2 · WG_ROWS rows.
+//
+// Nothing but the product stands between a kernel's start and its first epilogue: the residual comes
+// through the stages behind the operands, the statistics arrive during the product.
 
-struct Tile {
-    int row, column;
-};
+// A warpgroup's tiles.
+__device__ inline void consume(const Layer& layer, const Shared& shared, const Lane& lane) {
+    const int steps = steps_of(layer);
+    if (PINGPONG && lane.consumer == 1) named_arrive(1, 2 * WARPGROUP);
+    Ring ring;
+    bool is_mine = !PINGPONG || lane.consumer == 0;
+#pragma unroll 1
+    for (u32 index = blockIdx.x; index < layer.tiles; index += gridDim.x) {
+        if (!is_mine) {
+            ring.skip(steps);
+            is_mine = true;
+            continue;
+        }
+        if (PINGPONG) is_mine = false;
+        const Tile tile = tile_at(layer, index);
+        int row = tile.row + (PINGPONG ? 0 : lane.consumer * WG_ROWS);
+        Bias bias;
+        bias.load(layer, tile.column, lane.thread);
+        float sums[PARTS][SUMS] = {};
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) keep(sums[part]);  // (zero before the wait)
+        dependency_wait();
+        dependents_launch();
+        RowStatistics statistics[PARTS][2];
+        if (EPILOGUE != RESIDUAL)
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    statistics[part][half].load(layer, row + part * PART_ROWS + half * 8 + lane.row);
+        if (PINGPONG) named_sync(1 + lane.consumer, 2 * WARPGROUP);
+        multiply(sums, shared, ring, steps, lane.consumer);
 
-// Tiles run down GROUP_M row blocks before they move right: what a wave reads stays in L2.
-__device__ inline Tile tile_at(int index, int blocks_m, int blocks_n) {
-    const int group = GROUP_M * blocks_n;
-    const int first = index / group * GROUP_M;
-    const int height = min(blocks_m - first, GROUP_M);
-    const int within = index % group;
-    return {(first + within % height) * BLOCK_M, within / height * BLOCK_N};
+        bias.store(shared.bias[lane.consumer], lane.thread);
+        float scale[PARTS][2];
+        char* place = shared.places + lane.consumer * PART_BYTES;
+        if (EPILOGUE == RESIDUAL) {
+            if (lane.consumer == 1) release_others_residual(shared, lane, ring);
+            barrier_wait(&shared.full[ring.stage], ring.parity);
+            place = shared.stages + ring.stage * STAGE_BYTES;
+        } else {
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    scale[part][half] = statistics[part][half].inverse_deviation(layer);
+        }
+        // A loop that shifts the registers, so that its code is there once.
+#pragma unroll 1
+        for (int part = 0; part < PARTS; ++part, row += PART_ROWS) {
+            // The bias is there, the place's last stores have left it.
+            if (EPILOGUE != RESIDUAL && lane.thread == 0) store_wait_read<0>();
+            if (EPILOGUE != RESIDUAL || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
+            RowSums rows[2];
+            finish<Epilogue(EPILOGUE)>(sums[0], scale[0], rows, shared.bias[lane.consumer],
+                                       place, lane);
+            send(layer, place, row, tile.column, lane);
+            if (EPILOGUE == RESIDUAL) {
+                rows[0].store(layer, row + lane.row, tile.column);
+                rows[1].store(layer, row + lane.row + 8, tile.column);
+                place += PART_BYTES;
+            }
+#pragma unroll
+            for (int next = 1; next < PARTS; ++next) {
+#pragma unroll
+                for (int i = 0; i < SUMS; ++i) sums[next - 1][i] = sums[next][i];
+                scale[next - 1][0] = scale[next][0], scale[next - 1][1] = scale[next][1];
+            }
+        }
+        if (EPILOGUE == RESIDUAL) {
+            release_residual(shared, lane, ring);
+            if (lane.consumer == 0) release_others_residual(shared, lane, ring);
+        }
+    }
+    // The last chunks have left shared memory before the next kernel's block may take it.
+    if (lane.thread == 0) store_wait_read<0>();
 }
 
 extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
@@ -21,10 +89,6 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
     const Shared shared = shared_layout(memory);
     // (a shuffle tells the compiler that it is the same for the warp)
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
-    const int blocks_m = (layer.rows + BLOCK_M - 1) / BLOCK_M;
-    const int blocks_n = (layer.columns + BLOCK_N - 1) / BLOCK_N;
-    const int tiles = blocks_m * blocks_n;
-
     if (threadIdx.x == 0) {
         prefetch(layer.a);
         prefetch(layer.weight);
@@ -32,53 +96,11 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
         initialise(shared);
     }
     __syncthreads();
-
-    int step = 0;
     if (warpgroup == 0) {
-        registers_shrink<24>();
-        if (threadIdx.x < WARP && elect_one()) {
-            for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-                const Tile tile = tile_at(index, blocks_m, blocks_n);
-                if (index == blockIdx.x)
-                    fetch_first(layer, shared, tile.row, tile.column, step);
-                else
-                    fetch(layer, shared, tile.row, tile.column, 0, step);
-            }
-        }
-        return;
+        registers_shrink<EPILOGUE == RESIDUAL ? 40 : 24>();
+        if (threadIdx.x < WARP && elect_one()) fetch(layer, shared);
+    } else {
+        registers_grow<EPILOGUE == RESIDUAL ? 232 : 240>();
+        consume(layer, shared, lane_of(warpgroup - 1));
     }
-    registers_grow<240>();
-    const Lane lane = lane_of(warpgroup - 1);
-    const int steps = steps_of(layer);
-    if (PINGPONG && lane.consumer == 1) named_arrive(1, 2 * WARPGROUP);
-
-    int turn = 0, buffer = 0;
-    for (int index = blockIdx.x; index < tiles;
-         index += gridDim.x, step += steps + RESIDUAL_STAGES, ++turn) {
-        if (PINGPONG && (turn & 1) != lane.consumer) continue;
-        Tile tile = tile_at(index, blocks_m, blocks_n);
-        if (!PINGPONG) tile.row += lane.consumer * WG_ROWS;
-        copy_bias(layer, shared, tile.column, lane);
-        dependency_wait();
-        dependents_launch();
-        float sums[PARTS][SUMS] = {};
-        RowStatistics statistics[PARTS][2];  // on their way during the product
-        if (EPILOGUE != RESIDUAL)
-#pragma unroll
-            for (int part = 0; part < PARTS; ++part)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    statistics[part][half].load(layer, tile.row + part * 64 + half * 8 + lane.row);
-        if (PINGPONG) named_sync(1 + lane.consumer, 2 * WARPGROUP);
-        multiply(sums, shared, step, steps, lane.consumer);
-        if constexpr (EPILOGUE == RESIDUAL) {
-            store_sum(sums, layer, shared, tile.row, tile.column, lane, step + steps);
-            release_residual(shared, lane, step + steps);
-        } else {
-            store<Epilogue(EPILOGUE)>(sums, statistics, layer, shared, tile.row, tile.column, lane,
-                                      buffer);
-        }
-    }
-    // The last chunks have left shared memory before the next kernel's block may take it.
-    if (lane.thread == 0) store_wait_read<0>();
 }

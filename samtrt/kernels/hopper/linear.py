@@ -11,9 +11,11 @@ from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.program import Program, launch, matrix_map
 
 BLOCK_K = 64
+PART_ROWS = 64  # of one product
+CHUNK = 64  # columns that are stored at a time; the last may be 32
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
-REPEATED_ROWS = 128  # a residual that repeats has a multiple of so many rows
+REPEATED_ROWS = 64  # a residual that repeats has a multiple of so many rows
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,11 @@ class LinearTiles:
 
     Attributes:
         rows: of a tile and warpgroup, 64 or 128.
-        columns: of a tile, a multiple of ``chunk``.
+        columns: of a tile, a multiple of 32.
         pingpong: whether the two warpgroups work on different tiles in turn, or on the halves of
             one of twice the rows.
         stages: pairs of operand tiles in flight.
-        group: row blocks a group of tiles spans, for the L2 cache.
-        chunk: columns stored at a time, 32 or 64.
-        buffers: chunks in flight a warpgroup; with a residual none are needed.
+        group: row blocks, at most, that tiles run down before they move right, for the L2 cache.
     """
 
     rows: int = 128
@@ -36,8 +36,6 @@ class LinearTiles:
     pingpong: bool = True
     stages: int = 5
     group: int = 8
-    chunk: int = 32
-    buffers: int = 2
 
     @property
     def block_rows(self) -> int:
@@ -48,8 +46,8 @@ class LinearTiles:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         stage = (self.block_rows + self.columns) * BLOCK_K * 2
-        staging = 2 * self.buffers * self.rows * self.chunk * 2
-        return self.stages * (stage + 16) + staging + 2 * self.columns * 4
+        places = 2 * PART_ROWS * self.columns * 2 if self.pingpong else 0
+        return self.stages * (stage + 16) + places + 2 * self.columns * 4
 
     def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
         """The kernel with one epilogue.
@@ -62,13 +60,11 @@ class LinearTiles:
             "BLOCK_N": self.columns,
             "PINGPONG": int(self.pingpong),
             "STAGES": self.stages,
-            "GROUP_M": self.group,
-            "CHUNK": self.chunk,
-            "BUFFERS": self.buffers,
+            "CHUNK": CHUNK,
             "STATISTICS": statistics,
             "EPILOGUE": epilogue,
         }
-        headers = ("linear_tile.cuh",)
+        headers = ("linear_tile.cuh", "linear_epilogue.cuh")
         return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype, headers)
 
 
@@ -79,15 +75,20 @@ class _Layer(ctypes.Structure):
         ("a", ctypes.c_uint8 * 128),
         ("weight", ctypes.c_uint8 * 128),
         ("out", ctypes.c_uint8 * 128),
+        ("out_tail", ctypes.c_uint8 * 128),
         ("residual", ctypes.c_uint8 * 128),
+        ("residual_tail", ctypes.c_uint8 * 128),
         ("bias", ctypes.c_void_p),
         ("statistics", ctypes.c_void_p),
         ("residual_rows", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("inner", ctypes.c_int32),
+        ("tiles", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
+        ("blocks_n", ctypes.c_uint32),
         ("eps", ctypes.c_float),
-        ("_padding", ctypes.c_uint8 * 28),  # to a multiple of 64 bytes
+        ("_padding", ctypes.c_uint8 * 16),  # to a multiple of 64 bytes
     )
 
 
@@ -137,36 +138,44 @@ class Linear:
                 "backend on Hopper: both must be multiples of 8; use the tensorrt or cpu backend"
             )
         residual = self.out if self.residual is None else self.residual
-        if len(residual) != rows and len(residual) % tiles.rows:
+        if len(residual) != rows and len(residual) % REPEATED_ROWS:
             raise EngineError(
                 f"a residual of {len(residual)} rows cannot repeat in one of {rows}: its rows must "
-                f"be a multiple of {tiles.rows}"
+                f"be a multiple of {REPEATED_ROWS}"
             )
+        tail = tiles.columns % CHUNK or CHUNK
+        blocks_m, blocks_n = -(-rows // tiles.block_rows), -(-columns // tiles.columns)
         return _Layer(
             matrix_map(self.a, tiles.block_rows, BLOCK_K).value,
             matrix_map(self.weight, tiles.columns, BLOCK_K).value,
-            matrix_map(self.out, tiles.rows, tiles.chunk).value,
-            matrix_map(residual, tiles.rows, tiles.chunk).value,
+            *(
+                matrix_map(matrix, PART_ROWS, width).value
+                for matrix in (self.out, residual)
+                for width in (CHUNK, tail)
+            ),
             self.bias.data_ptr(),
             self.statistics.data_ptr(),
             len(residual),
             rows,
             columns,
             inner,
+            blocks_m * blocks_n,
+            next(group for group in range(tiles.group, 0, -1) if blocks_m % group == 0),
+            blocks_n,
             self.eps,
         )
 
 
 # Of all that fit shared memory, these were the fastest (docs/performance.md).
-WIDE = LinearTiles(columns=192, stages=4, chunk=64)
+WIDE = LinearTiles(columns=192, stages=4)
 MIDDLE = LinearTiles(columns=160)
 NARROW = LinearTiles(columns=128, stages=6)
 # With a residual, two warpgroups on one tile: there is little to hide in the epilogue.
-TALL = LinearTiles(columns=160, pingpong=False, stages=4, buffers=0)
-TALL_NARROW = LinearTiles(columns=128, pingpong=False, stages=4, buffers=0)
-SHORT_WIDE = LinearTiles(rows=64, columns=192, pingpong=False, buffers=0)
-SHORT = LinearTiles(rows=64, columns=160, pingpong=False, stages=6, buffers=0)
-SHORT_NARROW = LinearTiles(rows=64, columns=128, pingpong=False, stages=6, buffers=0)
+TALL = LinearTiles(columns=160, pingpong=False, stages=4)
+TALL_NARROW = LinearTiles(columns=128, pingpong=False, stages=4)
+SHORT_WIDE = LinearTiles(rows=64, columns=192, pingpong=False)
+SHORT = LinearTiles(rows=64, columns=160, pingpong=False, stages=6)
+SHORT_NARROW = LinearTiles(rows=64, columns=128, pingpong=False, stages=6)
 RESIDUAL_TILES = (TALL, TALL_NARROW, SHORT_WIDE, SHORT, SHORT_NARROW)
 
 
@@ -207,12 +216,12 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
                 f"{tiles}"
             )
     tiles = tiles or normalised_tiles(rows, columns, processors)
-    count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
     program = tiles.program(
         layer.epilogue, layer.a.dtype, 1 if layer.epilogue == RESIDUAL else parts
     )
-    arguments = [layer.packed(tiles)]
-    launch(program, (min(processors, count), 1, 1), THREADS, tiles.shared_bytes, arguments)
+    packed = layer.packed(tiles)
+    blocks = min(processors, packed.tiles)
+    launch(program, (blocks, 1, 1), THREADS, tiles.shared_bytes, [packed])
 
 
 def can_write_statistics(channels: int) -> bool:
