@@ -37,9 +37,9 @@ RESIDUAL_TILES = {
     "tall, narrow": linear.TALL_NARROW,
     "tall, groups of 4": dataclasses.replace(linear.TALL, group=4),
     "tall, groups of 16": dataclasses.replace(linear.TALL, group=16),
-    "wide": linear.WIDE,
-    "middle": linear.MIDDLE,
-    "narrow": linear.NARROW,
+    "short, wide": linear.SHORT_WIDE,
+    "short": linear.SHORT,
+    "short, narrow": linear.SHORT_NARROW,
 }
 GLOBAL_TILES = {
     "defaults": global_attention.GlobalTiles(),

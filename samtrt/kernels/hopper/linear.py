@@ -12,6 +12,7 @@ from samtrt.kernels.hopper.program import Program, launch, matrix_map
 
 BLOCK_K = 64
 PART_ROWS = 64  # of one product
+SHARED_BANDWIDTH = 128  # bytes a cycle and multiprocessor
 CHUNK = 64  # columns that are stored at a time; the last may be 32
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
@@ -48,6 +49,14 @@ class LinearTiles:
         stage = (self.block_rows + self.columns) * BLOCK_K * 2
         places = 2 * PART_ROWS * self.columns * 2 if self.pingpong else 0
         return self.stages * (stage + 16) + places + 2 * self.columns * 4
+
+    @property
+    def shared_traffic(self) -> float:
+        """Bytes of shared memory a cycle, were the tensor cores never idle: 2048 products a cycle
+        and multiprocessor, operands read for each 64 rows, and written once a block's tile."""
+        read = (PART_ROWS + self.columns) / (PART_ROWS * self.columns)
+        written = (self.block_rows + self.columns) / (self.block_rows * self.columns)
+        return 2 * 2048 * (read + written)
 
     def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
         """The kernel with one epilogue.
@@ -180,20 +189,22 @@ RESIDUAL_TILES = (TALL, TALL_NARROW, SHORT_WIDE, SHORT, SHORT_NARROW)
 
 
 def normalised_tiles(rows: int, columns: int, processors: int) -> LinearTiles:
-    """The tiles that leave the busiest of the multiprocessors the least to do."""
-    return min((WIDE, MIDDLE, NARROW), key=lambda t: _busiest(t, rows, columns, processors))
+    """The tiles that keep the busiest of the multiprocessors busy for the shortest time."""
+    return min((WIDE, MIDDLE, NARROW), key=lambda t: _duration(t, rows, columns, processors))
 
 
 def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | None:
     """The same among those that cut the columns into equal parts; None where none do."""
     candidates = [tiles for tiles in RESIDUAL_TILES if columns % tiles.columns == 0]
-    return min(candidates, key=lambda t: _busiest(t, rows, columns, processors), default=None)
+    return min(candidates, key=lambda t: _duration(t, rows, columns, processors), default=None)
 
 
-def _busiest(tiles: LinearTiles, rows: int, columns: int, processors: int) -> int:
-    """Elements that one multiprocessor computes, at most."""
+def _duration(tiles: LinearTiles, rows: int, columns: int, processors: int) -> float:
+    """Of the busiest multiprocessor, relative to others': its elements, times the traffic of its
+    shared memory where that is the limit."""
     count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
-    return -(-count // processors) * tiles.block_rows * tiles.columns
+    elements = -(-count // processors) * tiles.block_rows * tiles.columns
+    return elements * max(1.0, tiles.shared_traffic / SHARED_BANDWIDTH)
 
 
 def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:

@@ -24,6 +24,19 @@ struct Barriers {
     u64 padded[STAGES];     // the bias is written; only for windows that leave the grid
     u64 done[STAGES];       // the unit's outputs are written, its keys and values free
     u64 scores[CONSUMERS];  // the other warpgroup has its scores: this one's products may run
+
+    // By one thread: how many arrive at each.
+    __device__ void init() {
+        static_assert(sizeof(Barriers) == (4 * STAGES + CONSUMERS) * sizeof(u64));
+        u64* barriers = reinterpret_cast<u64*>(this);
+#pragma unroll 1
+        for (int i = 0; i < 4 * STAGES + CONSUMERS; ++i)
+            barrier_init(barriers + i, i < 2 * STAGES   ? 1
+                                       : i < 3 * STAGES ? HELPER_THREADS
+                                       : i < 4 * STAGES ? CONSUMERS * 4 + HELPERS
+                                                        : 4);
+        barrier_init_fence();
+    }
 };
 
 constexpr int BARRIERS_OFFSET = FEW_OFFSET + sizeof(Few);
@@ -33,50 +46,40 @@ static_assert(BARRIERS_OFFSET + sizeof(Barriers) <= 227 * 1024, "the stages do n
 // A block's units; a head of -1 stands after the last.
 struct Schedule {
     const int4* entries;
-    int units, height, width;
+    u32 first, units;
+    int height, width;
 
-    __device__ int4 operator[](int i) const {
-        return i < units ? __ldg(entries + i) : make_int4(0, 0, 0, -1);
+    __device__ int4 begin() const { return __ldg(entries + first); }
+    __device__ int4 operator[](u32 i) const {
+        int4 entry = __ldg(entries + (first + min(i, units - 1)));
+        if (i >= units) entry.w = -1;
+        return entry;
     }
     __device__ Unit unit(int4 entry) const { return {entry, height, width}; }
 };
 
-// By one thread: the first units come in.
-__device__ inline void start_copies(char* shared, Barriers& barriers, const Schedule& schedule,
-                                    const Maps& qkv, int heads) {
-    int4 entries[STAGES];
-    for (int i = 0; i < STAGES; ++i) entries[i] = schedule[i];
+// By one thread: units come in, and go out again before others come in their place.
+__device__ inline void copy(char* shared, Barriers& barriers, const Schedule& schedule,
+                            int4 entry, const Maps& qkv, const Maps& out, int heads) {
     dependency_wait();
     dependents_launch();
-    for (int i = 0; i < STAGES; ++i) {
-        if (entries[i].w < 0) break;
-        Unit unit = schedule.unit(entries[i]);
-        char* stage = shared + i * STAGE_BYTES;
-        load_keys(stage, qkv, unit, heads, &barriers.keys[i]);
-        load_queries(stage, qkv, unit, &barriers.keys[i]);
-        load_values(stage, qkv, unit, heads, &barriers.values[i]);
-    }
-}
-
-// By the same thread: unit i goes out, unit i + STAGES comes in.
-__device__ inline void copy(char* shared, Barriers& barriers, const Schedule& schedule,
-                            const Maps& qkv, const Maps& out, int heads) {
-    int4 entry = schedule[0];
-    for (int i = 0; entry.w >= 0; ++i) {
-        int at = i % STAGES;
-        char* stage = shared + at * STAGE_BYTES;
-        Unit unit = schedule.unit(entry);
+#pragma unroll 1
+    for (u32 i = 0;; ++i) {
+        u32 at = i % STAGES;
+        if (entry.w >= 0)
+            load_unit(shared + at * STAGE_BYTES, qkv, schedule.unit(entry), heads, i < STAGES,
+                      &barriers.keys[at], &barriers.values[at]);
         entry = schedule[i + 1];
-        int4 next = schedule[i + STAGES];
-        barrier_wait(&barriers.done[at], i / STAGES % 2);
+        if (i + 1 < STAGES) continue;
+        u32 done = i + 1 - STAGES;
+        int4 going = schedule[done];
+        if (going.w < 0) break;
+        at = done % STAGES;
+        Unit unit = schedule.unit(going);
+        char* stage = shared + at * STAGE_BYTES;
+        barrier_wait(&barriers.done[at], done / STAGES % 2);
         out.store(stage, stage + QUERY_TAIL, unit, unit.head * HEAD_DIM);
         store_commit();
-        if (next.w < 0) continue;
-        Unit next_unit = schedule.unit(next);
-        load_keys(stage, qkv, next_unit, heads, &barriers.keys[at]);
-        load_values(stage, qkv, next_unit, heads, &barriers.values[at]);
-        store_wait_read<0>();
-        load_queries(stage, qkv, next_unit, &barriers.keys[at]);
     }
     store_wait_read<0>();
 }
@@ -84,10 +87,11 @@ __device__ inline void copy(char* shared, Barriers& barriers, const Schedule& sc
 // By the helpers: padding, and the queries that are no tile.
 __device__ inline void help(char* shared, Barriers& barriers, const Schedule& schedule,
                             const u16* bias, int heads, float scale_log2e) {
-    int thread = threadIdx.x % WARPGROUP - WARP;
-    int4 entry = schedule[0];
-    for (int i = 0; entry.w >= 0; ++i) {
-        int at = i % STAGES;
+    u32 thread = threadIdx.x % WARPGROUP - WARP;
+    int4 entry = schedule.begin();
+#pragma unroll 1
+    for (u32 i = 0; entry.w >= 0; ++i) {
+        u32 at = i % STAGES;
         char* stage = shared + at * STAGE_BYTES;
         Unit unit = schedule.unit(entry);
         entry = schedule[i + 1];
@@ -110,30 +114,29 @@ __device__ inline void help(char* shared, Barriers& barriers, const Schedule& sc
 
 // By the two other warpgroups: tiles in turn.
 __device__ inline void consume(char* shared, Barriers& barriers, const Schedule& schedule,
-                               int warpgroup, float scale_log2e) {
-    int turn = 0;  // the warpgroup that takes the next tile
+                               u32 warpgroup, float scale_log2e) {
+    u32 tile = warpgroup, next = (warpgroup + 1) % CONSUMERS;
     u32 padded_parities = 0, scores_parity = warpgroup == 0;
-    int4 entry = schedule[0];
-    for (int i = 0; entry.w >= 0; ++i) {
+    int4 entry = schedule.begin();
+#pragma unroll 1
+    for (u32 i = 0; entry.w >= 0; ++i) {
         Unit unit = schedule.unit(entry);
         entry = schedule[i + 1];
-        int at = i % STAGES;
+        u32 at = i % STAGES;
         u32 parity = i / STAGES % 2;
         barrier_wait(&barriers.keys[at], parity);
         if (unit.leaves_grid) {
             barrier_wait(&barriers.padded[at], padded_parities >> at & 1);
             padded_parities ^= 1 << at;
         }
-        for (int tile = 0; tile < unit.tiles(); ++tile) {
-            int next = turn + 1 < CONSUMERS ? turn + 1 : 0;
-            if (turn == warpgroup) {
-                barrier_wait(&barriers.scores[warpgroup], scores_parity);
-                scores_parity ^= 1;
-                attend(shared, shared + at * STAGE_BYTES, unit, tile * TILE, warpgroup,
-                       &barriers.scores[next], &barriers.values[at], parity, scale_log2e);
-            }
-            turn = next;
+#pragma unroll 1
+        for (; tile < unit.tiles(); tile += CONSUMERS) {
+            barrier_wait(&barriers.scores[warpgroup], scores_parity);
+            scores_parity ^= 1;
+            attend(shared, shared + at * STAGE_BYTES, unit, tile * TILE, warpgroup,
+                   &barriers.scores[next], &barriers.values[at], parity, scale_log2e);
         }
+        tile -= unit.tiles();  // tiles are taken in turn across units, too
         fence_async_proxy();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(&barriers.done[at]);
@@ -146,43 +149,40 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
     const __grid_constant__ TensorMap qkv_edge, const __grid_constant__ TensorMap qkv_edge_tail,
     const __grid_constant__ TensorMap out_full, const __grid_constant__ TensorMap out_full_tail,
     const __grid_constant__ TensorMap out_edge, const __grid_constant__ TensorMap out_edge_tail,
-    const u16* bias, const u16* table, const int4* entries, int units, int height, int width,
+    const u16* bias, const u16* table, const int4* entries, u32 units, int height, int width,
     int heads, float scale_log2e) {
     extern __shared__ __align__(1024) char shared[];
     Barriers& barriers = *reinterpret_cast<Barriers*>(shared + BARRIERS_OFFSET);
     Maps qkv{qkv_full, qkv_full_tail, qkv_edge, qkv_edge_tail};
     Maps out{out_full, out_full_tail, out_edge, out_edge_tail};
-    Schedule schedule{entries + blockIdx.x * units, units, height, width};
-    int warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
+    Schedule schedule{entries, blockIdx.x * units, units, height, width};
+    u32 warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
     bool is_copying = threadIdx.x == CONSUMERS * WARPGROUP;
 
-    // The copying thread's warp starts the first copies while the others lay out the constants.
+    // The copying thread starts at once, while the other warps lay out the constants.
+    int4 entry;
     if (is_copying) {
-        for (int i = 0; i < STAGES; ++i) {
-            barrier_init(&barriers.keys[i], 1);
-            barrier_init(&barriers.values[i], 1);
-            barrier_init(&barriers.padded[i], HELPER_THREADS);
-            barrier_init(&barriers.done[i], CONSUMERS * 4 + HELPERS);
-        }
-        for (int i = 0; i < CONSUMERS; ++i) barrier_init(&barriers.scores[i], 4);
-        barrier_init_fence();
+        entry = schedule.begin();
+        barriers.init();
         prefetch(qkv_full);
         prefetch(qkv_full_tail);
         prefetch(qkv_edge);
         prefetch(qkv_edge_tail);
-        start_copies(shared, barriers, schedule, qkv, heads);
     } else if (warp != CONSUMERS * 4) {
-        int thread = warp < CONSUMERS * 4 ? threadIdx.x : threadIdx.x - WARP;
-        fill_constants(shared, table, thread, THREADS - WARP);
+        u32 thread = warp < CONSUMERS * 4 ? threadIdx.x : threadIdx.x - WARP;
+        fill_constants(shared, table, thread);
         fence_async_proxy();
     }
     __syncwarp();
-    __syncthreads();
+    if (warp == CONSUMERS * 4)
+        named_arrive(2 + CONSUMERS, THREADS);
+    else
+        named_sync(2 + CONSUMERS, THREADS);
 
     if (warpgroup == CONSUMERS) {
         registers_shrink<136>();
         if (is_copying)
-            copy(shared, barriers, schedule, qkv, out, heads);
+            copy(shared, barriers, schedule, entry, qkv, out, heads);
         else if (warp != CONSUMERS * 4)
             help(shared, barriers, schedule, bias, heads, scale_log2e);
     } else {

@@ -1,24 +1,37 @@
 // A tile of window_attention.cu: 64 queries against all keys of their window, by one warpgroup.
 
-// D = A · Bᵀ over HEAD_DIM, both operands K-major in shared memory.
-template <int COUNT>
-__device__ inline void multiply_heads(float (&d)[COUNT], const char* a, const char* a_tail,
-                                      const char* b, const char* b_tail) {
-    u64 a_tile = descriptor<SWIZZLE_128>(a);
-    u64 b_tile = descriptor<SWIZZLE_128>(b);
+// A descriptor of unknown origin: moving it on is one addition to it, not a new constant.
+template <Swizzle SWIZZLE>
+__device__ inline u64 opaque_descriptor(const void* pointer) {
+    u64 value = descriptor<SWIZZLE>(pointer);
+    asm("" : "+l"(value));
+    return value;
+}
+
+// Descriptors of rows of HEAD_DIM columns.
+struct Rows {
+    u64 tile, tail;
+
+    __device__ Rows(const char* tile, const char* tail)
+        : tile(opaque_descriptor<SWIZZLE_128>(tile)), tail(opaque_descriptor<SWIZZLE_32>(tail)) {}
+};
+
+// D = A · (B's rows from FIRST)ᵀ over HEAD_DIM, both operands K-major in shared memory.
+template <int FIRST, int COUNT>
+__device__ inline void multiply_heads(float (&d)[COUNT], const Rows& a, const Rows& b) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma(d, advance(a_tile, 32 * k), advance(b_tile, 32 * k), k > 0);
-    if constexpr (TAIL > 0)
-        wgmma(d, descriptor<SWIZZLE_32>(a_tail), descriptor<SWIZZLE_32>(b_tail), 1);
+    for (int k = 0; k < 4; ++k)
+        wgmma(d, advance(a.tile, 32 * k), advance(b.tile, 128 * FIRST + 32 * k), k > 0);
+    if constexpr (TAIL > 0) wgmma(d, a.tail, advance(b.tail, 32 * FIRST), 1);
 }
 
 // From products with every table row to a query's own: column j of a fragment becomes
 // products[query, FIRST + shift(query) + j], zero beyond the window. A warp, through its scratch.
 template <int FIRST>
 __device__ inline void gather(u32 (&fragment)[4], const float (&products)[RELATIVE / 2], u16* scratch,
-                              int lane, int shift_low, int shift_high) {
+                              u32 lane, u32 shift_low, u32 shift_high) {
     constexpr int BLOCK = FIRST / 8;
-    int row = lane / 4, pair = lane % 4;
+    u32 row = lane / 4, pair = lane % 4;
     u32* words = reinterpret_cast<u32*>(scratch);
     __syncwarp();
 #pragma unroll
@@ -34,7 +47,7 @@ __device__ inline void gather(u32 (&fragment)[4], const float (&products)[RELATI
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const u16* source = i % 2 ? high : low;
-        int column = 2 * pair + 8 * (i / 2);
+        u32 column = 2 * pair + 8 * (i / 2);
         u32 first = column < WINDOW ? source[column] : 0;
         u32 second = column + 1 < WINDOW ? source[column + 1] : 0;
         fragment[i] = first | second << 16;
@@ -52,21 +65,19 @@ struct Part {
     float s[4 * BLOCKS];
     u32 weights[PART_STEPS][4];
 
-    __device__ void multiply_keys(const char* queries, const char* queries_tail, const char* stage) {
-        multiply_heads(s, queries, queries_tail, stage + KEY_OFFSET + 128 * FIRST,
-                       stage + KEY_TAIL + 32 * FIRST);
+    __device__ void multiply_keys(const Rows& queries, const Rows& keys) {
+        multiply_heads<FIRST>(s, queries, keys);
     }
 
     // Adding rel_h[query, key row] + rel_w[query, key column] is a product with two ones a key.
     __device__ void add_relative(const u32 (&relative_h)[4], const u32 (&relative_w)[4],
-                                 const char* places) {
-        u64 ones = descriptor<SWIZZLE_64>(places + 2 * PLACES * FIRST);
-        wgmma(s, relative_h, ones, 1);
-        wgmma(s, relative_w, advance(ones, 32), 1);
+                                 u64 places) {
+        wgmma(s, relative_h, advance(places, 2 * PLACES * FIRST), 1);
+        wgmma(s, relative_w, advance(places, 2 * PLACES * FIRST + 32), 1);
     }
 
     // The maxima of a thread's two rows.
-    __device__ void raise(float (&top)[4], int lane) {
+    __device__ void raise(float (&top)[4], u32 lane) {
         if constexpr (END > KEYS) {  // columns without keys
 #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -94,46 +105,48 @@ struct Part {
     }
 
     // out (+)= weights · V.
-    __device__ void multiply_values(float (&out)[32], float (&out_tail)[8], const char* stage) {
-        u64 tile = descriptor<SWIZZLE_128>(stage + VALUE_OFFSET + 128 * FIRST);
-        u64 tail = descriptor<SWIZZLE_32>(stage + VALUE_TAIL + 32 * FIRST);
+    __device__ void multiply_values(float (&out)[32], float (&out_tail)[8], const Rows& values) {
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < PART_STEPS; ++k) {
-            wgmma<1>(out, weights[k], advance(tile, 16 * 128 * k), FIRST + k > 0);
+            wgmma<1>(out, weights[k], advance(values.tile, 128 * (FIRST + 16 * k)),
+                     FIRST + k > 0);
             if constexpr (TAIL > 0)
-                wgmma<1>(out_tail, weights[k], advance(tail, 16 * 32 * k), FIRST + k > 0);
+                wgmma<1>(out_tail, weights[k], advance(values.tail, 32 * (FIRST + 16 * k)),
+                         FIRST + k > 0);
         }
         wgmma_commit();
     }
 };
 
 // TILE queries of a unit, from query `first`. Arrives at `next_turn` when its scores are there.
-__device__ inline void attend(char* shared, char* stage, const Unit& unit, int first, int warpgroup,
+__device__ inline void attend(char* shared, char* stage, const Unit& unit, u32 first, u32 warpgroup,
                               u64* next_turn, u64* values_arrived, u32 parity,
                               float scale_log2e) {
-    int thread = anew(threadIdx.x), lane = thread % WARP, warp = thread / WARP % 4;
-    char* queries = stage + first * 128;
-    char* queries_tail = stage + QUERY_TAIL + first * 32;
+    u32 thread = anew(threadIdx.x), lane = thread % WARP, warp = thread / WARP % 4;
+    first = __reduce_or_sync(~0u, first);  // the warp's, into a uniform register
+    Rows queries(stage + first * 128, stage + QUERY_TAIL + first * 32);
+    Rows table(shared + TABLE_OFFSET, shared + TABLE_TAIL);
+    Rows keys(stage + KEY_OFFSET, stage + KEY_TAIL);
     constexpr int A = (STEPS + 2) / 3, B = (STEPS - A + 1) / 2;
     Part<0, A> part_a;
     Part<A, B> part_b;
     Part<A + B, STEPS - A - B> part_c;
     float products[RELATIVE / 2];
     wgmma_fence();
-    multiply_heads(products, queries, queries_tail, shared + TABLE_OFFSET, shared + TABLE_TAIL);
+    multiply_heads<0>(products, queries, table);
     wgmma_commit();
-    part_a.multiply_keys(queries, queries_tail, stage);
-    part_b.multiply_keys(queries, queries_tail, stage);
-    part_c.multiply_keys(queries, queries_tail, stage);
+    part_a.multiply_keys(queries, keys);
+    part_b.multiply_keys(queries, keys);
+    part_c.multiply_keys(queries, keys);
     wgmma_commit();
 
     // Meanwhile: which table rows a query meets. Table row WINDOW - 1 - y + j is for key row j.
-    u32 by_inner_w = 65536 / unit.inner_w + 1;  // (row / inner_w without a division; exact for these)
-    int row_low = min(first + 16 * warp + lane / 4, unit.queries - 1);
-    int row_high = min(first + 16 * warp + lane / 4 + 8, unit.queries - 1);
-    int y_low = row_low * by_inner_w >> 16, y_high = row_high * by_inner_w >> 16;
-    int x_low = row_low - y_low * unit.inner_w, x_high = row_high - y_high * unit.inner_w;
+    u32 by_inner_w = unit.by_inner_w();
+    u32 row = first + 16 * warp + lane / 4;
+    u32 row_low = min(row, unit.queries - 1), row_high = min(row + 8, unit.queries - 1);
+    u32 y_low = row_low * by_inner_w >> 16, y_high = row_high * by_inner_w >> 16;
+    u32 x_low = row_low - y_low * unit.inner_w, x_high = row_high - y_high * unit.inner_w;
     wgmma_wait<1>();
     keep(products);
     u32 relative_h[4], relative_w[4];
@@ -141,9 +154,10 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, int f
     gather<0>(relative_h, products, scratch, lane, WINDOW - 1 - y_low, WINDOW - 1 - y_high);
     gather<HALF>(relative_w, products, scratch, lane, WINDOW - 1 - x_low, WINDOW - 1 - x_high);
     wgmma_fence();
-    part_a.add_relative(relative_h, relative_w, shared + PLACES_OFFSET);
-    part_b.add_relative(relative_h, relative_w, shared + PLACES_OFFSET);
-    part_c.add_relative(relative_h, relative_w, shared + PLACES_OFFSET);
+    u64 places = opaque_descriptor<SWIZZLE_64>(shared + PLACES_OFFSET);
+    part_a.add_relative(relative_h, relative_w, places);
+    part_b.add_relative(relative_h, relative_w, places);
+    part_c.add_relative(relative_h, relative_w, places);
     wgmma_commit();
     wgmma_wait<0>();
     keep(part_a.s);
@@ -160,11 +174,12 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, int f
     float out[32], out_tail[8], total[4] = {};
     part_a.exponentials(total, offset, scale_log2e);
     barrier_wait(values_arrived, parity);
-    part_a.multiply_values(out, out_tail, stage);
+    Rows values(stage + VALUE_OFFSET, stage + VALUE_TAIL);
+    part_a.multiply_values(out, out_tail, values);
     part_b.exponentials(total, offset, scale_log2e);
-    part_b.multiply_values(out, out_tail, stage);
+    part_b.multiply_values(out, out_tail, values);
     part_c.exponentials(total, offset, scale_log2e);
-    part_c.multiply_values(out, out_tail, stage);
+    part_c.multiply_values(out, out_tail, values);
     float sum_low = quad_sum(total[0] + total[1]), sum_high = quad_sum(total[2] + total[3]);
     wgmma_wait<0>();
     keep(out);
@@ -176,14 +191,16 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, int f
     if (first + 16 * warp >= unit.queries) return;
     scratch = reinterpret_cast<u16*>(shared + SCRATCH_OFFSET + thread / WARP * SCRATCH_BYTES);
     float low = reciprocal_approximate(sum_low), high = reciprocal_approximate(sum_high);
-    int row = first + 16 * warp + lane % 16;
+    row = first + 16 * warp + lane % 16;
+    // The swizzle is an exclusive or: columns 2i, 2i + 1 of a row lie at the place of 0, 1 ^ 32i.
     u32 nowhere = shared_address(scratch), base = shared_address(stage);
     bool exists = row < COLUMNS;
+    u32 place = exists ? base + swizzled_128(row, lane / 16) : nowhere;
+    u32 tail_place = exists ? base + QUERY_TAIL + swizzled_32(row, lane / 16) : nowhere;
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 16; ++i) {
         const float* o = i < 4 ? out + 8 * i : out_tail;
-        u32 place = base + head_offset(0, QUERY_TAIL, row, 2 * i + lane / 16);
-        store_matrix_x4(exists ? place : nowhere, pack(o[0] * low, o[1] * low),
+        store_matrix_x4(i < 4 ? place ^ 32 * i : tail_place, pack(o[0] * low, o[1] * low),
                         pack(o[2] * high, o[3] * high), pack(o[4] * low, o[5] * low),
                         pack(o[6] * high, o[7] * high));
     }
