@@ -22,7 +22,7 @@ TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["
 
 
 def machine_code(program: Program) -> dict[str, Any]:
-    """Registers and stack bytes a thread, and how often some instructions stand in the code."""
+    """Registers and stack bytes a thread, the code's size, how often some instructions occur."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.compile())
         file.flush()
@@ -41,4 +41,5 @@ def machine_code(program: Program) -> dict[str, Any]:
         "spills": count["LDL"] + count["STL"],
         "wgmma": count["HGMMA"],
         "waits": waits,
+        "bytes": 16 * len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/ ", code, re.MULTILINE)),
     }

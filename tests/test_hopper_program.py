@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from hopper_kernels import machine_code  # noqa: F401  (skips where NVRTC is missing)
+from hopper_kernels import machine_code  # (skips where NVRTC is missing)
 
 from samtrt.errors import EngineError
 from samtrt.kernels.hopper import program
-from samtrt.kernels.hopper.linear import MIDDLE, NORMALISED
+from samtrt.kernels.hopper.linear import (
+    MIDDLE,
+    NORMALISED,
+    NORMALISED_GELU,
+    RESIDUAL,
+    TALL,
+    WIDE,
+)
 from samtrt.kernels.hopper.program import CACHE_VARIABLE, Program, cache_folder
+from samtrt.kernels.hopper.window_attention import window_attention_program
 
 
 def example() -> Program:
@@ -74,3 +82,16 @@ def test_a_refused_source_is_one_line() -> None:
     with pytest.raises(EngineError, match=r"NVRTC refuses linear\.cu") as error:
         broken.compile()
     assert "\n" not in str(error.value)
+
+
+def test_kernels_of_a_block_fit_the_instruction_cache() -> None:
+    """ViT-H's, which run in turn: what does not fit is fetched anew in each launch, some 50 ns for
+    128 bytes (docs/performance.md). The cache has about 128 KB."""
+    dtype, parts = torch.float16, 8
+    programs = (
+        WIDE.program(NORMALISED, dtype, parts),
+        window_attention_program(80, 14, dtype),
+        TALL.program(RESIDUAL, dtype),
+        WIDE.program(NORMALISED_GELU, dtype, parts),
+    )
+    assert sum(machine_code(program)["bytes"] for program in programs) < 104 * 1024
