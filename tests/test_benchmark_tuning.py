@@ -63,7 +63,7 @@ def window_attention(qkv, bias, table, schedule, out, window, heads) -> None:  #
     out.copy_(window_reference(qkv, bias, rel_pos_h, rel_pos_w, window, heads))
 
 
-def global_attention(qkv, table_h, table_w, out, heads, tiles) -> None:  # type: ignore
+def global_attention(qkv, table_h, table_w, out, heads) -> None:  # type: ignore
     scale = table_h.shape[1] ** 0.5
     out.copy_(attention_reference(qkv, table_h / scale, table_w / scale, heads))
 
@@ -81,7 +81,7 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     return tuner.Tuner(CONFIG, device="cpu")
 
 
-@pytest.mark.parametrize(("section", "rows"), [("linear", 30), ("window", 1), ("global", 2)])
+@pytest.mark.parametrize(("section", "rows"), [("linear", 30), ("window", 1), ("global", 1)])
 def test_what_is_right_is_timed(section: str, rows: int, instance: tuner.Tuner) -> None:
     hopper.SECTIONS[f"hopper-{section}"](instance)
     assert len(instance.rows) == rows
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_not(
     hopper.SECTIONS["hopper-global"](instance)
     failed = [str(row["label"]) for row in instance.rows if "us" not in row]
     kernels = [label for label in failed if label.startswith(("proj", "lin2"))]
-    assert len(kernels) == 12 and len(failed) == 12 + 2
+    assert len(kernels) == 12 and len(failed) == 12 + 1
     assert all("us" in row for row in instance.rows if str(row["label"]).startswith("lin1"))
     out = capsys.readouterr().out
     assert "FAILED wrong err nan" in out and "no such launch" in out
@@ -116,6 +116,6 @@ def test_every_program_of_the_sections_is_compiled_in_advance() -> None:
     programs = set(hopper.programs(vit_h(), 1, torch.float16))
     names = [program.function_name for program in programs]
     assert names.count("window_attention") == 1
-    assert names.count("global_attention") == len(hopper.GLOBAL_TILES)
+    assert names.count("global_attention") == 1
     # Three tiles with each of two epilogues, four with the residual.
     assert names.count("linear") == 10

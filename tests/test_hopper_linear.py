@@ -91,7 +91,7 @@ def test_tiles_leave_no_multiprocessor_waiting() -> None:
 @pytest.mark.gpu
 @NEEDS_HOPPER
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("tiles", [WIDE, MIDDLE, NARROW])
+@pytest.mark.parametrize("tiles", [WIDE, MIDDLE, NARROW, TALL])
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"), [(4096, 640, 1280), (300, 200, 264), (1, 8, 8), (2500, 1920, 64)]
 )

@@ -41,10 +41,6 @@ RESIDUAL_TILES = {
     "short": linear.SHORT,
     "short, narrow": linear.SHORT_NARROW,
 }
-GLOBAL_TILES = {
-    "defaults": global_attention.GlobalTiles(),
-    "no clusters": global_attention.GlobalTiles(cluster=1),
-}
 
 
 def sizes(config: EncoderConfig, name: str) -> tuple[int, int]:
@@ -69,8 +65,7 @@ def programs(config: EncoderConfig, batch: int, dtype: torch.dtype) -> Iterator[
         for tiles in linear_tiles(config, name).values():
             yield tiles.program(epilogue, dtype, 1 if epilogue == linear.RESIDUAL else parts)
     yield window_attention.window_attention_program(config.head_dim, config.window_size, dtype)
-    for variant in GLOBAL_TILES.values():
-        yield variant.program(config.head_dim, dtype)
+    yield global_attention.global_attention_program(config.head_dim, dtype)
 
 
 def tune_linear(tuner: Tuner) -> None:
@@ -194,16 +189,14 @@ def tune_global(tuner: Tuner) -> None:
     tables = [(r.float() * config.head_dim**0.5).to(tuner.dtype) for r in rel_pos]
     out = tuner.random(tuner.batch, side, side, c)
     reference = attention_reference(qkv[0], *rel_pos, heads)
-    for label, tiles in GLOBAL_TILES.items():
-        tuner.run(
-            "hopper-global",
-            label,
-            lambda i, tiles=tiles: global_attention.global_attention(
-                qkv[i], *tables, out, heads, tiles
-            ),
-            [(out, reference)],
-            flop=4.0 * tuner.tokens * side**2 * c,
-        )
+    rows = global_attention.chunk_rows(side, tuner.batch * heads, multiprocessors(tuner.device))
+    tuner.run(
+        "hopper-global",
+        f"{rows} rows a chunk",
+        lambda i: global_attention.global_attention(qkv[i], *tables, out, heads),
+        [(out, reference)],
+        flop=4.0 * tuner.tokens * side**2 * c,
+    )
 
 
 SECTIONS = {

@@ -3,52 +3,59 @@
 The counterpart of ``samtrt.kernels.global_attention``; relative positions are part of the kernel.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
-from samtrt.kernels.hopper.program import (
-    Program,
-    TensorMap,
-    launch,
-    matrix_map,
-    resident_clusters,
-)
+from samtrt.kernels.hopper.program import Program, TensorMap, launch, matrix_map
 
 TILE = 64  # tokens of a grid row, with padding; global_attention.cu
-CONSUMERS = 2  # warpgroups that multiply, a grid row of queries each
+CONSUMERS = 3  # warpgroups that multiply, a grid row of queries each at a time
 THREADS = (CONSUMERS + 1) * 128
 STAGES = 4  # tiles of keys, and of values, in flight
 HEAD_DIMS = (64, 80)
 TABLE_ROWS = 2 * TILE
-PITCH = TABLE_ROWS + 4
+PITCH = TILE + 20
 LOG2_E = 1.4426950408889634
 
 
-@dataclass(frozen=True)
-class GlobalTiles:
-    """How the kernel fetches.
+def shared_bytes(head_dim: int) -> int:
+    """Shared memory of a block."""
+    rows = 2 * TABLE_ROWS + (CONSUMERS + 2 * STAGES) * TILE
+    barriers = 8 * (1 + 2 * CONSUMERS + 4 * STAGES)
+    return 2 * rows * head_dim + 4 * CONSUMERS * TILE * PITCH + barriers
 
-    Attributes:
-        cluster: blocks that share the keys and values they fetch, 1 or 2.
+
+def global_attention_program(head_dim: int, dtype: torch.dtype) -> Program:
+    """The kernel for one head dimension (64 or 80) and type (fp16 or bf16)."""
+    widths = tuple(sorted({TILE, TILE + 8, head_dim}))
+    return Program(
+        "global_attention.cu", (("HEAD_DIM", head_dim),), widths, dtype, ("attention.cuh",)
+    )
+
+
+def chunk_rows(height: int, heads: int, blocks: int) -> int:
+    """How many grid rows of a head's queries a block takes at a time.
+
+    The busiest block has the fewest rounds over all keys, a row each warpgroup a round. Among
+    equals it has the fewest rows, then the fewest chunks: these read fewer keys.
+
+    Args:
+        height: grid rows of a head.
+        heads: of all images.
+        blocks: as many as run at once.
     """
 
-    cluster: int = 2
+    def cost(rows: int) -> tuple[int, int, int]:
+        chunks = _ceil_div(heads * _ceil_div(height, rows), blocks)  # of the busiest block
+        return chunks * _ceil_div(rows, CONSUMERS), chunks * rows, chunks
 
-    def shared_bytes(self, head_dim: int) -> int:
-        """Shared memory of a block."""
-        rows = 2 * TABLE_ROWS + (CONSUMERS + 2 * STAGES) * TILE
-        barriers = 8 * (1 + 2 * CONSUMERS + 4 * STAGES)
-        return 2 * rows * head_dim + 4 * CONSUMERS * TILE * PITCH + barriers + 1024  # to align
+    return min(range(1, height + 1), key=cost)
 
-    def program(self, head_dim: int, dtype: torch.dtype) -> Program:
-        """The kernel for one head dimension (64 or 80) and type (fp16 or bf16)."""
-        constants = (("HEAD_DIM", head_dim), ("CLUSTER", self.cluster))
-        widths = tuple(sorted({TILE, TILE + 8, TABLE_ROWS, head_dim}))
-        return Program("global_attention.cu", constants, widths, dtype, ("attention.cuh",))
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def supports(height: int, width: int, head_dim: int) -> bool:
@@ -56,17 +63,11 @@ def supports(height: int, width: int, head_dim: int) -> bool:
 
     Rows are padded to 64 tokens, so a narrow grid is served but wastes the padding squared.
     """
-    rows = height % STAGES == 0 and 1 <= height <= TILE
-    return rows and 1 <= width <= TILE and head_dim in HEAD_DIMS
+    return 1 <= height <= TILE and 1 <= width <= TILE and head_dim in HEAD_DIMS
 
 
 def global_attention(
-    qkv: Tensor,
-    table_h: Tensor,
-    table_w: Tensor,
-    out: Tensor,
-    num_heads: int,
-    tiles: GlobalTiles | None = None,
+    qkv: Tensor, table_h: Tensor, table_w: Tensor, out: Tensor, num_heads: int
 ) -> None:
     """``Attention.forward`` of a global block without its linears; one launch.
 
@@ -80,7 +81,6 @@ def global_attention(
             the tables.
         out: [B, H, W, heads * D], the type of ``qkv``, contiguous, written.
         num_heads: attention heads.
-        tiles: the launch configuration.
 
     Raises:
         EngineError: there is no kernel for these sizes, see ``supports``; or the driver refuses.
@@ -90,11 +90,9 @@ def global_attention(
     if not supports(height, width, head_dim):
         raise EngineError(
             f"global attention over {height} × {width} tokens with heads of {head_dim} channels "
-            f"is not supported by the Hopper kernel: at most {TILE} × {TILE}, a height that is a "
-            f"multiple of {STAGES} and one of {HEAD_DIMS}; use samtrt.kernels.global_attention"
+            f"is not supported by the Hopper kernel: at most {TILE} × {TILE} tokens and "
+            f"heads of one of {HEAD_DIMS}; use samtrt.kernels.global_attention"
         )
-    tiles = tiles or GlobalTiles()
-    program, shared_bytes = tiles.program(head_dim, qkv.dtype), tiles.shared_bytes(head_dim)
     tail = 16 if head_dim > 64 else 64  # unused with heads of 64
     sizes = (channels, width, height, batch)
     strides = qkv.stride()[2::-1]
@@ -105,17 +103,14 @@ def global_attention(
         (16, TILE, 1, head_dim // 16),
     )
     blocks = multiprocessors(qkv.device)
-    if tiles.cluster > 1:
-        device = qkv.device.index or 0
-        blocks = tiles.cluster * resident_clusters(
-            program, device, THREADS, shared_bytes, tiles.cluster
-        )
-    items = batch * num_heads * height // (tiles.cluster * CONSUMERS)
+    rows = chunk_rows(height, batch * num_heads, blocks)
+    parts = _ceil_div(height, rows)
+    chunks = batch * num_heads * parts
     launch(
-        program,
-        (min(blocks, items * tiles.cluster), 1, 1),
+        global_attention_program(head_dim, qkv.dtype),
+        (min(blocks, chunks), 1, 1),
         THREADS,
-        shared_bytes,
+        shared_bytes(head_dim),
         [
             TensorMap(qkv, sizes, strides, (64, TILE, 1, 1)),
             TensorMap(qkv, sizes, strides, (tail, TILE, 1, 1)),
@@ -125,11 +120,12 @@ def global_attention(
             matrix_map(table_w, TABLE_ROWS, 64),
             matrix_map(table_w, TABLE_ROWS, tail),
             out,
-            batch,
+            chunks,
+            parts,
+            rows,
             height,
             width,
             num_heads,
             head_dim**-0.5 * LOG2_E,
         ],
-        cluster=tiles.cluster,
     )

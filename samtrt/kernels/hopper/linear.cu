@@ -2,8 +2,8 @@
 // warpgroups take tiles of WG_ROWS rows in turn, and while one is in its epilogue the tensor cores
 // work for the other. Otherwise both take one half of a tile of 2 · WG_ROWS rows.
 //
-// Nothing but the product stands between a kernel's start and its first epilogue: the residual comes
-// through the stages behind the operands, the statistics arrive during the product.
+// Nothing but the product stands between a kernel's start and its first epilogue: what is added comes
+// through a stage behind the operands, the statistics arrive during the product.
 
 // A warpgroup's tiles.
 __device__ inline void consume(const Layer& layer, const Shared& shared, const Lane& lane) {
@@ -41,11 +41,12 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
         bias.store(shared.bias[lane.consumer], lane.thread);
         float scale[PARTS][2];
         char* place = shared.places + lane.consumer * PART_BYTES;
-        if (EPILOGUE == RESIDUAL) {
-            if (lane.consumer == 1) release_others_residual(shared, lane, ring);
+        if (!PINGPONG) {
+            if (lane.consumer == 1) release_others_place(shared, lane, ring);
             barrier_wait(&shared.full[ring.stage], ring.parity);
             place = shared.stages + ring.stage * STAGE_BYTES;
-        } else {
+        }
+        if (EPILOGUE != RESIDUAL) {
 #pragma unroll
             for (int part = 0; part < PARTS; ++part)
 #pragma unroll
@@ -56,8 +57,8 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
 #pragma unroll 1
         for (int part = 0; part < PARTS; ++part, row += PART_ROWS) {
             // The bias is there, the place's last stores have left it.
-            if (EPILOGUE != RESIDUAL && lane.thread == 0) store_wait_read<0>();
-            if (EPILOGUE != RESIDUAL || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
+            if (PINGPONG && lane.thread == 0) store_wait_read<0>();
+            if (PINGPONG || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
             RowSums rows[2];
             finish<Epilogue(EPILOGUE)>(sums[0], scale[0], rows, shared.bias[lane.consumer],
                                        place, lane);
@@ -65,8 +66,8 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
             if (EPILOGUE == RESIDUAL) {
                 rows[0].store(layer, row + lane.row, tile.column);
                 rows[1].store(layer, row + lane.row + 8, tile.column);
-                place += PART_BYTES;
             }
+            if (!PINGPONG) place += PART_BYTES;
 #pragma unroll
             for (int next = 1; next < PARTS; ++next) {
 #pragma unroll
@@ -74,9 +75,9 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
                 scale[next - 1][0] = scale[next][0], scale[next - 1][1] = scale[next][1];
             }
         }
-        if (EPILOGUE == RESIDUAL) {
-            release_residual(shared, lane, ring);
-            if (lane.consumer == 0) release_others_residual(shared, lane, ring);
+        if (!PINGPONG) {
+            release_place(shared, lane, ring);
+            if (lane.consumer == 0) release_others_place(shared, lane, ring);
         }
     }
     // The last chunks have left shared memory before the next kernel's block may take it.

@@ -150,14 +150,14 @@ __device__ inline void send(const Layer& layer, const char* place, int row, int 
     store_commit();
 }
 
-// The stage that holds the other warpgroup's residual is free as far as this one is concerned.
-__device__ inline void release_others_residual(const Shared& shared, const Lane& lane, Ring& ring) {
+// The stage that is the other warpgroup's place is free as far as this one is concerned.
+__device__ inline void release_others_place(const Shared& shared, const Lane& lane, Ring& ring) {
     if (lane.thread == 0) barrier_arrive(&shared.empty[ring.stage], WARPGROUP / WARP);
     ring.advance();
 }
 
 // Its own is when the stores have left it.
-__device__ inline void release_residual(const Shared& shared, const Lane& lane, Ring& ring) {
+__device__ inline void release_place(const Shared& shared, const Lane& lane, Ring& ring) {
     if (lane.thread == 0) {
         store_wait_read<0>();
         barrier_arrive(&shared.empty[ring.stage], WARPGROUP / WARP);

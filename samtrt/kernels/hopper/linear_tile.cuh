@@ -16,7 +16,7 @@ struct Layer {  // linear.py, _Layer
 };
 
 static_assert(sizeof(Layer) == 832, "linear.py says otherwise");
-static_assert(!PINGPONG || EPILOGUE != RESIDUAL, "one stage must hold a warpgroup's residual");
+static_assert(!PINGPONG || EPILOGUE != RESIDUAL, "a residual has no place");
 
 constexpr int BLOCK_K = 64;  // 128 bytes, the widest swizzle
 constexpr int BLOCK_M = PINGPONG ? WG_ROWS : 2 * WG_ROWS;
@@ -26,16 +26,16 @@ constexpr int SUMS = BLOCK_N / 2;          // a thread and product
 constexpr int A_BYTES = BLOCK_M * BLOCK_K * 2;
 constexpr int W_BYTES = BLOCK_N * BLOCK_K * 2;
 constexpr int STAGE_BYTES = A_BYTES + W_BYTES;
-// A part's output leaves in chunks of columns, the last of which may be narrower: from a place of
-// each warpgroup, or from where the residual came in.
+// A part's output leaves in chunks of columns, the last of which may be narrower. Each warpgroup has a
+// place for it: for one part at a time, or (!PINGPONG) a stage behind the operands of a tile, for all
+// its parts, where a residual has come in.
 constexpr int CHUNKS = BLOCK_N / CHUNK;
 constexpr int TAIL = BLOCK_N % CHUNK;
 constexpr int CHUNK_BYTES = PART_ROWS * CHUNK * 2;
 constexpr int PART_BYTES = PART_ROWS * BLOCK_N * 2;
-constexpr int RESIDUAL_STAGES = EPILOGUE == RESIDUAL ? 2 : 0;  // one for each warpgroup's
-constexpr int PLACES = EPILOGUE == RESIDUAL ? 0 : 2;
+constexpr int PLACES = PINGPONG ? 2 : 0;
 
-static_assert(RESIDUAL_STAGES == 0 || PARTS * PART_BYTES <= STAGE_BYTES, "it does not fit");
+static_assert(PINGPONG || PARTS * PART_BYTES <= STAGE_BYTES, "a stage is no place");
 
 __device__ inline int steps_of(const Layer& layer) { return u32(layer.inner + BLOCK_K - 1) / BLOCK_K; }
 
@@ -108,22 +108,24 @@ __device__ inline void fetch_a(const Layer& layer, const Shared& shared, u32 sta
     copy_2d(shared.stages + stage * STAGE_BYTES, layer.a, k * BLOCK_K, row, &shared.full[stage]);
 }
 
-// What is added to a tile: a stage for each warpgroup's rows, whose tensor's rows may repeat.
-__device__ inline void fetch_residual(const Layer& layer, const Shared& shared, int row, int column,
-                                      Ring& ring) {
+// The warpgroups' places, a stage each, with what is added to the tile: a tensor whose rows may repeat.
+__device__ inline void fetch_places(const Layer& layer, const Shared& shared, int row, int column,
+                                    Ring& ring) {
 #pragma unroll 1
     for (int part = 0; part < 2 * PARTS; ++part) {
         u64* full = &shared.full[ring.stage];
         if (part % PARTS == 0) {
             barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
-            barrier_expect(full, PARTS * PART_BYTES);
+            barrier_expect(full, EPILOGUE == RESIDUAL ? PARTS * PART_BYTES : 0);
         }
-        char* to = shared.stages + ring.stage * STAGE_BYTES + part % PARTS * PART_BYTES;
-        const u32 from = u32(row + part * PART_ROWS) % u32(layer.residual_rows);
-        for_each_chunk(layer.residual, layer.residual_tail,
-                       [&](const TensorMap& map, int first, int offset) {
-                           copy_2d(to + offset, map, column + first, from, full);
-                       });
+        if (EPILOGUE == RESIDUAL) {
+            char* to = shared.stages + ring.stage * STAGE_BYTES + part % PARTS * PART_BYTES;
+            const u32 from = u32(row + part * PART_ROWS) % u32(layer.residual_rows);
+            for_each_chunk(layer.residual, layer.residual_tail,
+                           [&](const TensorMap& map, int first, int offset) {
+                               copy_2d(to + offset, map, column + first, from, full);
+                           });
+        }
         if (part % PARTS == PARTS - 1) ring.advance();
     }
 }
@@ -151,7 +153,7 @@ __device__ inline void fetch(const Layer& layer, const Shared& shared) {
             }
             fetch_a(layer, shared, ring.stage, tile.row, k);
         }
-        if (EPILOGUE == RESIDUAL) fetch_residual(layer, shared, tile.row, tile.column, ring);
+        if (!PINGPONG) fetch_places(layer, shared, tile.row, tile.column, ring);
     }
 }
 

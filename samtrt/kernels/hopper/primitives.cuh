@@ -1,5 +1,5 @@
 // What the kernels here use of Hopper's instruction set, one function an instruction (PTX ISA,
-// "Asynchronous copy", "mbarrier", "wgmma", "Cluster"). Self-contained: no toolkit header is read.
+// "Asynchronous copy", "mbarrier", "wgmma"). Self-contained: no toolkit header is read.
 // wgmma<N>'s definitions are appended by program.py, since their operand lists depend on N.
 
 using u32 = unsigned int;
@@ -38,7 +38,7 @@ __device__ inline void barrier_init(u64* barrier, u32 arrivals) {
                  "r"(arrivals));
 }
 
-// After the barriers are initialised: makes them visible to the copy engine and the cluster.
+// After the barriers are initialised: makes them visible to the copy engine.
 __device__ inline void barrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -54,17 +54,6 @@ __device__ inline void barrier_arrive(u64* barrier, u32 arrivals = 1) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                  "r"(arrivals)
                  : "memory");
-}
-
-// Arrives at the same barrier of another block of the cluster. (With .release.cluster it would wait
-// for the memory system each time.)
-__device__ inline void barrier_arrive_at(u64* barrier, u32 block) {
-    asm volatile(
-        "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;"
-        "  mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(
-            shared_address(barrier)),
-        "r"(block)
-        : "memory");
 }
 
 // Waits until the phase with this parity has completed.
@@ -106,16 +95,6 @@ __device__ inline void copy_4d(void* to, const TensorMap& map, int x, int y, int
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
         "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
-        : "memory");
-}
-
-// The same to the blocks of the cluster whose bits are set, and to their barriers.
-__device__ inline void copy_4d_multicast(void* to, const TensorMap& map, int x, int y, int z,
-                                         int w, u64* barrier, u16 blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
-        "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w), "h"(blocks)
         : "memory");
 }
 
@@ -199,18 +178,7 @@ __device__ inline void registers_shrink() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// ---- clusters and dependent launches ----------------------------------------------------------
-
-__device__ inline u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-__device__ inline void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-}
+// ---- dependent launches -----------------------------------------------------------------------
 
 // Waits until the kernels before this one on the stream have finished and their writes are seen.
 __device__ inline void dependency_wait() {

@@ -191,8 +191,6 @@ def launch(
     threads: int,
     shared_bytes: int,
     arguments: list[Any],
-    *,
-    cluster: int = 1,
 ) -> None:
     """Launches on torch's current stream.
 
@@ -202,7 +200,6 @@ def launch(
     Args:
         arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats and ctypes structures, in
             the kernel's order.
-        cluster: blocks a cluster, along x.
 
     Raises:
         EngineError: NVRTC or the driver refuses.
@@ -214,48 +211,17 @@ def launch(
     identifiers = driver.CUlaunchAttributeID
     dependent.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     dependent.value.programmaticStreamSerializationAllowed = 1
-    config = _configuration(grid, threads, shared_bytes, cluster, [dependent])
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.attrs = [dependent]
+    config.numAttrs = 1
     config.hStream = torch.cuda.current_stream().cuda_stream
     values = [_value(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     result = driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0)
     checked(result, f"launch of {program.function_name}")
-
-
-@cache
-def resident_clusters(
-    program: Program, device: int, threads: int, shared_bytes: int, cluster: int
-) -> int:
-    """How many clusters run at once: fewer than the multiprocessors would hold, since some
-    processor groups have an odd number of them."""
-    driver, _ = _bindings()
-    function = _function(program, device, shared_bytes)
-    config = _configuration((cluster, 1, 1), threads, shared_bytes, cluster, [])
-    return int(checked(driver.cuOccupancyMaxActiveClusters(function, config), "clusters"))
-
-
-def _configuration(
-    grid: tuple[int, int, int],
-    threads: int,
-    shared_bytes: int,
-    cluster: int,
-    attributes: list[Any],
-) -> Any:
-    """A CUlaunchConfig; ``cluster`` becomes another of its attributes."""
-    driver, _ = _bindings()
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared_bytes
-    if cluster > 1:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        attribute.value.clusterDim.x = cluster
-        attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1
-        attributes = [attribute, *attributes]
-    config.attrs = attributes
-    config.numAttrs = len(attributes)
-    return config
 
 
 def _value(argument: Any) -> Any:
