@@ -36,9 +36,8 @@ def environment() -> dict[str, Any]:
         record["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         record["compute_capability"] = f"{properties.major}.{properties.minor}"
         record["cuda"] = torch.version.cuda
-        record["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
+        drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        record["driver"] = drivers.partition("\n")[0]  # (a line for each GPU)
     return record
 
 
