@@ -269,8 +269,13 @@ def test_ctrl_c_ends_a_build(trt, tensors, monkeypatch):
         return monitor
 
     monkeypatch.setattr("samtrt.builder.make_progress_monitor", make)
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(CFG, tensors, progress=False)
+    # (what a shell starts in the background ignores the signal)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(CFG, tensors, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert len(steps) < 50  # a whole build has hundreds
 
 
