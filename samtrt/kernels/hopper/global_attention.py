@@ -30,9 +30,7 @@ def shared_bytes(head_dim: int) -> int:
 def global_attention_program(head_dim: int, dtype: torch.dtype) -> Program:
     """The kernel for one head dimension (64 or 80) and type (fp16 or bf16)."""
     widths = tuple(sorted({TILE, TILE + 8, head_dim}))
-    return Program(
-        "global_attention.cu", (("HEAD_DIM", head_dim),), widths, dtype, ("attention.cuh",)
-    )
+    return Program("global_attention.cu", (("HEAD_DIM", head_dim),), widths, dtype)
 
 
 def chunk_rows(height: int, heads: int, blocks: int) -> int:

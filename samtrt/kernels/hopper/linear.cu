@@ -60,8 +60,7 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
             if (PINGPONG && lane.thread == 0) store_wait_read<0>();
             if (PINGPONG || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
             RowSums rows[2];
-            finish<Epilogue(EPILOGUE)>(sums[0], scale[0], rows, shared.bias[lane.consumer],
-                                       place, lane);
+            finish(sums[0], scale[0], rows, shared.bias[lane.consumer], place, lane);
             send(layer, place, row, tile.column, lane);
             if (EPILOGUE == RESIDUAL) {
                 rows[0].store(layer, row + lane.row, tile.column);

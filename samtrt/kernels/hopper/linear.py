@@ -13,7 +13,7 @@ from samtrt.kernels.hopper.program import Program, launch, matrix_map
 BLOCK_K = 64
 PART_ROWS = 64  # of one product
 SHARED_BANDWIDTH = 128  # bytes a cycle and multiprocessor
-CHUNK = 64  # columns that are stored at a time; the last may be 32
+CHUNK = 64  # linear_tile.cuh
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
 REPEATED_ROWS = 64  # a residual that repeats has a multiple of so many rows
@@ -43,6 +43,10 @@ class LinearTiles:
         """Rows of a block's tile."""
         return self.rows if self.pingpong else 2 * self.rows
 
+    def grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Tiles along the rows and the columns of an output."""
+        return -(-rows // self.block_rows), -(-columns // self.columns)
+
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
@@ -69,7 +73,6 @@ class LinearTiles:
             "BLOCK_N": self.columns,
             "PINGPONG": int(self.pingpong),
             "STAGES": self.stages,
-            "CHUNK": CHUNK,
             "STATISTICS": statistics,
             "EPILOGUE": epilogue,
         }
@@ -153,7 +156,7 @@ class Linear:
                 f"be a multiple of {REPEATED_ROWS}"
             )
         tail = tiles.columns % CHUNK or CHUNK
-        blocks_m, blocks_n = -(-rows // tiles.block_rows), -(-columns // tiles.columns)
+        blocks_m, blocks_n = tiles.grid(rows, columns)
         return _Layer(
             matrix_map(self.a, tiles.block_rows, BLOCK_K).value,
             matrix_map(self.weight, tiles.columns, BLOCK_K).value,
@@ -202,8 +205,8 @@ def residual_tiles(rows: int, columns: int, processors: int) -> LinearTiles | No
 def _duration(tiles: LinearTiles, rows: int, columns: int, processors: int) -> float:
     """Of the busiest multiprocessor, relative to others': its elements, times the traffic of its
     shared memory where that is the limit."""
-    count = -(-rows // tiles.block_rows) * -(-columns // tiles.columns)
-    elements = -(-count // processors) * tiles.block_rows * tiles.columns
+    blocks_m, blocks_n = tiles.grid(rows, columns)
+    elements = -(-blocks_m * blocks_n // processors) * tiles.block_rows * tiles.columns
     return elements * max(1.0, tiles.shared_traffic / SHARED_BANDWIDTH)
 
 
@@ -215,7 +218,8 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
 
     Raises:
         EngineError: a row is not a multiple of 16 bytes (the copy engine needs that), or the
-            statistics are not in as many parts as the tiles cut the columns into.
+            statistics are not in as many parts as the tiles cut the columns into, or a residual's
+            rows cannot repeat.
     """
     (rows, columns), parts = layer.out.shape, layer.statistics.shape[0]
     processors = multiprocessors(layer.a.device)

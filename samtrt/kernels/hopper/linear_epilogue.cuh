@@ -20,12 +20,6 @@ __device__ inline float gelu(float x) {
 
 __device__ inline float square(float x) { return x * x; }
 
-// The sum over the four threads that hold a row.
-__device__ inline float over_quad(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // A row's statistics: the parts' (sum, Σ (x - part's mean)²), shared out among the four threads that
 // hold the row.
 struct RowStatistics {
@@ -49,12 +43,12 @@ struct RowStatistics {
         float sum = 0.0f, squares = 0.0f;
 #pragma unroll
         for (int i = 0; i < OWN_PARTS; ++i) sum += part[i].x;
-        const float mean = over_quad(sum) * by_channels;
+        const float mean = quad_sum(sum) * by_channels;
 #pragma unroll
         for (int i = 0; i < OWN_PARTS; ++i)
             if (4 * i + threadIdx.x % 4 < STATISTICS)
                 squares += part[i].y + width * square(part[i].x * by_width - mean);
-        return rsqrtf(over_quad(squares) * by_channels + layer.eps);
+        return rsqrtf(quad_sum(squares) * by_channels + layer.eps);
     }
 };
 
@@ -71,7 +65,7 @@ struct RowSums {
 
     // By the four threads that hold the row.
     __device__ void store(const Layer& layer, int row, int column) {
-        sum = over_quad(sum), squares = over_quad(squares);
+        sum = quad_sum(sum), squares = quad_sum(squares);
         if (threadIdx.x % 4 == 0 && row < layer.rows)
             layer.statistics[u32(column) / BLOCK_N * layer.rows + row] =
                 make_float2(sum + BLOCK_N * pivot, fmaxf(squares - sum * sum * (1.0f / BLOCK_N), 0.0f));
@@ -100,7 +94,6 @@ struct Bias {
 
 // One part: out = sums / σ + bias, or its GELU; or sums + bias + residual, which lies at `place`, and
 // the statistics of that. What goes out is left at `place`.
-template <Epilogue KIND>
 __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2],
                               RowSums (&rows)[2], const float* bias, char* place, const Lane& lane) {
     // The row of which the thread gives the address, and which of two blocks of 8 columns.
@@ -108,11 +101,11 @@ __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2]
 #pragma unroll
     for (int j = 0; j < BLOCK_N / 8; j += 2) {
         const int chunk = 8 * j / CHUNK, block = j % (CHUNK / 8);
-        const u32 offset = CHUNK == 64 && chunk < CHUNKS ? swizzled_128(row, block + right)
-                                                         : swizzled_64(row, block + right);
+        const u32 offset = chunk < CHUNKS ? swizzled_128(row, block + right)
+                                          : swizzled_64(row, block + right);
         const u32 address = shared_address(place) + chunk * CHUNK_BYTES + offset;
         u32 packed[2][2];
-        if (KIND == RESIDUAL)
+        if (EPILOGUE == RESIDUAL)
             load_matrix_x4(address, packed[0][0], packed[0][1], packed[1][0], packed[1][1]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -121,14 +114,14 @@ __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2]
             for (int half = 0; half < 2; ++half) {
                 const float* sum = &sums[4 * (j + i) + 2 * half];
                 float first = sum[0], second = sum[1];
-                if (KIND == RESIDUAL) {
+                if (EPILOGUE == RESIDUAL) {
                     first += added.x + unpack_low(packed[i][half]);
                     second += added.y + unpack_high(packed[i][half]);
                     if (j + i == 0) rows[half].pivot = __shfl_sync(~0u, first, threadIdx.x & 28);
                     rows[half].add(first), rows[half].add(second);
                 } else {
                     first = first * scale[half] + added.x, second = second * scale[half] + added.y;
-                    if (KIND == NORMALISED_GELU) first = gelu(first), second = gelu(second);
+                    if (EPILOGUE == NORMALISED_GELU) first = gelu(first), second = gelu(second);
                 }
                 packed[i][half] = pack(first, second);
             }

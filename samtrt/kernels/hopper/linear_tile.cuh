@@ -26,9 +26,10 @@ constexpr int SUMS = BLOCK_N / 2;          // a thread and product
 constexpr int A_BYTES = BLOCK_M * BLOCK_K * 2;
 constexpr int W_BYTES = BLOCK_N * BLOCK_K * 2;
 constexpr int STAGE_BYTES = A_BYTES + W_BYTES;
-// A part's output leaves in chunks of columns, the last of which may be narrower. Each warpgroup has a
+// A part's output leaves in chunks of 64 columns, the last of which may be of 32. Each warpgroup has a
 // place for it: for one part at a time, or (!PINGPONG) a stage behind the operands of a tile, for all
 // its parts, where a residual has come in.
+constexpr int CHUNK = 64;
 constexpr int CHUNKS = BLOCK_N / CHUNK;
 constexpr int TAIL = BLOCK_N % CHUNK;
 constexpr int CHUNK_BYTES = PART_ROWS * CHUNK * 2;

@@ -231,6 +231,19 @@ __device__ inline float reciprocal_approximate(float x) {
     return y;
 }
 
+__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
+
+// Four threads hold a row of an accumulator.
+__device__ inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // Four 8 × 8 matrices of 16-bit elements from registers to shared memory; lane l gives the address
 // of row l % 8 of matrix l / 8.
 __device__ inline void store_matrix_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {

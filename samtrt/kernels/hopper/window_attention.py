@@ -12,7 +12,6 @@ from samtrt.kernels.hopper.program import Program, TensorMap, launch
 MIN_WINDOW, MAX_WINDOW = 6, 14
 HEAD_DIMS = (64, 80)
 HEADERS = (
-    "attention.cuh",
     "window_layout.cuh",
     "window_memory.cuh",
     "window_tile.cuh",
