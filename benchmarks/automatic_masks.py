@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.amg_utils import nms
-from samtrt.checkpoint import load_parameters
+from samtrt.checkpoints.parameters import load_parameters
 from samtrt.files import write_json
-from samtrt.images import load_image
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.geometry import nms
+from samtrt.pictures.reading import load_image
 from samtrt.reports.benchmarking import describe, environment, markdown_table
 from samtrt.reports.peers import import_segment_anything, meta_sam
 from samtrt.sam import sam_from_parameters

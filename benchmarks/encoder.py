@@ -31,12 +31,12 @@ from benchmarks import report
 from benchmarks.record import Row, join, key, measured, new_run, read_record
 from benchmarks.startup import start_up
 from benchmarks.timing import PROTOCOLS, Call, measure
-from samtrt import config as sizes
-from samtrt.checkpoint import random_parameters
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints import config as sizes
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.parameters import random_parameters
+from samtrt.encoders.cuda import FusedImageEncoder
 from samtrt.errors import InputError
 from samtrt.files import write_json
-from samtrt.fused import FusedImageEncoder
 from samtrt.reports.peers import encoder_arguments, meta_image_encoder
 
 INPUTS = 6  # distinct batches, taken in turn

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from samtrt import config as sizes
-from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.checkpoint import load_parameters, random_parameters
+from samtrt.checkpoints import config as sizes
+from samtrt.checkpoints.parameters import load_parameters, random_parameters
 from samtrt.files import write_json
-from samtrt.predictor import SamPredictor
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.predictor import SamPredictor
 from samtrt.reports.benchmarking import describe, environment, markdown_table
 from samtrt.reports.end_to_end import end_to_end_table, measure_end_to_end, measure_everything
 from samtrt.sam import Sam, sam_from_parameters

@@ -28,12 +28,12 @@ from benchmarks.timing import (
     graph_microseconds,
     single_milliseconds,
 )
-from samtrt import config as sizes
-from samtrt.checkpoint import random_parameters
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints import config as sizes
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.parameters import random_parameters
+from samtrt.encoders.cuda import FusedImageEncoder
 from samtrt.errors import SamtrtError
 from samtrt.files import write_json
-from samtrt.fused import FusedImageEncoder
 from samtrt.reports.benchmarking import environment, markdown_table
 
 REPLAYS = 10

@@ -15,7 +15,7 @@ from samtrt.reports.benchmarking import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 # What is timed, and what times it.
-TIMED = ("samtrt/fused", "samtrt/kernels", "benchmarks/encoder.py", "benchmarks/timing.py")
+TIMED = ("samtrt/encoders/cuda", "samtrt/kernels", "benchmarks/encoder.py", "benchmarks/timing.py")
 SAME = ("gpu", "driver", "cuda", "python")
 SAME_PACKAGES = ("torch", "triton")
 

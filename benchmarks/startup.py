@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from samtrt.config import EncoderConfig
-from samtrt.kernels.hopper.program import CACHE_VARIABLE
-from samtrt.packing import write_packed
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.packed import write_packed
+from samtrt.kernels.hopper.compiler import CACHE_VARIABLE
 
 FIRST_EMBEDDING = """
 import json

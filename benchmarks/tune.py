@@ -1,7 +1,7 @@
 """Checks and times the kernels' launch configurations at a model's shapes, on a GPU.
 
-The fastest rows are the defaults of the kernels and of ``samtrt.fused``; nothing is tuned when the
-encoder starts. Times are of a rested GPU (``benchmarks/timing.py``).
+The fastest rows are the defaults of the kernels and of ``samtrt.encoders.cuda``; nothing is
+tuned when the encoder starts. Times are of a rested GPU (``benchmarks/timing.py``).
 
     python benchmarks/tune.py --model vit_h --output tune.json
 
@@ -21,9 +21,9 @@ from tqdm import tqdm
 from benchmarks.timing import PROTOCOLS
 from benchmarks.tuning import hopper, portable
 from benchmarks.tuning.tuner import Tuner
-from samtrt import config as sizes
+from samtrt.checkpoints import config as sizes
 from samtrt.files import write_json
-from samtrt.kernels.hopper.program import cache_folder
+from samtrt.kernels.hopper.compiler import cache_folder
 from samtrt.reports.benchmarking import environment
 
 SECTIONS = {**hopper.SECTIONS, **portable.SECTIONS}

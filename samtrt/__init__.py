@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from samtrt.amg import SamAutomaticMaskGenerator
-    from samtrt.pipeline import Pipeline
-    from samtrt.predictor import SamPredictor
+    from samtrt.masks.automatic import SamAutomaticMaskGenerator
+    from samtrt.masks.pipeline import Pipeline
+    from samtrt.masks.predictor import SamPredictor
     from samtrt.sam import Sam, load_sam, sam_model_registry
 
 __all__ = [
@@ -20,10 +20,10 @@ __all__ = [
 
 # Imported on first use: torch takes seconds, and `samtrt --help` needs none of it.
 _MODULES = {
-    "Pipeline": "samtrt.pipeline",
+    "Pipeline": "samtrt.masks.pipeline",
     "Sam": "samtrt.sam",
-    "SamAutomaticMaskGenerator": "samtrt.amg",
-    "SamPredictor": "samtrt.predictor",
+    "SamAutomaticMaskGenerator": "samtrt.masks.automatic",
+    "SamPredictor": "samtrt.masks.predictor",
     "load_sam": "samtrt.sam",
     "sam_model_registry": "samtrt.sam",
 }

@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samtrt.checkpoint import Parameters, load_parameters, read_checkpoint
-from samtrt.encoder import encoder_from_parameters, load_encoder
-from samtrt.engine import SIDECAR_FILE, read_engine_info
+from samtrt.checkpoints.meta import read_checkpoint
+from samtrt.checkpoints.parameters import Parameters, load_parameters
+from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
+from samtrt.encoders.load import encoder_from_parameters, load_encoder
+from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import CheckpointError, EngineError
-from samtrt.image_encoder import ImageEncoder
-from samtrt.mask_decoder import (
+from samtrt.modeling.mask_decoder import (
     MaskDecoder,
     PromptedMaskDecoder,
     build_mask_decoder,
     select_masks,
 )
-from samtrt.prompt_encoder import PromptEncoder, prompt_points
-from samtrt.transforms import MASK_THRESHOLD, normalize_and_pad, postprocess_masks
+from samtrt.modeling.prompt_encoder import PromptEncoder, prompt_points
+from samtrt.pictures.transforms import MASK_THRESHOLD, normalize_and_pad, postprocess_masks
 
 MakeEncoder = Callable[[torch.device], ImageEncoder]
 
@@ -40,7 +41,7 @@ class Sam(nn.Module):
     Args:
         make_encoder: makes the image encoder for a device.
         decoder: the prompt encoder and mask decoder, on the device that the encoder will use.
-        engine_sha256: what embeddings are bound to; see ``samtrt.embeddings``.
+        engine_sha256: what embeddings are bound to; see ``samtrt.masks.embedding``.
     """
 
     mask_threshold: float = MASK_THRESHOLD

@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from samtrt import config as sizes
-from samtrt.fused.portable import HOPPER, PORTABLE, Tiles
-from samtrt.kernels import gemm, global_attention, norm, window_attention
+from samtrt.checkpoints import config as sizes
+from samtrt.encoders.cuda.portable import HOPPER, PORTABLE, Tiles
+from samtrt.kernels.triton import gemm, global_attention, norm, window_attention
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from samtrt.encoders.tensorrt.library import import_tensorrt
 from samtrt.errors import EngineError
-from samtrt.tensorrt_library import import_tensorrt
 
 
 @pytest.fixture(scope="session")

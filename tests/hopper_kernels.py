@@ -13,7 +13,7 @@ from triton_kernels import ON_GPU
 pytest.importorskip("cuda.bindings")
 import triton
 
-from samtrt.kernels.hopper.program import Program
+from samtrt.kernels.hopper.compiler import Program
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9

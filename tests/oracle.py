@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from samtrt.checkpoint import Parameters, random_parameters
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.parameters import Parameters, random_parameters
 from samtrt.reports.peers import meta_image_encoder
 from samtrt.reports.peers import meta_sam as _meta_sam
 

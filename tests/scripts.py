@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
-from samtrt.scripts import run_script
+from samtrt.console import run_script
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples/sam"
 

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from oracle import tiny_config
 from PIL import Image
 
-from samtrt.build import BuildOptions, build_encoder
-from samtrt.checkpoint import random_parameters, save_parameters
-from samtrt.decoder_export import export_decoder
+from samtrt.building.build import BuildOptions, build_encoder
+from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.decoders.export import export_decoder
 
 CONFIG = tiny_config(img_size=256)
 SEED = 3

@@ -18,7 +18,7 @@ import torch
 from oracle import tiny_config, to_torch
 from PIL import Image
 
-from samtrt.checkpoint import random_parameters
+from samtrt.checkpoints.parameters import random_parameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

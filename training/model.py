@@ -1,9 +1,9 @@
 """Meta's ``Sam`` modules under forward passes made for training.
 
-The parameters, their names and the values computed are Meta's (``tests/test_training.py`` compares
-both passes). Three things are arranged for speed: the decomposed relative position goes through
-the fused attention of PyTorch, prompts of several pictures are decoded together, and nothing
-depends on the values in a tensor, so that the GPU is never waited for.
+The parameters, their names and the values computed are Meta's (``tests/training/test_training.py``
+compares both passes). Three things are arranged for speed: the decomposed relative position goes
+through the fused attention of PyTorch, prompts of several pictures are decoded together, and
+nothing depends on the values in a tensor, so that the GPU is never waited for.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.reports.peers import meta_sam
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from samtrt import SamPredictor, load_sam
+from samtrt.console import run_script
 from samtrt.files import replacing
-from samtrt.overlay import draw_overlay
-from samtrt.prompts import Prompt
-from samtrt.scripts import run_script
+from samtrt.masks.prompts import Prompt
+from samtrt.pictures.drawing import draw_overlay
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "examples/sam/sam_models/sam_demo.pth"
 HEIGHT = 300  # of the strip, pixels

@@ -10,9 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from samtrt.console import run_script
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from samtrt.scripts import run_script
 
 CURVES = {
     "iou_click": "1 click, best by predicted IoU",

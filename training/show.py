@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from samtrt.console import run_script
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from samtrt.scripts import run_script
 from training.scenes import BACKGROUND, PADDING, generate
 
 

@@ -20,10 +20,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from samtrt.checkpoint import read_checkpoint
+from samtrt.checkpoints.meta import read_checkpoint
+from samtrt.console import run_script
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from samtrt.scripts import run_script
 from training import model, objective, scenes
 from training.loader import Plan, load_scenes
 from training.optimization import Gradients, build_optimizers

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from benchmarks.tuning.references import attention_reference, row_statistics, window_reference
 from benchmarks.tuning.tuner import BUFFERS, Tuner
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.kernels.cublaslt import Product, make_workspace
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention, linear, window_attention
+from samtrt.kernels.hopper.compiler import Program
 from samtrt.kernels.hopper.linear import Linear, LinearTiles
-from samtrt.kernels.hopper.program import Program
 
 H200_MULTIPROCESSORS = 132
 EPILOGUES = {

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from benchmarks.tuning.references import attention_reference, window_reference
 from benchmarks.tuning.tuner import BUFFERS, Tuner
-from samtrt.kernels import gemm, global_attention, norm, window_attention
 from samtrt.kernels.cublaslt import Product, make_workspace
+from samtrt.kernels.triton import gemm, global_attention, norm, window_attention
 
 
 def tune_norm(tuner: Tuner) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import graph_microseconds
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints.config import EncoderConfig
 
 BUFFERS = 4
 

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import torch
 
-from samtrt.checkpoint import load_parameters
+from samtrt.building.accuracy import load_pictures
+from samtrt.checkpoints.parameters import load_parameters
+from samtrt.console import progress_steps, run_script
 from samtrt.files import write_json
-from samtrt.images import load_image
-from samtrt.metrics import load_pictures
-from samtrt.progress import progress_steps
+from samtrt.pictures.reading import load_image
 from samtrt.reports.benchmarking import describe, environment, plot_throughput
 from samtrt.reports.comparison import measure_speed, speed_table
 from samtrt.reports.contestants import meta_contestants, our_contestants
 from samtrt.reports.end_to_end import EndToEnd, end_to_end_table, measure_end_to_end
 from samtrt.sam import load_sam
-from samtrt.scripts import run_script
 
 HERE = Path(__file__).resolve().parent
 

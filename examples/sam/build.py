@@ -5,10 +5,10 @@ import logging
 import sys
 from pathlib import Path
 
-from samtrt.build import BuildOptions, build_encoder
-from samtrt.checkpoint import load_parameters
-from samtrt.engine import ATTENTIONS, BACKENDS, PRECISIONS
-from samtrt.scripts import run_script
+from samtrt.building.build import BuildOptions, build_encoder
+from samtrt.checkpoints.parameters import load_parameters
+from samtrt.console import run_script
+from samtrt.encoders.engine import ATTENTIONS, BACKENDS, PRECISIONS
 
 MODELS = Path(__file__).resolve().parent / "sam_models"
 IMAGES = Path(__file__).resolve().parent / "images"

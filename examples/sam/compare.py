@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from samtrt.checkpoint import load_parameters
+from samtrt.building.accuracy import load_pictures
+from samtrt.checkpoints.parameters import load_parameters
+from samtrt.console import progress_steps, run_script
 from samtrt.files import write_json
-from samtrt.metrics import load_pictures
-from samtrt.progress import progress_steps
 from samtrt.reports.benchmarking import describe, environment
 from samtrt.reports.comparison import accuracy_table, measure_accuracy
 from samtrt.reports.contestants import meta_contestants, our_contestants
-from samtrt.scripts import run_script
 
 HERE = Path(__file__).resolve().parent
 

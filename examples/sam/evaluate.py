@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from samtrt.decoder import load_decoder
-from samtrt.encoder import load_encoder
-from samtrt.engine import BACKENDS
+from samtrt.console import run_script
+from samtrt.decoders.load import load_decoder
+from samtrt.encoders.engine import BACKENDS
+from samtrt.encoders.load import load_encoder
 from samtrt.errors import InputError
 from samtrt.files import write_json
 from samtrt.reports.evaluation import PROMPT_KINDS, Encode, evaluate_picture, summarise
-from samtrt.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(__file__).resolve().parent / "sam_models" / "sam_demo"

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from samtrt.checkpoint import load_parameters
-from samtrt.decoder_export import export_decoder
-from samtrt.scripts import run_script
+from samtrt.checkpoints.parameters import load_parameters
+from samtrt.console import run_script
+from samtrt.decoders.export import export_decoder
 
 MODELS = Path(__file__).resolve().parent / "sam_models"
 

@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from samtrt import config
-from samtrt.checkpoint import random_parameters, read_checkpoint, save_parameters
-from samtrt.scripts import run_script
+from samtrt.checkpoints import config
+from samtrt.checkpoints.meta import read_checkpoint
+from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.console import run_script
 
 MODELS = Path(__file__).resolve().parent / "sam_models"
 

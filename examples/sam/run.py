@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from samtrt.decoder import load_decoder
-from samtrt.encoder import load_encoder
-from samtrt.engine import read_engine_info
-from samtrt.images import check_png_output, load_image
-from samtrt.prompts import Prompt
-from samtrt.scripts import run_script
-from samtrt.segment import StageTimes, segment
-from samtrt.segment_report import print_masks, print_times, write_masks
+from samtrt.cli.report import print_masks, print_times, write_masks
+from samtrt.cli.segment import StageTimes, segment
+from samtrt.console import run_script
+from samtrt.decoders.load import load_decoder
+from samtrt.encoders.engine import read_engine_info
+from samtrt.encoders.load import load_encoder
+from samtrt.masks.prompts import Prompt
+from samtrt.pictures.reading import check_png_output, load_image
 
 HERE = Path(__file__).resolve().parent
 DEMO_PICTURE = HERE / "images" / "demo.jpg"

@@ -1,19 +1,5 @@
-"""Triton kernels of the fused encoder runtime (``samtrt.fused``).
+"""The GPU kernels: in Triton for every GPU from compute capability 8.0 on, in CUDA C++ for Hopper.
 
-Each module holds kernels and, beside them, one Python function a kernel that checks shapes,
-chooses the launch grid and names the lines of Meta's encoder it stands for. Where Triton has no
-GPU, ``TRITON_INTERPRET=1`` runs the same kernels on the CPU; the tests do.
+They import errors and files only. Entry points: one function a kernel, in ``triton/*.py`` and
+``hopper/*.py``; ``cublaslt.Product``.
 """
-
-import importlib.util
-
-from samtrt.errors import EngineError
-
-if importlib.util.find_spec("triton") is None:
-    raise EngineError(
-        "the cuda backend needs Triton, which is not installed: pip install -r requirements-gpu.txt"
-    )
-
-from samtrt.kernels.assembler import use_sound_ptxas
-
-use_sound_ptxas()

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samtrt.checkpoint import Parameters
-from samtrt.errors import EngineError
-from samtrt.image_encoder import ImageEncoder
-from samtrt.metrics import (
+from samtrt.building.accuracy import (
     Decode,
     ErrorStatistics,
     Picture,
@@ -20,7 +17,10 @@ from samtrt.metrics import (
     relative_l2,
     worst,
 )
-from samtrt.parity import MAX_RELATIVE_L2, fp32_decoder
+from samtrt.building.parity import MAX_RELATIVE_L2, fp32_decoder
+from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.protocol import ImageEncoder
+from samtrt.errors import EngineError
 from samtrt.reports.benchmarking import Timing, markdown_table, time_calls
 from samtrt.reports.contestants import Contestant, meta_decoder
 

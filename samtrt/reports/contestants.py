@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samtrt.build import BACKEND_PRECISIONS, MIN_CUDA_CAPABILITY
-from samtrt.checkpoint import Parameters
-from samtrt.cpu import has_fast_bf16
-from samtrt.encoder import encoder_from_parameters, load_encoder
-from samtrt.engine import check_engine, compute_capability
-from samtrt.image_encoder import ImageEncoder
-from samtrt.metrics import Decode
-from samtrt.packing import DTYPES
-from samtrt.prompt_encoder import LABEL_BOX_TOP_LEFT
+from samtrt.building.accuracy import Decode
+from samtrt.building.build import BACKEND_PRECISIONS, MIN_CUDA_CAPABILITY
+from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.cpu import has_fast_bf16
+from samtrt.encoders.engine import check_engine, compute_capability
+from samtrt.encoders.load import encoder_from_parameters, load_encoder
+from samtrt.encoders.packed import DTYPES
+from samtrt.encoders.protocol import ImageEncoder
+from samtrt.modeling.prompt_encoder import LABEL_BOX_TOP_LEFT
 from samtrt.reports.peers import meta_image_encoder, meta_sam
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from samtrt.amg import SamAutomaticMaskGenerator
 from samtrt.errors import SamtrtError
-from samtrt.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
-from samtrt.predictor import SamPredictor
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.pipeline import IMAGE_STAGES, PROMPT_STAGES, Pipeline, StageClock
+from samtrt.masks.predictor import SamPredictor
 from samtrt.reports.benchmarking import markdown_table
 from samtrt.sam import Sam
 

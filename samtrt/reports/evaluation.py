@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrt.decoder import Decoder
-from samtrt.metrics import mask_iou
-from samtrt.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND, prompt_points
-from samtrt.transforms import (
+from samtrt.building.accuracy import mask_iou
+from samtrt.decoders.protocol import Decoder
+from samtrt.modeling.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND, prompt_points
+from samtrt.pictures.transforms import (
     MASK_THRESHOLD,
     ResizeLongestSide,
     Size,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from samtrt.config import EncoderConfig
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.errors import SamtrtError
 
 # torchvision's wheels register kernels for operators that only its CUDA-matched binary defines;
@@ -80,7 +80,7 @@ def meta_sam(config: EncoderConfig) -> Any:
     import_segment_anything()
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-    from samtrt import config as c
+    from samtrt.checkpoints import config as c
 
     grid = config.grid_size
     sam = Sam(

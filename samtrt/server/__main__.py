@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from samtrt.scripts import run_script
+from samtrt.console import run_script
 from samtrt.server.options import add_arguments, options_from
 
 

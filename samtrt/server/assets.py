@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from samtrt.console import run_script
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing, sha256_of
-from samtrt.scripts import run_script
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"

@@ -5,10 +5,10 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from samtrt.checkpoint import load_parameters
-from samtrt.decoder import OnnxDecoder
-from samtrt.decoder_export import export_decoder
-from samtrt.engine import read_engine_info
+from samtrt.checkpoints.parameters import load_parameters
+from samtrt.decoders.export import export_decoder
+from samtrt.decoders.onnx import OnnxDecoder
+from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.sam import load_sam
 from samtrt.server.options import DEFAULT_SAMPLE, ServeOptions

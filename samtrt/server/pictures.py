@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from samtrt.errors import InputError
-from samtrt.images import load_image
+from samtrt.pictures.reading import load_image
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import PICTURE_TYPES, Settings
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.everything import coco_dataset
-from samtrt.predictor import SamPredictor
-from samtrt.prompts import Prompt
-from samtrt.rle import require_pycocotools
+from samtrt.jobs.folder import coco_dataset
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.predictor import SamPredictor
+from samtrt.masks.prompts import Prompt
+from samtrt.masks.runs import require_pycocotools
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.cache import LRUCache

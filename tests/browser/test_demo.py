@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from scipy.ndimage import distance_transform_edt
 
-from samtrt import commands
+from samtrt.cli import commands
 from samtrt.server.options import DEFAULT_PARAMS
 from training.scenes import SLOTS, STRIDE, generate
 

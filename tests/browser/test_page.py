@@ -17,8 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from server_support import encoded, picture, running, tiny_decoder, tiny_model
 
-from samtrt.amg import SamAutomaticMaskGenerator
-from samtrt.predictor import SamPredictor
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.predictor import SamPredictor
 from samtrt.sam import Sam, load_sam
 from samtrt.server.app import create_app
 from samtrt.server.studio import AbandonableGenerator
@@ -418,7 +418,7 @@ def in_page(page: Page, body: str, *arguments: Any) -> Any:
 def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
     import torch
 
-    from samtrt.transforms import MASK_THRESHOLD, ResizeLongestSide, postprocess_masks
+    from samtrt.pictures.transforms import MASK_THRESHOLD, ResizeLongestSide, postprocess_masks
 
     rng = np.random.default_rng(4)
     logits = torch.from_numpy(rng.normal(size=(1, 1, 64, 64)).astype(np.float32))

@@ -1,6 +1,7 @@
 """Attention over the whole token grid on Hopper's own units; see global_attention.cu.
 
-The counterpart of ``samtrt.kernels.global_attention``; relative positions are part of the kernel.
+The counterpart of ``samtrt.kernels.triton.global_attention``; relative positions are part of the
+kernel.
 """
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
-from samtrt.kernels.hopper.program import Program, TensorMap, launch, matrix_map
+from samtrt.kernels.hopper.compiler import Program
+from samtrt.kernels.hopper.launch import TensorMap, launch, matrix_map
 
 TILE = 64  # tokens of a grid row, with padding; global_attention.cu
 CONSUMERS = 3  # warpgroups that multiply, a grid row of queries each at a time
@@ -89,7 +91,7 @@ def global_attention(
         raise EngineError(
             f"global attention over {height} × {width} tokens with heads of {head_dim} channels "
             f"is not supported by the Hopper kernel: at most {TILE} × {TILE} tokens and "
-            f"heads of one of {HEAD_DIMS}; use samtrt.kernels.global_attention"
+            f"heads of one of {HEAD_DIMS}; use samtrt.kernels.triton.global_attention"
         )
     tail = 16 if head_dim > 64 else 64  # unused with heads of 64
     sizes = (channels, width, height, batch)

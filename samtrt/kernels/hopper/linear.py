@@ -8,7 +8,8 @@ from torch import Tensor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
-from samtrt.kernels.hopper.program import Program, launch, matrix_map
+from samtrt.kernels.hopper.compiler import Program
+from samtrt.kernels.hopper.launch import launch, matrix_map
 
 BLOCK_K = 64
 PART_ROWS = 64  # of one product

@@ -1,13 +1,14 @@
 """Window attention on Hopper's own units; see window_attention.cu.
 
-The counterpart of ``samtrt.kernels.window_attention``, whose semantics it shares.
+The counterpart of ``samtrt.kernels.triton.window_attention``, whose semantics it shares.
 """
 
 import torch
 from torch import Tensor
 
 from samtrt.errors import EngineError
-from samtrt.kernels.hopper.program import Program, TensorMap, launch
+from samtrt.kernels.hopper.compiler import Program
+from samtrt.kernels.hopper.launch import TensorMap, launch
 
 MIN_WINDOW, MAX_WINDOW = 6, 14
 HEAD_DIMS = (64, 80)

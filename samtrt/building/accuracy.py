@@ -1,0 +1,159 @@
+"""How far apart two image encoders are: errors of the embedding, and IoU of the decoded masks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.errors import InputError
+from samtrt.modeling.prompt_encoder import (
+    LABEL_BOX_BOTTOM_RIGHT,
+    LABEL_BOX_TOP_LEFT,
+    LABEL_FOREGROUND,
+    LABEL_PADDING,
+)
+from samtrt.pictures.reading import load_image
+from samtrt.pictures.transforms import MASK_THRESHOLD, Size, postprocess_masks, preprocess
+
+# embedding [1, 256, h, w], point_coords [P, N, 2], point_labels [P, N] → logits [P, 4, 4h, 4w]
+Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_PROMPTS_AT_ONCE = 8  # full-size logits of all prompts would take gigabytes
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Errors of an output against a reference, element by element, in float64.
+
+    Attributes:
+        absolute_max, absolute_mean, absolute_median: of |output − reference|.
+        relative_max, relative_mean, relative_median: of |output − reference| / |reference|, where
+            the reference is not zero.
+        relative_l2: ‖output − reference‖ / ‖reference‖.
+    """
+
+    absolute_max: float
+    absolute_mean: float
+    absolute_median: float
+    relative_max: float
+    relative_mean: float
+    relative_median: float
+    relative_l2: float
+
+
+def error_statistics(output: Tensor, reference: Tensor) -> ErrorStatistics:
+    """Statistics over two tensors of one shape; NaN in either makes them NaN."""
+    if output.shape != reference.shape:
+        raise ValueError(f"shapes {tuple(output.shape)} and {tuple(reference.shape)} differ")
+    output, reference = output.double().cpu(), reference.double().cpu()
+    absolute = (output - reference).abs()
+    relative = (absolute / reference.abs())[reference != 0]
+    return ErrorStatistics(
+        absolute.max().item(),
+        absolute.mean().item(),
+        absolute.median().item(),
+        relative.max().item(),
+        relative.mean().item(),
+        relative.median().item(),
+        relative_l2(output, reference),
+    )
+
+
+def relative_l2(output: Tensor, reference: Tensor) -> float:
+    """‖output − reference‖ / ‖reference‖ in float64."""
+    output, reference = output.double().cpu(), reference.double().cpu()
+    return ((output - reference).norm() / reference.norm()).item()
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest; NaN where one is NaN, which Python's ``max`` would lose."""
+    return torch.tensor(list(errors), dtype=torch.float64).max().item()
+
+
+def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of bool [..., H, W] → float64 [...]; 1 where both are empty."""
+    intersection = (masks & others).sum((-2, -1)).double()
+    union = (masks | others).sum((-2, -1)).double()
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the model's frame.
+
+    Attributes:
+        name: of its file.
+        pixels: [1, 3, S, S] float32, normalised and padded.
+        input_size: (height, width) that it takes up in the frame.
+        original_size: (height, width) in pixels.
+    """
+
+    name: str
+    pixels: Tensor
+    input_size: Size
+    original_size: Size
+
+
+def load_pictures(paths: Sequence[str | Path], img_size: int) -> list[Picture]:
+    """Reads pictures from files, at least one.
+
+    Raises:
+        InputError: none was given, or one is missing or not a picture.
+    """
+    if not paths:
+        raise InputError("there is no picture to compare on; give one with --image")
+    return [load_picture(path, img_size) for path in paths]
+
+
+def load_picture(path: str | Path, img_size: int) -> Picture:
+    """Reads a picture from a file.
+
+    Raises:
+        InputError: it is missing or not a picture.
+    """
+    image = load_image(path)
+    pixels, input_size = preprocess(image, img_size)
+    return Picture(Path(path).name, pixels, input_size, (image.shape[0], image.shape[1]))
+
+
+def prompts_of(picture: Picture, points_a_side: int = 3) -> tuple[Tensor, Tensor]:
+    """A grid of single foreground points and five boxes, in the model's frame.
+
+    The boxes are the picture's four quadrants and its middle.
+
+    Returns:
+        point_coords [P, 2, 2] (x, y) and point_labels [P, 2] as the decoder takes them.
+    """
+    height, width = picture.input_size
+    steps = (np.arange(points_a_side) + 0.5) / points_a_side
+    points = [((x * width, y * height), (0.0, 0.0)) for y in steps for x in steps]
+    corners = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5), (0.25, 0.25)]
+    boxes = [((x * width, y * height), ((x + 0.5) * width, (y + 0.5) * height)) for x, y in corners]
+    labels = [(LABEL_FOREGROUND, LABEL_PADDING)] * len(points)
+    labels += [(LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT)] * len(boxes)
+    return torch.tensor(points + boxes, dtype=torch.float32), torch.tensor(labels)
+
+
+def decode_prompts(decode: Decode, embedding: Tensor, picture: Picture) -> Tensor:
+    """Logits [P, 4, 4h, 4w] of all of ``prompts_of(picture)`` on its embedding [1, 256, h, w]."""
+    coords, labels = prompts_of(picture)
+    chunks = zip(coords.split(_PROMPTS_AT_ONCE), labels.split(_PROMPTS_AT_ONCE), strict=True)
+    return torch.cat([decode(embedding, *chunk) for chunk in chunks])
+
+
+def mask_ious(logits: Tensor, reference: Tensor, picture: Picture) -> Tensor:
+    """IoU of masks at the picture's own size: two [P, 4, h, w] of logits → [P, 4]."""
+    ious = []
+    for pair in zip(logits.split(_PROMPTS_AT_ONCE), reference.split(_PROMPTS_AT_ONCE), strict=True):
+        masks, others = (
+            postprocess_masks(
+                some, picture.input_size, picture.original_size, picture.pixels.shape[-1]
+            )
+            > MASK_THRESHOLD
+            for some in pair
+        )
+        ious.append(mask_iou(masks, others))
+    return torch.cat(ious)

@@ -1,0 +1,203 @@
+"""From parameters to a checked engine folder, for every back end."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from samtrt.building.parity import MAX_RELATIVE_L2, MIN_MEAN_MASK_IOU, check_parity
+from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.cpu import CPU_PRECISIONS
+from samtrt.encoders.engine import (
+    FAILED,
+    NOT_CHECKED,
+    PRECISIONS,
+    SKIPPED,
+    EngineInfo,
+    ParityResult,
+    can_execute,
+    compute_capability,
+    write_engine,
+)
+from samtrt.encoders.load import default_precision, open_encoder
+from samtrt.encoders.packed import write_packed
+from samtrt.errors import EngineError
+from samtrt.modeling.image_encoder import AttentionKind
+
+BACKEND_PRECISIONS = {"tensorrt": PRECISIONS, "cuda": ("fp16", "bf16"), "cpu": CPU_PRECISIONS}
+MIN_CUDA_CAPABILITY = 8.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        backend: ``tensorrt``, ``cuda``, ``cpu``; ``auto`` is the fastest that runs here.
+        precision: ``fp16``, ``bf16``, ``fp32``; ``auto`` is fp16 on GPUs, and on CPUs bf16 where
+            that is fast and passes the parity gate, else fp32.
+        max_batch_size: the engine takes 1…max_batch_size pictures.
+        attention: ``fused`` or ``plain`` attention in a TensorRT network.
+        compute_capability: of the GPU to build for, as "8.9"; None for this machine's.
+        skip_parity_gate: do not compare the engine with fp32; recorded in the sidecar.
+    """
+
+    backend: str = "auto"
+    precision: str = "auto"
+    max_batch_size: int = 1
+    attention: AttentionKind = "fused"
+    compute_capability: str | None = None
+    skip_parity_gate: bool = False
+
+
+def build_encoder(
+    parameters: Parameters,
+    output_dir: str | Path,
+    pictures: Sequence[str | Path],
+    options: BuildOptions = BuildOptions(),
+) -> EngineInfo:
+    """Builds the engine, passes it through the parity gate, and writes the engine folder.
+
+    A failed build or a failed gate leaves the folder as it was. What ``auto`` chose is logged.
+
+    Args:
+        pictures: files that the parity gate compares on.
+
+    Returns:
+        The sidecar that was written.
+
+    Raises:
+        EngineError: the combination cannot be built, or the gate failed.
+        SamtrtError: the folder cannot be written.
+    """
+    backend = _choose_backend() if options.backend == "auto" else options.backend
+    precision = options.precision
+    if precision == "auto":
+        precision = default_precision(backend)
+    if "auto" in (options.backend, options.precision):
+        logger.info("chosen: %s backend, %s", backend, precision)
+    chosen = replace(options, backend=backend, precision=precision)
+    try:
+        return _build(parameters, Path(output_dir), pictures, chosen)
+    except ParityError as error:
+        if options.precision != "auto" or (backend, precision) != ("cpu", "bf16"):
+            raise
+        logger.warning("bf16 does not hold parity (%s): building in fp32", error.result)
+    return _build(parameters, Path(output_dir), pictures, replace(chosen, precision="fp32"))
+
+
+class ParityError(EngineError):
+    """An engine whose output is too far from fp32."""
+
+    def __init__(self, result: ParityResult) -> None:
+        self.result = result
+        super().__init__(
+            f"the engine did not pass the parity gate and was not written ({result}; allowed: "
+            f"{MAX_RELATIVE_L2:.0%}, IoU ≥ {MIN_MEAN_MASK_IOU}); build with --precision bf16 or "
+            "fp32, or keep it unchecked with --skip-parity-gate"
+        )
+
+
+def _choose_backend() -> str:
+    capability = compute_capability()
+    if capability is None:
+        return "cpu"
+    return "cuda" if float(capability) >= MIN_CUDA_CAPABILITY else "tensorrt"
+
+
+def _refuse_impossible(options: BuildOptions) -> None:
+    backend, precision = options.backend, options.precision
+    precisions = BACKEND_PRECISIONS[backend]
+    if precision not in precisions:
+        raise EngineError(
+            f"the {backend} backend computes in {' or '.join(precisions)}, not in {precision}"
+        )
+    if options.max_batch_size < 1:
+        raise EngineError(f"the largest batch must be at least 1, not {options.max_batch_size}")
+    if backend != "tensorrt" and (options.compute_capability or options.attention != "fused"):
+        raise EngineError(
+            "--compute-capability and --attention plain are for --backend tensorrt; "
+            f"the {backend} backend has no compiled engine"
+        )
+
+
+def _build(
+    parameters: Parameters, output_dir: Path, pictures: Sequence[str | Path], options: BuildOptions
+) -> EngineInfo:
+    _refuse_impossible(options)
+
+    def produce(engine_file: Path) -> EngineInfo:
+        start = time.perf_counter()
+        if options.backend == "tensorrt":
+            info = _write_tensorrt(engine_file, parameters, options)
+        else:
+            write_packed(engine_file, parameters.encoder(), options.precision)
+            info = _info(parameters, options)
+        info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
+        return replace(info, parity=_gate(engine_file, info, parameters, pictures, options))
+
+    return write_engine(output_dir, produce)
+
+
+def _info(parameters: Parameters, options: BuildOptions) -> EngineInfo:
+    return EngineInfo(
+        options.backend,
+        parameters.encoder_config,
+        options.precision,
+        options.max_batch_size,
+        parameters.sha256,
+        note=parameters.note,
+    )
+
+
+def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOptions) -> EngineInfo:
+    from samtrt.encoders.tensorrt.builder import build_engine
+    from samtrt.encoders.tensorrt.library import import_tensorrt
+
+    trt = import_tensorrt()
+    engine = build_engine(
+        parameters.encoder_config,
+        parameters.encoder(),
+        precision=options.precision,
+        max_batch_size=options.max_batch_size,
+        attention=options.attention,
+        compute_capability=options.compute_capability,
+    )
+    engine_file.write_bytes(engine)
+    # TensorRT builds for the GPU it finds; TensorRT-RTX for all, unless it was told which.
+    here = compute_capability() if trt.__name__ == "tensorrt" else None
+    return replace(
+        _info(parameters, options),
+        library=trt.__name__,
+        library_version=trt.__version__,
+        compute_capability=options.compute_capability or here,
+        attention=options.attention,
+    )
+
+
+def _gate(
+    engine_file: Path,
+    info: EngineInfo,
+    parameters: Parameters,
+    pictures: Sequence[str | Path],
+    options: BuildOptions,
+) -> ParityResult:
+    if options.skip_parity_gate:
+        return ParityResult(SKIPPED)
+    if not can_execute(info):
+        return ParityResult(NOT_CHECKED)
+    try:
+        encoder = open_encoder(engine_file, info)
+    except EngineError as error:
+        if info.backend != "tensorrt":
+            raise
+        # An engine may be built on one machine for another whose GPU TensorRT does support.
+        logger.warning("%s: %s", NOT_CHECKED, error)
+        return ParityResult(NOT_CHECKED)
+    result = check_parity(encoder, parameters, pictures)
+    if result.status == FAILED:
+        raise ParityError(result)
+    return result

@@ -1,0 +1,192 @@
+"""The tensors of a SAM: their names and shapes, and the encoder's sizes read from them."""
+
+import numpy as np
+from tqdm import tqdm
+
+from samtrt.checkpoints import config as sizes
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.errors import CheckpointError
+
+ENCODER_PREFIX = "image_encoder."
+
+
+def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every key of a SAM checkpoint with its shape, as Meta's ``Sam.state_dict()`` has them."""
+    return {
+        **{ENCODER_PREFIX + name: shape for name, shape in _encoder_shapes(config).items()},
+        **_prompt_encoder_shapes(),
+        **_mask_decoder_shapes(),
+    }
+
+
+def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
+    """The encoder's sizes, from the shapes of ``image_encoder.*``.
+
+    A block attends globally when its relative-position table spans the whole token grid
+    (2·grid − 1 rows); the other blocks' tables give the window size.
+
+    Raises:
+        CheckpointError: the keys that carry the sizes are missing or contradict each other.
+    """
+    try:
+        embed_dim, in_chans, patch_size, _ = shapes[ENCODER_PREFIX + "patch_embed.proj.weight"]
+        _, grid, grid_w, _ = shapes[ENCODER_PREFIX + "pos_embed"]
+        depth = 1 + max(
+            int(name.removeprefix(ENCODER_PREFIX + "blocks.").split(".")[0])
+            for name in shapes
+            if name.startswith(ENCODER_PREFIX + "blocks.")
+        )
+        rel_pos = [shapes[f"{ENCODER_PREFIX}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+        mlp_dim = shapes[ENCODER_PREFIX + "blocks.0.mlp.lin1.weight"][0]
+        out_chans = shapes[ENCODER_PREFIX + "neck.0.weight"][0]
+        head_dim = rel_pos[0][1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            "this is not a SAM checkpoint: the image encoder's sizes cannot be read from its keys "
+            f"({error}); expected segment_anything's sam_vit_b, sam_vit_l or sam_vit_h layout"
+        ) from None
+    if in_chans != 3 or grid != grid_w or head_dim == 0 or embed_dim % head_dim:
+        raise CheckpointError(
+            f"unusable image encoder: {in_chans} input channels, a {grid}×{grid_w} token grid, "
+            f"{embed_dim} channels in heads of {head_dim}; "
+            "expected 3 channels, a square grid, and whole heads"
+        )
+    window_rows = {rows for rows, _ in rel_pos if rows != 2 * grid - 1}
+    if len(window_rows) > 1 or any(rows % 2 == 0 for rows in window_rows):
+        raise CheckpointError(
+            f"unusable image encoder: relative-position tables of {sorted(window_rows)} rows; "
+            f"expected 2·{grid} − 1 in global blocks and one odd number in all window blocks"
+        )
+    return EncoderConfig(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=embed_dim // head_dim,
+        global_attn_indexes=tuple(i for i in range(depth) if rel_pos[i][0] == 2 * grid - 1),
+        window_size=(window_rows.pop() + 1) // 2 if window_rows else grid,
+        img_size=grid * patch_size,
+        patch_size=patch_size,
+        mlp_dim=mlp_dim,
+        out_chans=out_chans,
+    )
+
+
+def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
+    """The encoder's sizes of a whole set of tensors, which must be SAM's.
+
+    Args:
+        tensors: full key name to array.
+        source: what the message calls the set.
+
+    Raises:
+        CheckpointError: names every missing, unexpected or wrongly shaped tensor, or one with NaN.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = infer_encoder_config(shapes)
+    expected = parameter_shapes(config)
+    faults = [f"missing {name}" for name in expected if name not in shapes]
+    faults += [f"unexpected {name}" for name in shapes if name not in expected]
+    faults += [
+        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    if faults:
+        raise CheckpointError(f"{source} does not fit SAM's layout: {'; '.join(faults)}")
+    for name, tensor in tqdm(tensors.items(), "checking", unit="tensor", delay=2, leave=False):
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{source}: parameter {name} holds NaN or inf; expected finite weights, "
+                "the training that made them diverged or the file is damaged"
+            )
+    return config
+
+
+def _linear(name: str, out_dim: int, in_dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out_dim, in_dim), f"{name}.bias": (out_dim,)}
+
+
+def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+
+
+def _encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    dim, out, patch = config.embed_dim, config.out_chans, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, config.grid_size, config.grid_size, dim),
+        "patch_embed.proj.weight": (dim, 3, patch, patch),
+        "patch_embed.proj.bias": (dim,),
+    }
+    for i in range(config.depth):
+        block = f"blocks.{i}"
+        table = (2 * config.attention_size(i) - 1, config.head_dim)
+        shapes |= _norm(f"{block}.norm1", dim)
+        shapes |= {f"{block}.attn.rel_pos_h": table, f"{block}.attn.rel_pos_w": table}
+        shapes |= _linear(f"{block}.attn.qkv", 3 * dim, dim)
+        shapes |= _linear(f"{block}.attn.proj", dim, dim)
+        shapes |= _norm(f"{block}.norm2", dim)
+        shapes |= _linear(f"{block}.mlp.lin1", config.mlp_dim, dim)
+        shapes |= _linear(f"{block}.mlp.lin2", dim, config.mlp_dim)
+    shapes["neck.0.weight"] = (out, dim, 1, 1)
+    shapes |= _norm("neck.1", out)
+    shapes["neck.2.weight"] = (out, out, 3, 3)
+    shapes |= _norm("neck.3", out)
+    return shapes
+
+
+def _prompt_encoder_shapes() -> dict[str, tuple[int, ...]]:
+    dim, channels = sizes.PROMPT_EMBED_DIM, sizes.MASK_IN_CHANS
+    downscaling = "prompt_encoder.mask_downscaling"
+    return {
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (2, dim // 2),
+        # background and foreground point, first and second corner of a box
+        **{f"prompt_encoder.point_embeddings.{i}.weight": (1, dim) for i in range(4)},
+        "prompt_encoder.not_a_point_embed.weight": (1, dim),
+        f"{downscaling}.0.weight": (channels // 4, 1, 2, 2),
+        f"{downscaling}.0.bias": (channels // 4,),
+        **_norm(f"{downscaling}.1", channels // 4),
+        f"{downscaling}.3.weight": (channels, channels // 4, 2, 2),
+        f"{downscaling}.3.bias": (channels,),
+        **_norm(f"{downscaling}.4", channels),
+        f"{downscaling}.6.weight": (dim, channels, 1, 1),
+        f"{downscaling}.6.bias": (dim,),
+        "prompt_encoder.no_mask_embed.weight": (1, dim),
+    }
+
+
+def _mask_decoder_shapes() -> dict[str, tuple[int, ...]]:
+    dim, tokens = sizes.PROMPT_EMBED_DIM, sizes.NUM_MULTIMASK_OUTPUTS + 1
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def attention(name: str, inner: int) -> None:
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            shapes.update(_linear(f"{name}.{projection}", inner, dim))
+        shapes.update(_linear(f"{name}.out_proj", dim, inner))
+
+    def mlp(name: str, out_dim: int) -> None:
+        for i, width in enumerate((dim, dim, out_dim)):
+            shapes.update(_linear(f"{name}.layers.{i}", width, dim))
+
+    for i in range(sizes.DECODER_DEPTH):
+        layer = f"mask_decoder.transformer.layers.{i}"
+        attention(f"{layer}.self_attn", dim)
+        # Cross attention works at half the width.
+        attention(f"{layer}.cross_attn_token_to_image", dim // 2)
+        attention(f"{layer}.cross_attn_image_to_token", dim // 2)
+        shapes.update(_linear(f"{layer}.mlp.lin1", sizes.DECODER_MLP_DIM, dim))
+        shapes.update(_linear(f"{layer}.mlp.lin2", dim, sizes.DECODER_MLP_DIM))
+        for norm in ("norm1", "norm2", "norm3", "norm4"):
+            shapes.update(_norm(f"{layer}.{norm}", dim))
+    attention("mask_decoder.transformer.final_attn_token_to_image", dim // 2)
+    shapes.update(_norm("mask_decoder.transformer.norm_final_attn", dim))
+    shapes["mask_decoder.iou_token.weight"] = (1, dim)
+    shapes["mask_decoder.mask_tokens.weight"] = (tokens, dim)
+    upscaling = "mask_decoder.output_upscaling"
+    shapes[f"{upscaling}.0.weight"] = (dim, dim // 4, 2, 2)
+    shapes[f"{upscaling}.0.bias"] = (dim // 4,)
+    shapes.update(_norm(f"{upscaling}.1", dim // 4))
+    shapes[f"{upscaling}.3.weight"] = (dim // 4, dim // 8, 2, 2)
+    shapes[f"{upscaling}.3.bias"] = (dim // 8,)
+    for i in range(tokens):
+        mlp(f"mask_decoder.output_hypernetworks_mlps.{i}", dim // 8)
+    mlp("mask_decoder.iou_prediction_head", tokens)
+    return shapes

@@ -1,0 +1,5 @@
+"""What runs the image encoder: TensorRT, our CUDA runtime, or the CPU, behind one protocol.
+
+Imports modeling, checkpoints and kernels. Entry points: ``load.load_encoder`` for an engine folder,
+``load.encoder_from_parameters``, and ``protocol.ImageEncoder``.
+"""

@@ -1,0 +1,56 @@
+"""An encoder's parameters on their way to the GPU."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samtrt.checkpoints.config import EncoderConfig
+
+
+@dataclass(frozen=True)
+class EncoderParameters:
+    """Parameters under Meta's names without ``image_encoder.``, moved and cast as asked.
+
+    Attributes:
+        config: sizes of the encoder.
+        tensors: any float type, anywhere.
+        dtype: the compute type, fp16 or bf16.
+        device: where they go.
+    """
+
+    config: EncoderConfig
+    tensors: Mapping[str, np.ndarray | Tensor]
+    dtype: torch.dtype
+    device: torch.device
+
+    def fp32(self, name: str) -> Tensor:
+        return torch.as_tensor(self.tensors[name]).to(self.device).float()
+
+    def matrix(self, name: str) -> Tensor:
+        """In the compute type, contiguous."""
+        return torch.as_tensor(self.tensors[name]).to(self.device).to(self.dtype).contiguous()
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer beside them, of the compute type unless told otherwise."""
+        return torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
+
+    def rel_pos(self, block: int) -> tuple[Tensor, Tensor]:
+        """``rel_pos_h`` and ``rel_pos_w`` of a block, [2 * side - 1, D] fp32, as it uses them."""
+        size = self.config.attention_size(block)
+        tables = [self.fp32(f"blocks.{block}.attn.rel_pos_{axis}") for axis in "hw"]
+        return resize_rel_pos(tables[0], size), resize_rel_pos(tables[1], size)
+
+
+def resize_rel_pos(rel_pos: Tensor, size: int) -> Tensor:
+    """A relative position table [L, D] fp32 for attention over ``size`` tokens: [2 * size - 1, D].
+
+    Linear interpolation where the lengths differ, as Meta's ``get_rel_pos``.
+    """
+    length = 2 * size - 1
+    if rel_pos.shape[0] == length:
+        return rel_pos
+    return F.interpolate(rel_pos.t()[None], size=length, mode="linear")[0].t().contiguous()

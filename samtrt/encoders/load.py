@@ -1,0 +1,143 @@
+"""From an engine folder, or from parameters, to an image encoder that runs."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.engine import BACKENDS, ENGINE_FILE, EngineInfo, check_engine, read_engine_info
+from samtrt.encoders.protocol import ImageEncoder
+from samtrt.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+
+def load_encoder(
+    engine_dir: str | Path,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    parameters_sha256: str | None = None,
+) -> ImageEncoder:
+    """Loads the image encoder of an engine folder.
+
+    Args:
+        engine_dir: folder with ``encoder.engine`` and ``encoder.json``.
+        backend: ``tensorrt``, ``cuda`` or ``cpu``, refused when the engine is for another one;
+            ``auto`` takes the engine's own and logs it.
+        device: where to run; None for the backend's default.
+        parameters_sha256: the parameter set that the caller works with; None where any will do.
+
+    Raises:
+        EngineError: no engine there, or it does not belong to this machine, library version,
+            parameter set or backend, or was altered.
+    """
+    engine_dir = Path(engine_dir)
+    info = read_engine_info(engine_dir)
+    if backend not in ("auto", *BACKENDS):
+        raise EngineError(f"unknown backend {backend}; expected auto, {', '.join(BACKENDS)}")
+    if backend not in ("auto", info.backend):
+        raise EngineError(
+            f"the engine in {engine_dir} is for the {info.backend} backend and {backend} was asked "
+            f"for; build one with --backend {backend}"
+        )
+    target = torch.device(device) if device is not None else None
+    check_engine(engine_dir, parameters_sha256, target)
+    logger.info("image encoder: %s backend, %s, from %s", info.backend, info.precision, engine_dir)
+    return open_encoder(engine_dir / ENGINE_FILE, info, target)
+
+
+def open_encoder(
+    engine_file: Path, info: EngineInfo, device: torch.device | None = None
+) -> ImageEncoder:
+    """The encoder of an engine file that was checked before (``load_encoder`` does both).
+
+    Raises:
+        EngineError: the device is not one of the engine's backend, or the backend refuses.
+    """
+    device = _device(info.backend, device)
+    if info.backend == "tensorrt":
+        from samtrt.encoders.tensorrt.runtime import TensorRTImageEncoder
+
+        return TensorRTImageEncoder(engine_file, info, device)
+    from samtrt.encoders.packed import read_packed
+
+    return _packed_encoder(
+        info.backend,
+        info.config,
+        read_packed(engine_file),
+        info.precision,
+        device,
+        info.max_batch_size,
+    )
+
+
+def encoder_from_parameters(
+    parameters: Parameters,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    max_batch_size: int = 1,
+) -> ImageEncoder:
+    """An image encoder straight from parameters, without an engine folder.
+
+    Args:
+        backend: ``cuda`` or ``cpu``; ``auto`` goes by the device, or takes the GPU where there
+            is one. A TensorRT engine has to be built first.
+        precision: ``fp16``, ``bf16`` or ``fp32``; ``auto`` is fp16 on a GPU, and on a CPU bf16
+            where that is fast and fp32 elsewhere.
+
+    Raises:
+        EngineError: the backend needs an engine or another device, or refuses the precision.
+    """
+    target = torch.device(device) if device is not None else None
+    if backend == "auto":
+        kind = target.type if target else ("cuda" if torch.cuda.is_available() else "cpu")
+        backend = "cpu" if kind == "cpu" else "cuda"
+    if backend not in ("cuda", "cpu"):
+        raise EngineError(
+            f"the {backend} backend runs engines only; build one with build.py, or take cuda or cpu"
+        )
+    target = _device(backend, target)
+    precision = default_precision(backend) if precision == "auto" else precision
+    logger.info("image encoder: %s backend, %s, from parameters", backend, precision)
+    return _packed_encoder(
+        backend, parameters.encoder_config, parameters.encoder(), precision, target, max_batch_size
+    )
+
+
+def default_precision(backend: str) -> str:
+    """What ``--precision auto`` means: fp16 on GPUs; on CPUs bf16 where that is fast, else fp32."""
+    if backend != "cpu":
+        return "fp16"
+    from samtrt.encoders.cpu import has_fast_bf16
+
+    return "bf16" if has_fast_bf16() else "fp32"
+
+
+def _device(backend: str, device: torch.device | None) -> torch.device:
+    kind = "cpu" if backend == "cpu" else "cuda"
+    device = device or torch.device(kind)
+    if device.type != kind:
+        raise EngineError(f"the {backend} backend runs on {kind}, not on {device}")
+    return device
+
+
+def _packed_encoder(
+    backend: str,
+    config: EncoderConfig,
+    tensors: dict[str, Any],
+    precision: str,
+    device: torch.device,
+    max_batch_size: int,
+) -> ImageEncoder:
+    # Imported when asked for: the cuda runtime needs triton.
+    if backend == "cpu":
+        from samtrt.encoders.cpu import CpuImageEncoder
+
+        return CpuImageEncoder(config, tensors, precision, max_batch_size)
+    from samtrt.encoders.cuda import FusedImageEncoder
+
+    return FusedImageEncoder(config, tensors, precision, device, max_batch_size)

@@ -1,0 +1,148 @@
+"""Builds TensorRT engines of the image encoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.tensorrt import ops
+from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
+from samtrt.encoders.tensorrt.network import Network
+from samtrt.encoders.tensorrt.progress import make_progress_monitor
+from samtrt.errors import EngineError
+from samtrt.modeling.image_encoder import AttentionKind, ImageEncoderViT
+from samtrt.modeling.network import net_guard
+
+INPUT, OUTPUT = "image", "embedding"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def define_network(
+    trt: Any,
+    builder: Any,
+    config: EncoderConfig,
+    tensors: Mapping[str, np.ndarray],
+    precision: str,
+    attention: AttentionKind = "fused",
+) -> Network:
+    """The image encoder as a strongly typed TensorRT network.
+
+    Input "image" [B, 3, S, S] and output "embedding" [B, out_chans, S/patch, S/patch] are
+    float32; B is dynamic. The network refers to the parameters' memory and keeps it alive.
+
+    Args:
+        builder: a ``trt.Builder``.
+        tensors: the encoder's parameters (``Parameters.encoder()``).
+        precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
+        attention: "fused" or "plain" (see ``ImageEncoderViT``).
+
+    Raises:
+        CheckpointError: the parameters do not fit the configuration.
+        EngineError: the installed version has no fused attention.
+    """
+    model = ImageEncoderViT(config, attention).load(tensors, DTYPES[precision])
+    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = Network(trt, builder.create_network(1 << int(flag)), ops)
+    size = config.img_size
+    image = network.definition.add_input(INPUT, trt.DataType.FLOAT, (-1, 3, size, size))
+    with net_guard(network):
+        embedding = model(image)
+    embedding.name = OUTPUT
+    network.definition.mark_output(embedding)
+    return network
+
+
+def build_engine(
+    config: EncoderConfig,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    precision: str = "fp16",
+    max_batch_size: int = 1,
+    attention: AttentionKind = "fused",
+    compute_capability: str | None = None,
+    progress: bool = True,
+) -> bytes:
+    """A serialised TensorRT engine of the image encoder.
+
+    TensorRT-RTX builds without a GPU; TensorRT builds for the GPU it finds.
+
+    Args:
+        tensors: the encoder's parameters (``Parameters.encoder()``); their memory is not copied
+            where their type is that of the engine.
+        precision: fp32 (without TF32), fp16 or bf16.
+        max_batch_size: the engine takes 1…max_batch_size pictures and is optimised for that many.
+        attention: "fused" takes TensorRT's attention layer, "plain" spells attention out.
+        compute_capability: TensorRT-RTX only: the GPU to build for, as "8.9"; by default the
+            engine runs on every GPU from compute capability 8.0 on that TensorRT-RTX supports.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        EngineError: TensorRT is not installed, cannot start here, or refuses the network.
+        CheckpointError: the parameters do not fit the configuration.
+    """
+    if precision not in DTYPES:
+        raise EngineError(f"unknown precision {precision}; expected one of {', '.join(DTYPES)}")
+    if attention not in ("fused", "plain"):
+        raise EngineError(f"unknown attention {attention}; expected fused or plain")
+    if max_batch_size < 1:
+        raise EngineError(f"the largest batch is {max_batch_size}; expected 1 or more")
+    trt = import_tensorrt()
+    log = shared_log(trt)
+    log.errors.clear()
+    builder = _make_builder(trt, log)
+    builder_config = builder.create_builder_config()
+    if precision == "fp32":
+        builder_config.clear_flag(trt.BuilderFlag.TF32)
+    if compute_capability is not None:
+        _set_compute_capability(trt, builder_config, compute_capability)
+
+    profile = builder.create_optimization_profile()
+    picture = (3, config.img_size, config.img_size)
+    profile.set_shape(INPUT, (1, *picture), (max_batch_size, *picture), (max_batch_size, *picture))
+    builder_config.add_optimization_profile(profile)
+    monitor = make_progress_monitor(trt, progress)
+    builder_config.progress_monitor = monitor
+
+    network = define_network(trt, builder, config, tensors, precision, attention)
+    try:
+        engine = builder.build_serialized_network(network.definition, builder_config)
+    finally:
+        monitor.close()
+    if engine is None:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} could not build the engine: {log.first_error()}; "
+            "try --attention plain or another --precision"
+        )
+    return bytes(engine)
+
+
+def _make_builder(trt: Any, log: Any) -> Any:
+    try:
+        return trt.Builder(log)
+    except (TypeError, RuntimeError) as error:  # the binding's way to say that there is none
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} cannot start here: {log.first_error()}; it needs a "
+            "GPU and driver that it supports; tensorrt-rtx-cu13 builds without a GPU"
+        ) from error
+
+
+def _set_compute_capability(trt: Any, builder_config: Any, wanted: str) -> None:
+    if not hasattr(builder_config, "set_compute_capability"):
+        raise EngineError(
+            f"{trt.__name__} builds for the GPU of this machine and takes no compute capability; "
+            "leave --compute-capability out, or install tensorrt-rtx-cu13 alone"
+        )
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    if wanted not in known:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} cannot build for compute capability {wanted}; "
+            f"expected one of {', '.join(known)}"
+        )
+    builder_config.num_compute_capabilities = 1
+    builder_config.set_compute_capability(known[wanted], 0)

@@ -1,0 +1,93 @@
+"""Runs a TensorRT engine of the image encoder on torch's memory and streams."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samtrt.encoders.engine import EngineInfo
+from samtrt.encoders.protocol import check_pictures
+from samtrt.encoders.tensorrt.builder import INPUT, OUTPUT
+from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
+from samtrt.errors import EngineError
+
+
+class TensorRTImageEncoder:
+    """``ImageEncoder`` on a TensorRT engine.
+
+    No test runs an engine: the project's machines have no TensorRT that executes. On the user's
+    hardware the parity gate of ``build.py`` compares its output with fp32.
+
+    An instance serves one thread at a time: it has one execution context.
+
+    Args:
+        engine_file: the serialised engine.
+        info: its sidecar.
+        device: the GPU to run on.
+
+    Raises:
+        EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine.
+    """
+
+    def __init__(self, engine_file: Path, info: EngineInfo, device: torch.device) -> None:
+        self.img_size = info.config.img_size
+        self.device = device
+        self._max_batch_size = info.max_batch_size
+        self._output_shape = (info.config.out_chans, info.config.grid_size, info.config.grid_size)
+        self._trt = import_tensorrt(info.library)
+        self._log = shared_log(self._trt)
+        self._log.errors.clear()
+        with torch.cuda.device(device):
+            # The engine lives in the runtime's memory and the context in the engine's.
+            self._runtime = self._accepted(self._make_runtime())
+            self._engine = self._accepted(
+                self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
+            )
+            self._context = self._accepted(self._engine.create_execution_context())
+            self._stream = torch.cuda.Stream()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32.
+
+        The work is queued in the order of torch's current stream of the device.
+
+        Raises:
+            InputError: another shape, dtype or device than the engine takes.
+            EngineError: TensorRT could not run the engine.
+        """
+        check_pictures(x, self.img_size, self.device, self._max_batch_size)
+        with torch.cuda.device(self.device):
+            x = x.contiguous()
+            output = torch.empty(len(x), *self._output_shape, device=self.device)
+            caller = torch.cuda.current_stream()
+            # Not on the caller's own stream: that is mostly the default stream, which TensorRT
+            # synchronises with at every call.
+            self._stream.wait_stream(caller)
+            context = self._context
+            queued = (
+                context.set_input_shape(INPUT, tuple(x.shape))
+                and context.set_tensor_address(INPUT, x.data_ptr())
+                and context.set_tensor_address(OUTPUT, output.data_ptr())
+                and context.execute_async_v3(self._stream.cuda_stream)
+            )
+            caller.wait_stream(self._stream)
+        if not queued:
+            raise EngineError(f"{self._trt.__name__} could not run: {self._log.first_error()}")
+        return output
+
+    def _make_runtime(self) -> Any:
+        try:
+            return self._trt.Runtime(self._log)
+        except (TypeError, RuntimeError):  # the binding's way to say that there is none
+            return None
+
+    def _accepted(self, made: Any) -> Any:
+        if made is None:
+            name = torch.cuda.get_device_name(self.device)
+            major, minor = torch.cuda.get_device_capability(self.device)
+            raise EngineError(
+                f"{self._trt.__name__} {self._trt.__version__} does not run this engine on {name} "
+                f"(compute capability {major}.{minor}): {self._log.first_error()}; "
+                "build it again for this GPU, or choose --backend cuda"
+            )
+        return made

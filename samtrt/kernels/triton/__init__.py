@@ -1,0 +1,19 @@
+"""Triton kernels of the fused encoder runtime (``samtrt.encoders.cuda``).
+
+Each module holds kernels and, beside them, one Python function a kernel that checks shapes,
+chooses the launch grid and names the lines of Meta's encoder it stands for. Where Triton has no
+GPU, ``TRITON_INTERPRET=1`` runs the same kernels on the CPU; the tests do.
+"""
+
+import importlib.util
+
+from samtrt.errors import EngineError
+
+if importlib.util.find_spec("triton") is None:
+    raise EngineError(
+        "the cuda backend needs Triton, which is not installed: pip install -r requirements-gpu.txt"
+    )
+
+from samtrt.kernels.triton.assembler import use_sound_ptxas
+
+use_sound_ptxas()

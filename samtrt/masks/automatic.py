@@ -1,0 +1,380 @@
+"""Masks of everything in a picture: a grid of points, filters, and no duplicates.
+
+Arguments, defaults and records are those of ``segment_anything/automatic_mask_generator.py``.
+What differs is the order of the work: predicted IoUs are looked at before a mask is upscaled, so
+that only those that pass are; masks become runs on their device; only final ones become records.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.decoders.graphed import HAS_TRITON, GraphedMaskDecoder
+from samtrt.errors import InputError
+from samtrt.masks.geometry import (
+    box_areas,
+    crop_boxes,
+    layer_point_grids,
+    mask_boxes,
+    near_crop_edge,
+    nms,
+    remove_small_regions,
+    stability_scores,
+    take_masks,
+)
+from samtrt.masks.predictor import SamPredictor, check_picture
+from samtrt.masks.runs import (
+    MaskRuns,
+    area_from_rle,
+    coco_encode_rle,
+    require_pycocotools,
+    rle_to_mask,
+)
+from samtrt.modeling.prompt_encoder import LABEL_PADDING
+from samtrt.pictures.transforms import Size
+from samtrt.sam import Sam
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+# Upscaled logits held at once, in bytes. On the CPU a few masks, so that they stay near the cache.
+_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+
+
+@dataclass
+class _Masks:
+    """Masks that have passed the filters so far, in the picture's frame, on the model's device.
+
+    Attributes:
+        runs: the N masks.
+        boxes: int64 [N, 4] XYXY.
+        scores: float32 [N] predicted IoUs.
+        stability: float32 [N].
+        points: float64 [N, 2], each mask's prompt.
+        crops: int64 [N, 4], the crop each was found in.
+    """
+
+    runs: MaskRuns
+    boxes: Tensor
+    scores: Tensor
+    stability: Tensor
+    points: Tensor
+    crops: Tensor
+
+    def select(self, indices: Tensor) -> "_Masks":
+        return _Masks(
+            self.runs.select(indices),
+            *(getattr(self, name)[indices] for name in _TENSORS),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: "list[_Masks]") -> "_Masks":
+        return cls(
+            MaskRuns.concatenate([part.runs for part in parts]),
+            *(torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS),
+        )
+
+
+_TENSORS = ("boxes", "scores", "stability", "points", "crops")
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """A crop of the picture, encoded.
+
+    Attributes:
+        box: XYXY in the picture.
+        size: (H, W) of the crop.
+        input_size: (h, w) that it takes up in the model's frame.
+        features: its embedding.
+        picture_size: (H, W) of the picture.
+    """
+
+    box: list[int]
+    size: Size
+    input_size: Size
+    features: Tensor
+    picture_size: Size
+
+
+class SamAutomaticMaskGenerator:
+    """Generates masks for a whole picture.
+
+    Args:
+        model: the model.
+        points_per_side: points along one side of the grid; None if ``point_grids`` is given.
+        points_per_batch: points decoded at once.
+        pred_iou_thresh: masks whose predicted IoU is not above it are dropped.
+        stability_score_thresh: masks whose stability score is below it are dropped.
+        stability_score_offset: logits above and below the threshold at which stability is read.
+        box_nms_thresh: box IoU above which the worse of two masks of a crop is a duplicate.
+        crop_n_layers: layers of crops that are searched as well; layer n has 2ⁿ × 2ⁿ.
+        crop_nms_thresh: as ``box_nms_thresh``, between crops.
+        crop_overlap_ratio: how far the crops of the first layer overlap, as a fraction of the
+            picture's short side; halved with each layer.
+        crop_n_points_downscale_factor: layer n has points_per_side / this**n points a side.
+        point_grids: explicit grids [N, 2] in the unit square, one for each layer.
+        min_mask_region_area: islands and holes of fewer pixels are removed; 0 for none.
+        output_mode: ``"binary_mask"``, ``"uncompressed_rle"`` or ``"coco_rle"`` (pycocotools).
+
+    Raises:
+        InputError: arguments that contradict each other, or an unknown output mode.
+        SamtrtError: ``coco_rle`` without pycocotools.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: list[np.ndarray] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = "binary_mask",
+    ) -> None:
+        if point_grids is None and points_per_side is not None:
+            point_grids = layer_point_grids(
+                points_per_side, crop_n_layers, crop_n_points_downscale_factor
+            )
+        elif point_grids is None or points_per_side is not None:
+            raise InputError("give either points_per_side or point_grids, and not both")
+        if len(point_grids) <= crop_n_layers:
+            raise InputError(
+                f"{crop_n_layers} crop layers need {crop_n_layers + 1} point_grids, "
+                f"got {len(point_grids)}"
+            )
+        if output_mode not in OUTPUT_MODES:
+            raise InputError(
+                f"unknown output_mode {output_mode!r}, expected one of {', '.join(OUTPUT_MODES)}"
+            )
+        if points_per_batch < 1:
+            raise InputError(f"points_per_batch is {points_per_batch}, expected at least 1")
+        if output_mode == "coco_rle":
+            require_pycocotools()
+        self.point_grids = point_grids
+        self.predictor = SamPredictor(model)
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode = output_mode
+        self._graphed: GraphedMaskDecoder | None = None
+
+    @torch.no_grad()
+    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """The masks of a picture.
+
+        Args:
+            image: [H, W, 3] uint8 RGB.
+
+        Returns:
+            A record for each mask: ``segmentation`` (bool [H, W], or an RLE dict), ``area`` in
+            pixels, ``bbox`` [x, y, w, h], ``predicted_iou``, ``point_coords`` [[x, y]],
+            ``stability_score``, and ``crop_box`` [x, y, w, h]; boxes and points in pixels.
+
+        Raises:
+            InputError: not a uint8 picture.
+        """
+        check_picture(image)
+        masks = self._all_crops(image)
+        if self.min_mask_region_area > 0 and len(masks.runs):
+            masks = self._without_small_regions(masks)
+        return self._records(masks)
+
+    def _all_crops(self, image: np.ndarray) -> _Masks:
+        height, width = image.shape[:2]
+        crops, layers = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
+        masks = _Masks.concatenate(
+            [self._one_crop(image, *pair) for pair in zip(crops, layers, strict=True)]
+        )
+        if len(crops) > 1:  # duplicates between crops: the smaller crop saw more detail
+            preference = 1 / box_areas(masks.crops).float()
+            masks = masks.select(nms(masks.boxes.float(), preference, self.crop_nms_thresh))
+        return masks
+
+    def _one_crop(self, image: np.ndarray, box: list[int], layer: int) -> _Masks:
+        predictor, (x0, y0, x1, y1) = self.predictor, box
+        predictor.set_image(image[y0:y1, x0:x1])
+        size = (y1 - y0, x1 - x0)
+        crop = _Crop(
+            box,
+            size,
+            predictor.transform.get_preprocess_shape(*size, predictor.model.img_size),
+            predictor.get_image_embedding(),
+            (image.shape[0], image.shape[1]),
+        )
+        if predictor.device.type == "cuda":
+            self._on_gpu().set_features(crop.features)
+        points = self.point_grids[layer] * np.array([x1 - x0, y1 - y0])
+        parts = []
+        for start in range(0, len(points), self.points_per_batch):
+            parts += self._one_batch(points[start : start + self.points_per_batch], crop)
+        predictor.reset_image()
+        if not parts:
+            return self._no_masks(crop)
+        masks = _Masks.concatenate(parts)
+        return masks.select(nms(masks.boxes.float(), masks.scores, self.box_nms_thresh))
+
+    def _one_batch(self, points: np.ndarray, crop: _Crop) -> list[_Masks]:
+        """The masks of a batch of points (in the crop's frame) that pass all filters."""
+        low_res, scores = self._decode(points, crop)
+        low_res, scores = low_res.flatten(0, 1), scores.flatten()
+        masks_a_point = len(scores) // len(points)
+        prompts = torch.from_numpy(points).to(scores.device)
+        chosen = torch.arange(len(scores), device=scores.device)
+        if self.pred_iou_thresh > 0:
+            chosen = (scores > self.pred_iou_thresh).nonzero()[:, 0]
+
+        side, (rows, columns) = self.predictor.model.img_size, crop.size
+        budget = _LOGIT_BYTES["cuda" if scores.is_cuda else "cpu"]
+        step = max(1, budget // (4 * max(side * side, rows * columns)))
+        corner = torch.tensor(crop.box[:2], device=scores.device)
+        parts = []
+        for which in chosen.split(step):
+            if not len(which):
+                continue
+            runs, boxes, stability, kept = self._cut_out(low_res[which], crop)
+            which = which[kept]
+            parts.append(
+                _Masks(
+                    runs,
+                    boxes + corner.repeat(2),
+                    scores[which],
+                    stability,
+                    prompts[which // masks_a_point] + corner,
+                    boxes.new_tensor(crop.box).expand(len(which), 4),
+                )
+            )
+        return parts
+
+    def _decode(self, points: np.ndarray, crop: _Crop) -> tuple[Tensor, Tensor]:
+        """Three masks for each foreground point [n, 2]: logits [n, 3, S/4, S/4] and IoUs [n, 3]."""
+        predictor = self.predictor
+        coords = torch.from_numpy(predictor.transform.apply_coords(points, crop.size))
+        coords, labels = coords.float()[:, None], torch.ones(len(points), 1)
+        if predictor.device.type != "cuda":
+            return predictor.model.decode(crop.features, (coords, labels), None, None, True)
+        # Every batch has the size that the graph was captured with; the rest is padding.
+        missing = self.points_per_batch - len(points)
+        # A prompt without a box ends with a padding point too.
+        coords = torch.nn.functional.pad(coords, (0, 0, 0, 1, 0, missing))
+        labels = torch.nn.functional.pad(labels, (0, 1, 0, missing), value=LABEL_PADDING)
+        low_res, scores = self._on_gpu()(coords, labels)
+        return low_res[: len(points)], scores[: len(points)]
+
+    def _on_gpu(self) -> GraphedMaskDecoder:
+        """The decoder's CUDA graph on the model's GPU, captured once for all pictures."""
+        if self._graphed is None or self._graphed.device != self.predictor.device:
+            self._graphed = GraphedMaskDecoder(self.predictor.model.decoder)
+        return self._graphed
+
+    def _cut_out(self, low_res: Tensor, crop: _Crop) -> tuple[MaskRuns, Tensor, Tensor, Tensor]:
+        """Upscales logits [n, S/4, S/4] and filters the masks.
+
+        Returns:
+            runs in the picture's frame, boxes [m, 4] in the crop's, stability scores [m], and the
+            indices [m] of the masks that passed.
+        """
+        masks, stability = self._upscale(low_res, crop)
+        kept = torch.arange(len(masks), device=masks.device)
+        if self.stability_score_thresh > 0:
+            kept = (stability >= self.stability_score_thresh).nonzero()[:, 0]
+            masks = take_masks(masks, kept)
+        boxes = mask_boxes(masks)
+        inside = (~near_crop_edge(boxes, crop.box, crop.picture_size)).nonzero()[:, 0]
+        if len(inside) < len(kept):
+            masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
+        x0, y0, x1, y1 = crop.box
+        height, width = crop.picture_size
+        if crop.size != crop.picture_size:
+            pad = (x0, width - x1, y0, height - y1)
+            masks = torch.nn.functional.pad(masks, pad, value=False)
+        return MaskRuns.from_masks(masks), boxes, stability[kept], kept
+
+    def _upscale(self, low_res: Tensor, crop: _Crop) -> tuple[Tensor, Tensor]:
+        """Bool masks [n, H, W] of the crop, and their stability scores [n]."""
+        model = self.predictor.model
+        threshold, offset = model.mask_threshold, self.stability_score_offset
+        if HAS_TRITON and low_res.is_cuda:
+            from samtrt.kernels.triton.mask_cut import cut_masks  # needs triton
+
+            masks, areas = cut_masks(
+                low_res.contiguous(), crop.input_size, crop.size, model.img_size, threshold, offset
+            )
+            return masks, areas[:, 0] / areas[:, 1]
+        logits = model.postprocess_masks(low_res[:, None], crop.input_size, crop.size)[:, 0]
+        return logits > threshold, stability_scores(logits, threshold, offset)
+
+    def _no_masks(self, crop: _Crop) -> _Masks:
+        device = self.predictor.device
+        none, boxes = torch.zeros(0, device=device), torch.zeros(0, 4, device=device).long()
+        points = torch.zeros(0, 2, dtype=torch.float64, device=device)
+        return _Masks(MaskRuns.empty(crop.picture_size, device), boxes, none, none, points, boxes)
+
+    def _without_small_regions(self, masks: _Masks) -> _Masks:
+        """Fills small holes, removes small islands, then drops what has become a duplicate."""
+        limit = self.min_mask_region_area
+        runs, boxes, unchanged = [], [], []
+        for rle in masks.runs.to_coco():
+            mask, holes_filled = remove_small_regions(rle_to_mask(rle), limit, "holes")
+            mask, islands_removed = remove_small_regions(mask, limit, "islands")
+            batch = torch.from_numpy(np.ascontiguousarray(mask))[None]
+            runs.append(MaskRuns.from_masks(batch))
+            boxes.append(mask_boxes(batch))
+            unchanged.append(float(not (holes_filled or islands_removed)))
+        device = masks.boxes.device
+        masks.runs = MaskRuns.concatenate(runs).to(device)
+        masks.boxes = torch.cat(boxes).to(device)
+        # Masks that needed no repair are preferred.
+        preference = torch.tensor(unchanged, device=device)
+        limit_iou = max(self.box_nms_thresh, self.crop_nms_thresh)
+        return masks.select(nms(masks.boxes.float(), preference, limit_iou))
+
+    def _records(self, masks: _Masks) -> list[dict[str, Any]]:
+        rles = masks.runs.to_coco()
+        segmentations: list[Any] = rles
+        if self.output_mode == "binary_mask":
+            segmentations = masks.runs.to_arrays()
+        elif self.output_mode == "coco_rle":
+            segmentations = [coco_encode_rle(rle) for rle in rles]
+        columns = zip(
+            segmentations,
+            rles,
+            _xywh(masks.boxes).tolist(),
+            masks.scores.tolist(),
+            masks.points.tolist(),
+            masks.stability.tolist(),
+            _xywh(masks.crops).tolist(),
+            strict=True,
+        )
+        return [
+            {
+                "segmentation": segmentation,
+                "area": area_from_rle(rle),
+                "bbox": box,
+                "predicted_iou": score,
+                "point_coords": [point],
+                "stability_score": stability,
+                "crop_box": crop,
+            }
+            for segmentation, rle, box, score, point, stability, crop in columns
+        ]
+
+
+def _xywh(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)

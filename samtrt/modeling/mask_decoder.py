@@ -1,0 +1,273 @@
+"""SAM's mask decoder as a torch module with Meta's parameter names; both decoders in one module.
+
+Written from the paper (Segment Anything, arXiv:2304.02643, section A "Model details") and the
+shapes in Meta's checkpoints. Two things differ from Meta's modules, and neither changes a value:
+nothing depends on the values in a tensor (no boolean indexing), so that the modules can be
+captured in a CUDA graph and exported to ONNX; and the work on the thousands of image tokens is cut
+down: what all prompts share is computed once, projections move to the tokens' side, and channels
+come last, so that nothing large is transposed.
+
+Shapes: B prompts, N points a prompt, T tokens, C = 256 channels, a grid of h×w image tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samtrt.checkpoints.config import NUM_MULTIMASK_OUTPUTS, PROMPT_EMBED_DIM, EncoderConfig
+from samtrt.errors import CheckpointError
+from samtrt.modeling.prompt_encoder import PromptEncoder
+from samtrt.modeling.transformer import TwoWayTransformer
+
+# Prompts decoded at once on the CPU: larger tensors fall out of the caches, and come from the
+# operating system page by page.
+_CPU_CHUNK = 8
+
+
+class MLP(nn.Module):
+    """Three linear layers with ReLU between them."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        widths = (PROMPT_EMBED_DIM, PROMPT_EMBED_DIM, PROMPT_EMBED_DIM, out_features)
+        self.layers = nn.ModuleList(
+            nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+class SplitPixels(nn.ConvTranspose2d):
+    """A transposed convolution whose stride is its kernel's size, on channels that come last.
+
+    Each pixel becomes 2×2 pixels of its own, which is one matrix product, and so nothing is
+    transposed on the way.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[..., C_in] → [..., 4, C_out], the 2×2 pixels row by row."""
+        assert self.bias is not None
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        return F.linear(x, weight, self.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+class MaskDecoder(nn.Module):
+    """Image and prompt embeddings → mask logits and predicted IoUs.
+
+    Mask 0 is the single answer for a prompt that is not ambiguous; masks 1…3 are whole, part and
+    subpart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = PROMPT_EMBED_DIM
+        self.num_mask_tokens = NUM_MULTIMASK_OUTPUTS + 1
+        self.transformer = TwoWayTransformer()
+        self.iou_token = nn.Embedding(1, channels)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, channels)
+        self.output_upscaling = nn.Sequential(
+            SplitPixels(channels, channels // 4),
+            nn.LayerNorm(channels // 4, eps=1e-6),
+            nn.GELU(),
+            SplitPixels(channels // 4, channels // 8),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(channels // 8) for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = MLP(self.num_mask_tokens)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """``predict_masks``, of which masks 1…3 (multimask) or mask 0 are kept."""
+        masks, iou_predictions = self.predict_masks(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        )
+        return select_masks(masks, iou_predictions, multimask_output)
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks of each prompt.
+
+        Args:
+            image_embeddings: [1, C, h, w], shared by all prompts, or [B, C, h, w].
+            image_pe: [1, C, h, w] of ``PromptEncoder.get_dense_pe``.
+            sparse_prompt_embeddings: [B, T, C].
+            dense_prompt_embeddings: [B, C, h, w], or of batch 1 and shared by all prompts.
+
+        Returns:
+            Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
+        """
+        batch = sparse_prompt_embeddings.shape[0]
+        outputs = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
+        tokens = torch.cat((outputs.expand(batch, -1, -1), sparse_prompt_embeddings), dim=1)
+        image = (image_embeddings + dense_prompt_embeddings).flatten(2).transpose(1, 2).contiguous()
+        if image.shape[0] == 1:
+            image = image[0]  # shared: what depends on it alone is computed once
+        tokens, image = self.transformer(image, image_pe[0].flatten(1).t(), tokens)
+
+        hyper = torch.stack(
+            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        )
+        masks = self._draw(image, hyper, image_embeddings.shape[-2:])
+        return masks, self.iou_prediction_head(tokens[:, 0])
+
+    def _draw(self, image: Tensor, hyper: Tensor, grid: Sequence[int]) -> Tensor:
+        """Upscales the image tokens four times and multiplies each pixel with each mask's vector.
+
+        Args:
+            image: [B, h·w, C].
+            hyper: [B, M, C / 8].
+
+        Returns:
+            [B, M, 4h, 4w].
+        """
+        image = self.output_upscaling(image)  # [B, h·w, 4, 4, C / 8]
+        masks = image.flatten(1, 3) @ hyper.transpose(1, 2)
+        height, width = grid
+        # [B, (h, w, 2, 2, 2, 2), M]: row and column of the token, of the first split, the second
+        masks = masks.unflatten(1, (height, width, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
+        return masks.flatten(5, 7).flatten(2, 4)
+
+
+def select_masks(
+    masks: Tensor, iou_predictions: Tensor, multimask_output: bool
+) -> tuple[Tensor, Tensor]:
+    """Of [B, 4, …] keeps masks 1…3 for ``multimask_output``, mask 0 otherwise."""
+    kept = slice(1, None) if multimask_output else slice(0, 1)
+    return masks[:, kept], iou_predictions[:, kept]
+
+
+class PromptedMaskDecoder(nn.Module):
+    """Prompt encoder and mask decoder in one, called as Meta's ONNX model is called.
+
+    Its ``state_dict`` has the keys of Meta's checkpoints: ``prompt_encoder.…``,
+    ``mask_decoder.…``.
+
+    Args:
+        img_size: side of the model's square frame, in pixels.
+        grid_size: side of the grid of image tokens.
+    """
+
+    image_pe: Tensor
+
+    def __init__(self, img_size: int, grid_size: int) -> None:
+        super().__init__()
+        self.prompt_encoder = PromptEncoder(img_size, grid_size)
+        self.mask_decoder = MaskDecoder()
+        self._cache_image_pe()
+        self.register_load_state_dict_post_hook(lambda module, _: module._cache_image_pe())
+
+    def _cache_image_pe(self) -> None:
+        """Keeps the positional encoding of the image tokens, which no prompt changes."""
+        image_pe = self.prompt_encoder.get_dense_pe().detach()
+        self.register_buffer("image_pe", image_pe, persistent=False)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks of each prompt.
+
+        Args:
+            image_embeddings: [1, 256, h, w], shared by all prompts, or [B, 256, h, w].
+            point_coords: [B, N, 2] (x, y) in pixels of the model's frame.
+            point_labels: [B, N]; see ``PromptEncoder.embed_points`` and ``prompt_points``.
+            mask_input: [B, 1, 4h, 4w] logits of an earlier call; None for none.
+            has_mask_input: [1], 1.0 where ``mask_input`` counts and 0.0 where it does not;
+                None means that it counts when it is there.
+
+        Returns:
+            Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
+        """
+        given: list[Any] = [
+            image_embeddings,
+            point_coords,
+            point_labels,
+            mask_input,
+            has_mask_input,
+        ]
+        batch = point_coords.shape[0]
+        if point_coords.is_cuda or batch <= _CPU_CHUNK:
+            return self.decode(*given)
+        chunks = [slice(i, i + _CPU_CHUNK) for i in range(0, batch, _CPU_CHUNK)]
+        # Of a batch of 1, every chunk gets the same.
+        parts = [
+            self.decode(*[t if t is None or len(t) == 1 else t[chunk] for t in given])
+            for chunk in chunks
+        ]
+        masks, iou_predictions = zip(*parts, strict=True)
+        return torch.cat(masks), torch.cat(iou_predictions)
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``forward`` in one go, whatever the number of prompts; what is exported."""
+        encoder = self.prompt_encoder
+        dense = encoder.embed_no_mask()
+        if mask_input is not None:
+            mask = encoder.embed_masks(mask_input)
+            weight = 1.0 if has_mask_input is None else has_mask_input
+            dense = weight * mask + (1 - weight) * dense
+        return self.mask_decoder.predict_masks(
+            image_embeddings,
+            self.image_pe,
+            encoder.embed_points(point_coords, point_labels),
+            dense,
+        )
+
+
+def build_mask_decoder(
+    tensors: Mapping[str, np.ndarray], config: EncoderConfig
+) -> PromptedMaskDecoder:
+    """The decoder with a checkpoint's parameters, in fp32 on the CPU, in inference mode.
+
+    Args:
+        tensors: ``Parameters.decoder()``: arrays under Meta's keys, prefixes kept.
+        config: of the encoder whose embeddings will be decoded.
+
+    Raises:
+        CheckpointError: keys or shapes that are not those of SAM's decoder.
+    """
+    decoder = PromptedMaskDecoder(config.img_size, config.grid_size)
+    state = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in tensors.items()}
+    try:
+        decoder.load_state_dict(state)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        raise CheckpointError(
+            f"not the parameters of a SAM mask decoder: {details}; convert the checkpoint again"
+        ) from error
+    return decoder.eval().requires_grad_(False)

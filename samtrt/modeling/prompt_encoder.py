@@ -1,0 +1,182 @@
+"""SAM's prompt encoder as a torch module with Meta's parameter names.
+
+Written from the paper (Segment Anything, arXiv:2304.02643) and the shapes in Meta's checkpoints.
+Nothing depends on the values in a tensor (no boolean indexing), so that the module can be
+captured in a CUDA graph and exported to ONNX.
+
+Shapes: B prompts, N points a prompt, C = 256 channels, a grid of h×w image tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samtrt.checkpoints.config import MASK_IN_CHANS, PROMPT_EMBED_DIM
+
+# What a point's label means (segment_anything/modeling/prompt_encoder.py and utils/onnx.py).
+LABEL_PADDING = -1
+LABEL_BACKGROUND = 0
+LABEL_FOREGROUND = 1
+LABEL_BOX_TOP_LEFT = 2
+LABEL_BOX_BOTTOM_RIGHT = 3
+
+
+class LayerNorm2d(nn.Module):
+    """Normalises the channels of [B, C, h, w] at each position, in fp32."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.permute(0, 2, 3, 1)
+        y = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class PositionEmbeddingRandom(nn.Module):
+    """Random Fourier features of positions in the unit square."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[..., 2] positions (x, y) in 0…1 → [..., 2 · features]; the angles are in fp32."""
+        matrix = self.positional_encoding_gaussian_matrix
+        angles = (2 * math.pi) * ((2 * positions.float() - 1) @ matrix.float())
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).to(matrix.dtype)
+
+
+class PromptEncoder(nn.Module):
+    """Points, boxes and masks → sparse [B, T, C] and dense [B, C, h, w] embeddings.
+
+    Args:
+        img_size: side of the model's square frame, in pixels.
+        grid_size: side of the grid of image tokens.
+    """
+
+    def __init__(self, img_size: int, grid_size: int) -> None:
+        super().__init__()
+        channels = PROMPT_EMBED_DIM
+        self.embed_dim = channels
+        self.input_image_size = (img_size, img_size)
+        self.image_embedding_size = (grid_size, grid_size)
+        self.mask_input_size = (4 * grid_size, 4 * grid_size)
+        self.pe_layer = PositionEmbeddingRandom(channels // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, channels)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, MASK_IN_CHANS // 4, kernel_size=2, stride=2),
+            LayerNorm2d(MASK_IN_CHANS // 4),
+            nn.GELU(),
+            nn.Conv2d(MASK_IN_CHANS // 4, MASK_IN_CHANS, kernel_size=2, stride=2),
+            LayerNorm2d(MASK_IN_CHANS),
+            nn.GELU(),
+            nn.Conv2d(MASK_IN_CHANS, channels, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, channels)
+
+    def get_dense_pe(self) -> Tensor:
+        """The positional encoding of the image tokens' centres, [1, C, h, w]."""
+        height, width = self.image_embedding_size
+        device = self.no_mask_embed.weight.device
+        y = (torch.arange(height, device=device) + 0.5) / height
+        x = (torch.arange(width, device=device) + 0.5) / width
+        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
+        return self.pe_layer(grid).permute(2, 0, 1)[None]
+
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Embeds points, box corners and padding points.
+
+        Args:
+            coords: [B, N, 2] (x, y) in pixels of the model's frame, float.
+            labels: [B, N] of any dtype: −1 padding, 0 background, 1 foreground, 2 a box's top
+                left corner, 3 its bottom right corner. Any other label gets no embedding of its
+                own, as in Meta's code.
+
+        Returns:
+            [B, N, C].
+        """
+        # + 0.5: the centre of the pixel; the frame is square.
+        position = self.pe_layer((coords + 0.5) / self.input_image_size[0])
+        kinds = [self.not_a_point_embed, *self.point_embeddings]
+        table = torch.cat([kind.weight for kind in kinds])  # rows: labels −1, 0, 1, 2, 3
+        codes = torch.arange(LABEL_PADDING, len(kinds) - 1, device=labels.device)
+        kind_of_point = (labels[..., None] == codes).to(table.dtype)
+        is_point = (labels != LABEL_PADDING)[..., None].to(table.dtype)
+        return position * is_point + kind_of_point @ table
+
+    def embed_masks(self, masks: Tensor) -> Tensor:
+        """[B, 1, 4h, 4w] mask logits of an earlier call → [B, C, h, w]."""
+        return self.mask_downscaling(masks)
+
+    def embed_no_mask(self) -> Tensor:
+        """What stands for a missing mask, [1, C, 1, 1]: the same at every position."""
+        return self.no_mask_embed.weight[:, :, None, None]
+
+    def forward(
+        self,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeds prompts, with the signature of Meta's module.
+
+        Args:
+            points: coords [B, N, 2] in pixels of the model's frame and labels [B, N], or None.
+            boxes: [B, 4] (x0, y0, x1, y1) in the same frame, or None.
+            masks: [B, 1, 4h, 4w] logits, or None.
+
+        Returns:
+            Sparse embeddings [B, T, C] and dense embeddings [B, C, h, w]. Points without a box
+            get one padding point more, as in training; without points and boxes T is 0.
+        """
+        batch = next((len(p) for p in (points and points[0], boxes, masks) if p is not None), 1)
+        coords, labels = prompt_points(points, boxes)
+        if coords is None or labels is None:
+            weight = self.no_mask_embed.weight
+            sparse = weight.new_empty((batch, 0, self.embed_dim))
+        else:
+            sparse = self.embed_points(coords, labels)
+        dense = self.embed_no_mask() if masks is None else self.embed_masks(masks)
+        return sparse, dense.expand(batch, -1, *self.image_embedding_size)
+
+
+def prompt_points(
+    points: tuple[Tensor, Tensor] | None, boxes: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Points and boxes as the one list of labelled points that the decoder takes.
+
+    A box is two points with the labels 2 and 3, after the others. Points without a box are
+    followed by a padding point (0, 0) with the label −1.
+
+    Args:
+        points: coords [B, N, 2] and labels [B, N], or None.
+        boxes: [B, 4], or None.
+
+    Returns:
+        coords [B, N', 2] and labels [B, N'] float32, or (None, None) without points and boxes.
+    """
+    coords_parts, labels_parts = [], []
+    if points is not None:
+        coords_parts.append(points[0].float())
+        labels_parts.append(points[1].float())
+    if boxes is not None:
+        coords_parts.append(boxes.reshape(-1, 2, 2).float())
+        corners = torch.arange(
+            LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT + 1, dtype=torch.float32, device=boxes.device
+        )
+        labels_parts.append(corners.expand(coords_parts[-1].shape[0], 2))
+    elif points is not None:
+        coords_parts.append(torch.zeros_like(coords_parts[0][:, :1]))
+        labels_parts.append(torch.full_like(labels_parts[0][:, :1], LABEL_PADDING))
+    if not coords_parts:
+        return None, None
+    return torch.cat(coords_parts, dim=1), torch.cat(labels_parts, dim=1)

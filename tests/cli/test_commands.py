@@ -1,0 +1,180 @@
+"""The console command ``samtrt``, from a checkpoint to masks, as a user runs it."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from oracle import to_torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+from server_support import CONFIG, build_model, encoded, picture, tiny_decoder, tiny_model
+
+from samtrt.checkpoints.parameters import load_parameters, random_parameters
+from samtrt.cli import commands
+from samtrt.cli.segment import segment
+from samtrt.console import run_script
+from samtrt.decoders.load import load_decoder
+from samtrt.encoders.engine import ATTENTIONS, BACKENDS, PRECISIONS, read_engine_info
+from samtrt.encoders.load import load_encoder
+from samtrt.masks.prompts import Prompt
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return tiny_model()
+
+
+def samtrt(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own."""
+    command = [sys.executable, "-c", "from samtrt.cli.commands import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_one_line_error(
+    capsys: pytest.CaptureFixture[str], words: list[str], *arguments: str | Path
+) -> None:
+    """Runs the command in this process: exit status 1 and one line with the words."""
+    capsys.readouterr()
+    assert run_script(lambda: commands.run([*map(str, arguments)])) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    for word in words:
+        assert word in printed.err
+
+
+def test_help_needs_no_torch() -> None:
+    script = (
+        "import sys; from samtrt.cli.commands import run\n"
+        "try: run(['serve', '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "--allowed-host" in done.stdout
+
+
+def test_choices_are_the_librarys() -> None:
+    text = samtrt("build", "--help").stdout
+    for choices in (BACKENDS, PRECISIONS, ATTENTIONS):
+        assert all(choice in text for choice in choices)
+
+
+def test_checkpoint_to_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = random_parameters(CONFIG, 3)
+    checkpoint = tmp_path / "tiny.pth"
+    torch.save(to_torch(parameters.tensors), checkpoint)
+    photo = tmp_path / "photo.png"
+    image = picture(1)
+    photo.write_bytes(encoded(image))
+
+    assert commands.run(["convert", str(checkpoint)]) is None
+    folder = tmp_path / "tiny"
+    assert load_parameters(folder).sha256 == parameters.sha256
+
+    build = ["build", str(folder), "--backend", "cpu", "--precision", "fp32"]
+    assert commands.run([*build, "--pictures", str(photo)]) is None
+    info = read_engine_info(folder / "engine")
+    assert (info.backend, info.precision, info.parity.status) == ("cpu", "fp32", "passed")
+
+    output = tmp_path / "mask.png"
+    run = ["run", str(photo), "--params", str(folder), "--output", str(output)]
+    assert commands.run([*run, "--point-coords", "60", "70"]) is None
+    expected = segment(
+        image, Prompt.from_numbers([60, 70]), load_encoder(folder / "engine"), load_decoder(folder)
+    )
+    with Image.open(output) as found:
+        np.testing.assert_array_equal(np.array(found) > 0, expected[0].pixels)
+    assert str(output) in capsys.readouterr().out
+
+
+def test_everything_skips_reports_and_resumes(model: Path, tmp_path: Path) -> None:
+    folder, outputs = tmp_path / "in", tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.png").write_bytes(encoded(picture(1)))
+    (folder / "deep" / "b.jpg").write_bytes(encoded(picture(2), "JPEG"))
+    (folder / "cut.png").write_bytes(encoded(picture(3))[:500])
+    (folder / "text.jpg").write_text("no picture")
+    command = ["everything", folder, "--params", model, "--output-dir", outputs]
+    command += ["--points-per-side", "2", "--pred-iou-thresh", "0"]
+    command += ["--stability-score-thresh", "0", "--box-nms-thresh", "1"]
+
+    first = samtrt(*command)
+    assert first.returncode == 1, first.stderr  # some files were no pictures
+    assert "segmented   2 pictures" in first.stdout and "skipped     2 files" in first.stdout
+    assert "cut.png: " in first.stdout and "text.jpg: " in first.stdout
+    assert "Traceback" not in first.stderr and "[1/4] a.png" in first.stderr
+    dataset = json.loads((outputs / "deep" / "b.jpg.json").read_text())
+    assert len(dataset["annotations"]) > 1
+    for annotation in dataset["annotations"]:
+        assert mask_utils.area(annotation["segmentation"]) == annotation["area"]
+    assert (outputs / "a.png.png").is_file()
+
+    (outputs / "a.png.json").unlink()
+    second = samtrt(*command)
+    assert "segmented   1 pictures" in second.stdout
+    assert "resumed     1 pictures" in second.stdout
+
+
+def test_serve_answers_and_ends_with_ctrl_c(model: Path) -> None:
+    command = [sys.executable, "-c", "from samtrt.cli.commands import main; main()", "serve"]
+    command += ["--params", str(model), "--port", "0", "--no-page"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(90, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        url = next(
+            word for line in process.stderr for word in line.split() if word.startswith("http://")
+        )
+        assert url.startswith("http://127.0.0.1:")
+        headers = {"Content-Type": "image/png"}
+        answer = httpx.post(f"{url}/embed", content=encoded(picture(1)), headers=headers)
+        assert answer.status_code == 200
+        process.send_signal(2)
+        assert process.wait(30) in (0, 130)
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_errors_are_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encoded(picture(1)))
+    run = ("run", photo, "--params", model)
+    everything = ("everything", tmp_path / "none", "--params", model, "--output-dir", tmp_path)
+    serve = ("serve", "--params", model, "--no-page")
+    for words, arguments in (
+        (["none.pth"], ("convert", tmp_path / "none.pth")),
+        (["config.json is missing"], ("build", tmp_path)),
+        (["at least one picture"], ("build", model, "--output-dir", tmp_path)),
+        (["at least one point"], run),
+        (["outside the picture"], (*run, "--point-coords", "900", "10")),
+        (["no folder"], everything),
+        (["cannot listen", "--host"], (*serve, "--host", "192.0.2.1")),
+        (["cannot listen", "--port"], (*serve, "--port", "99999999")),
+        (["no picture"], (*serve, "--sample", tmp_path / "none.jpg")),
+    ):
+        assert_one_line_error(capsys, words, *arguments)
+
+
+def test_a_page_of_another_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samtrt.server.assets.assets_installed", lambda: True)
+    build_model(tmp_path, seed=4)
+    serve = ("serve", "--params", tmp_path)
+    assert_one_line_error(capsys, ["different parameters"], *serve, "--decoder", tiny_decoder())
+    monkeypatch.setattr("samtrt.server.assets.assets_installed", lambda: False)
+    assert_one_line_error(capsys, ["samtrt.server.assets", "--no-page"], *serve)

@@ -1,0 +1,159 @@
+"""Engine folders: whole or absent, and refused where they do not belong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import tiny_config
+
+from samtrt.encoders import engine
+from samtrt.encoders.engine import (
+    ENGINE_FILE,
+    NOT_CHECKED,
+    PASSED,
+    SIDECAR_FILE,
+    EngineInfo,
+    ParityResult,
+    check_engine,
+    read_engine_info,
+    write_engine,
+)
+from samtrt.errors import EngineError, SamtrtError
+
+INFO = EngineInfo("cpu", tiny_config(), "bf16", 4, "a" * 64, note="for a test")
+
+
+def write(folder: Path, info: EngineInfo = INFO, content: bytes = b"engine") -> EngineInfo:
+    def produce(path: Path) -> EngineInfo:
+        path.write_bytes(content)
+        return info
+
+    return write_engine(folder, produce)
+
+
+def refusal(folder: Path, **arguments: object) -> str:
+    with pytest.raises(EngineError) as caught:
+        check_engine(folder, **arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sidecar_comes_back(tmp_path: Path) -> None:
+    info = replace(
+        INFO,
+        backend="tensorrt",
+        library="tensorrt",
+        library_version="10.3.0",
+        compute_capability="9.0",
+        attention="plain",
+        build_seconds=12.5,
+        parity=ParityResult(PASSED, 0.004, 0.998, 2),
+    )
+    written = write(tmp_path, info)
+    assert (
+        read_engine_info(tmp_path) == written == replace(info, engine_sha256=written.engine_sha256)
+    )
+
+
+def test_an_engine_that_belongs_here_is_taken(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    assert check_engine(tmp_path, INFO.parameters_sha256) == written
+    assert written.parity.status == NOT_CHECKED
+
+
+def test_a_failed_build_leaves_the_earlier_engine(tmp_path: Path) -> None:
+    earlier = write(tmp_path)
+
+    def fail(path: Path) -> EngineInfo:
+        path.write_bytes(b"half an eng")
+        raise EngineError("no")
+
+    with pytest.raises(EngineError):
+        write_engine(tmp_path, fail)
+    assert check_engine(tmp_path) == earlier
+    assert {path.name for path in tmp_path.iterdir()} == {ENGINE_FILE, SIDECAR_FILE}
+
+
+def test_a_build_that_dies_before_the_sidecar_leaves_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+
+    def die(*_: object) -> None:
+        raise SamtrtError("disk full")
+
+    monkeypatch.setattr(engine, "write_json", die)
+    with pytest.raises(SamtrtError):
+        write(tmp_path, content=b"new engine")
+    assert "encoder.json is missing" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", [ENGINE_FILE, SIDECAR_FILE])
+def test_an_incomplete_folder_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    (tmp_path / name).unlink()
+    assert f"{name} is missing; make one with build.py" in refusal(tmp_path)
+
+
+def test_another_parameter_set_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert "another parameter set" in refusal(tmp_path, parameters_sha256="b" * 64)
+
+
+def test_an_altered_engine_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / ENGINE_FILE).write_bytes(b"enginE")
+    assert "was altered after its build" in refusal(tmp_path)
+
+
+def test_another_library_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(engine, "PACKED_VERSION", "2")
+    assert "built by samtrt 1, and samtrt 2 is installed" in refusal(tmp_path)
+
+
+def test_a_library_that_is_missing_is_named(tmp_path: Path) -> None:
+    write(tmp_path, replace(INFO, backend="tensorrt", library="tensorrt_of_nobody"))
+    assert "no tensorrt_of_nobody is installed here" in refusal(tmp_path)
+
+
+def test_another_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, replace(INFO, backend="cuda", compute_capability="9.0"))
+    monkeypatch.setattr(engine, "compute_capability", lambda device=None: "8.9")
+    assert "for compute capability 9.0, and this GPU has 8.9" in refusal(tmp_path)
+    monkeypatch.setattr(engine, "compute_capability", lambda device=None: "9.0")
+    check_engine(tmp_path)
+
+
+def test_a_machine_without_gpu_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write(tmp_path, replace(INFO, backend="cuda"))
+    assert "needs an NVIDIA GPU" in refusal(tmp_path)
+    assert "--backend cpu" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 0},
+        {"backend": "abacus"},
+        {"precision": "fp64"},
+        {"config": None},
+        {"parity": {"state": "passed"}},
+        {"surplus": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_damaged_sidecar_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    write(tmp_path)
+    path = tmp_path / SIDECAR_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert "is damaged or of another samtrt version" in refusal(tmp_path)
+    path.write_text("[]")
+    assert "is damaged or of another samtrt version" in refusal(tmp_path)

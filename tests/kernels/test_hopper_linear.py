@@ -1,0 +1,184 @@
+"""The linear layers for Hopper: their machine code anywhere, their values on a Hopper GPU."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
+from kernel_references import TOLERANCE, random, relative_error
+from triton_kernels import DEVICE
+
+from benchmarks.tuning.references import row_statistics
+from samtrt.errors import EngineError
+from samtrt.kernels.device import multiprocessors
+from samtrt.kernels.hopper.compiler import FOLDER
+from samtrt.kernels.hopper.linear import (
+    MIDDLE,
+    NARROW,
+    NORMALISED,
+    NORMALISED_GELU,
+    REPEATED_ROWS,
+    RESIDUAL,
+    RESIDUAL_TILES,
+    SHORT_WIDE,
+    TALL,
+    TALL_NARROW,
+    WIDE,
+    Linear,
+    LinearTiles,
+    fold_layer_norm,
+    linear_layer,
+    normalised_tiles,
+    residual_tiles,
+    statistics_parts,
+)
+
+EPS = 1e-6
+
+
+@TYPES
+@pytest.mark.parametrize(
+    ("tiles", "epilogue"),
+    [
+        (WIDE, NORMALISED),
+        (MIDDLE, NORMALISED_GELU),
+        (NARROW, NORMALISED_GELU),
+        *((tiles, RESIDUAL) for tiles in RESIDUAL_TILES),
+    ],
+)
+def test_machine_code(tiles: LinearTiles, epilogue: int, dtype: torch.dtype) -> None:
+    code = machine_code(tiles.program(epilogue, dtype, 8))
+    assert code["spills"] == 0 and code["stack"] == 0
+    # One in the loop, one after it: serialised products would have one each.
+    assert code["waits"] == 2
+    assert tiles.shared_bytes <= 227 * 1024
+
+
+def test_folded_layer_norm_is_the_layer_norm() -> None:
+    weight, bias = random(24, 40, seed=0).double(), random(24, seed=1).double()
+    gain, offset = random(40, seed=2).double(), random(40, seed=3).double()
+    x = random(9, 40, seed=4).double() * 3 + 5
+    folded, constant = fold_layer_norm(weight, bias, gain, offset)
+    deviation = x.var(1, correction=0, keepdim=True).add(EPS).sqrt()
+    expected = F.layer_norm(x, (40,), gain, offset, EPS) @ weight.t() + bias
+    torch.testing.assert_close(x @ folded.t() / deviation + constant, expected)
+
+
+def test_gelu_is_the_erf_form() -> None:
+    """The formula of linear_epilogue.cuh with its constants, in float64, against x Φ(x)."""
+    source = (FOLDER / "linear_epilogue.cuh").read_text()
+    body = source[source.index("__device__ inline float gelu") :].split("}")[0]
+    cap, a, b, c, _ = map(float, re.findall(r"([0-9.]+(?:e-?\d+)?)f\b", body))
+    x = torch.linspace(-30, 30, 2_000_001, dtype=torch.float64)
+    t = (x * x).clamp(max=cap)
+    ours = x / (1 + torch.exp2(((a * t - b) * t - c) * x))
+    assert float((ours - F.gelu(x)).abs().max()) < 2.6e-5
+
+
+def test_tiles_leave_no_multiprocessor_waiting() -> None:
+    assert normalised_tiles(4096, 3840, 132) == WIDE  # five rounds: 640 of 660 tiles
+    # MIDDLE would leave fewer waiting, but moves more through shared memory.
+    assert normalised_tiles(4096, 5120, 132) == WIDE
+    assert normalised_tiles(4096, 576, 132) == MIDDLE
+    assert residual_tiles(4096, 1280, 132) == TALL  # one: 128 of 132
+    assert residual_tiles(4096, 1024, 132) == TALL_NARROW
+    assert residual_tiles(4096, 768, 132) == SHORT_WIDE
+    assert residual_tiles(4096, 96, 132) is None
+
+
+@TYPES
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("tiles", [WIDE, MIDDLE, NARROW, TALL])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"), [(4096, 640, 1280), (300, 200, 264), (1, 8, 8), (2500, 1920, 64)]
+)
+def test_normalised_linear(
+    rows: int, columns: int, inner: int, tiles: LinearTiles, gelu: bool, dtype: torch.dtype
+) -> None:
+    x = (random(rows, inner, seed=0) + random(inner, seed=1)).to(dtype)
+    weight, bias = random(columns, inner, seed=2, scale=inner**-0.5), random(columns, seed=3)
+    gain, offset = random(inner, seed=4), random(inner, seed=5)
+    folded, constant = fold_layer_norm(weight, bias, gain, offset)
+    statistics = row_statistics(x, 1).float()
+    out = torch.full((rows, columns), float("nan"), device=DEVICE, dtype=dtype)
+    layer = Linear(x, folded.to(dtype), constant, out, statistics, gelu=gelu, eps=EPS)
+    linear_layer(layer, tiles)
+    normed = F.layer_norm(x.double(), (inner,), gain.double(), offset.double(), EPS)
+    expected = normed @ weight.double().t() + bias.double()
+    assert relative_error(out, F.gelu(expected) if gelu else expected) < TOLERANCE[dtype]
+
+
+@TYPES
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("tiles", RESIDUAL_TILES)
+@pytest.mark.parametrize(("rows", "inner"), [(4096, 1280), (9000, 320), (300, 264), (1, 8)])
+def test_residual_linear(
+    rows: int, inner: int, tiles: LinearTiles, in_place: bool, dtype: torch.dtype
+) -> None:
+    """(9000 rows are several tiles for each multiprocessor.)"""
+    columns = 8 * tiles.columns
+    a, x = random(rows, inner, seed=0).to(dtype), random(rows, columns, seed=1).to(dtype)
+    weight = random(columns, inner, seed=2, scale=inner**-0.5).to(dtype)
+    bias = random(columns, seed=3)
+    expected = x.double() + a.double() @ weight.double().t() + bias.double()
+    parts = columns // tiles.columns
+    statistics = torch.full((parts, rows, 2), float("nan"), device=DEVICE)
+    out = x if in_place else torch.full_like(x, float("nan"))
+    linear_layer(Linear(a, weight, bias, out, statistics, x), tiles)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
+    # (of what is rounded to `out`)
+    torch.testing.assert_close(
+        statistics.double(), row_statistics(expected, parts), rtol=1e-5, atol=1e-3
+    )
+
+
+@pytest.mark.gpu
+@NEEDS_HOPPER
+def test_statistics_in_parts_are_merged_and_residual_rows_repeat() -> None:
+    """The statistics that one layer writes normalise the next as LayerNorm does."""
+    rows, channels = 512, 1280
+    a = random(rows, 320, seed=0).half()
+    x = (random(REPEATED_ROWS, channels, seed=1) * 2 + 3).half()
+    weight, bias = random(channels, 320, seed=2, scale=0.05).half(), random(channels, seed=3)
+    parts = statistics_parts(rows, channels, multiprocessors(DEVICE))
+    assert parts > 1
+    statistics = torch.empty(parts, rows, 2, device=DEVICE)
+    out = torch.empty(rows, channels, device=DEVICE, dtype=torch.float16)
+    linear_layer(Linear(a, weight, bias, out, statistics, x))
+    expected = (
+        x.double().repeat(rows // REPEATED_ROWS, 1)
+        + a.double() @ weight.double().t()
+        + bias.double()
+    )
+    assert relative_error(out, expected) < 1e-3
+
+    following, zero = random(256, channels, seed=4, scale=channels**-0.5), torch.zeros(256)
+    one, none = torch.ones(channels, device=DEVICE), torch.zeros(channels, device=DEVICE)
+    folded, constant = fold_layer_norm(following, zero.to(DEVICE), one, none)
+    normed = torch.empty(rows, 256, device=DEVICE, dtype=torch.float16)
+    linear_layer(Linear(out, folded.half(), constant, normed, statistics, eps=EPS))
+    expected = F.layer_norm(out.double(), (channels,), eps=EPS) @ following.double().t()
+    assert relative_error(normed, expected) < 1e-3
+
+
+def test_unsupported_shapes_raise_one_line() -> None:
+    def refused(
+        columns: int, inner: int, tiles: LinearTiles, residual_rows: int | None, match: str
+    ) -> None:
+        x, out = torch.zeros(16, inner), torch.zeros(16, columns)
+        weight, bias = torch.zeros(columns, inner), torch.zeros(columns)
+        residual = None if residual_rows is None else torch.zeros(residual_rows, columns)
+        layer = Linear(x, weight, bias, out, torch.zeros(1, 16, 2), residual)
+        with pytest.raises(EngineError, match=match) as error:
+            linear_layer(layer, tiles)
+        assert "\n" not in str(error.value)
+
+    refused(96, 64, TALL_NARROW, 16, "equal parts")
+    refused(128, 64, TALL_NARROW, 8, "multiple of 64")
+    refused(64, 60, NARROW, None, "multiples of 8")
+    refused(60, 64, NARROW, None, "multiples of 8")

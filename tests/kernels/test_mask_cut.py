@@ -1,0 +1,51 @@
+"""The mask-cutting kernel against torch's interpolations, in Triton's interpreter or on a GPU."""
+
+import pytest
+import torch
+from triton_kernels import DEVICE
+
+from samtrt.kernels.triton.mask_cut import cut_masks
+from samtrt.masks.geometry import stability_scores
+from samtrt.pictures.transforms import postprocess_masks
+
+THRESHOLD, OFFSET = 0.1, 0.4
+
+
+@pytest.mark.parametrize(
+    ("input_size", "original_size"),
+    [
+        ((128, 96), (80, 60)),  # smaller than the frame
+        ((85, 128), (100, 151)),  # larger, and no multiple of a tile
+        ((128, 128), (128, 128)),
+        ((1, 128), (1, 70)),  # one row
+        ((128, 7), (33, 2)),
+    ],
+)
+def test_masks_and_areas_are_those_of_the_written_logits(
+    input_size: tuple[int, int], original_size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low_res = torch.randn(3, 32, 32, generator=generator).to(DEVICE)
+    low_res[1] = -5  # an empty mask
+    masks, areas = cut_masks(low_res, input_size, original_size, 128, THRESHOLD, OFFSET)
+    logits = postprocess_masks(low_res.double()[:, None], input_size, original_size, 128)[:, 0]
+
+    assert masks.shape == logits.shape and masks.transpose(1, 2).is_contiguous()
+    # Values that differ in the last bit may fall on either side of a cut.
+    clear = (logits - THRESHOLD).abs() > 1e-5
+    assert torch.equal(masks[clear], (logits > THRESHOLD)[clear])
+    for column, sign in ((0, 1), (1, -1)):
+        expected = (logits > THRESHOLD + sign * OFFSET).sum(dim=(1, 2))
+        unclear = ((logits - THRESHOLD - sign * OFFSET).abs() <= 1e-5).sum(dim=(1, 2))
+        assert ((areas[:, column] - expected).abs() <= unclear).all()
+    scores = areas[:, 0] / areas[:, 1]
+    expected_scores = stability_scores(logits.float(), THRESHOLD, OFFSET)
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=2e-3, equal_nan=True)
+    assert scores[1].isnan()
+
+
+def test_no_masks() -> None:
+    masks, areas = cut_masks(
+        torch.zeros(0, 32, 32, device=DEVICE), (128, 128), (10, 20), 128, THRESHOLD, OFFSET
+    )
+    assert masks.shape == (0, 10, 20) and areas.shape == (0, 2)
