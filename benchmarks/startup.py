@@ -19,9 +19,9 @@ FIRST_EMBEDDING = """
 import json
 import sys
 import torch
-from samtrt.config import EncoderConfig
-from samtrt.fused import FusedImageEncoder
-from samtrt.packing import read_packed
+from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.cuda.encoder import FusedImageEncoder
+from samtrt.encoders.packed import read_packed
 config = EncoderConfig.from_json(json.loads(sys.argv[2]))
 encoder = FusedImageEncoder(config, read_packed(sys.argv[1]), sys.argv[3])
 out = encoder(torch.zeros(1, 3, config.img_size, config.img_size, device="cuda"))

@@ -11,7 +11,7 @@ from samtrt.errors import SamtrtError
 
 SCRIPT = """
 import sys
-from samtrt.scripts import run_script
+from samtrt.console import run_script
 def main():
     for i in range({lines}):
         print(i)

@@ -42,9 +42,9 @@ def test_vit_b_width_equals_meta(trt, precision, attentions):
 BUILD_VIT_H = """
 import resource, time
 import numpy as np
-from samtrt.builder import build_engine
-from samtrt.checkpoint import parameter_shapes
-from samtrt.config import vit_h
+from samtrt.encoders.tensorrt.builder import build_engine
+from samtrt.checkpoints.shapes import parameter_shapes
+from samtrt.checkpoints.config import vit_h
 
 block = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32) * np.float32(0.02)
 tensors = {
