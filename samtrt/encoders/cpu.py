@@ -84,6 +84,7 @@ class CpuImageEncoder:
         self.img_size = config.img_size
         self.device = torch.device("cpu")
         self.precision = precision
+        self.computed_by = f"cpu {precision} torch {torch.__version__}"
         self._max_batch_size = max_batch_size
         self._output_shape = (config.out_chans, config.grid_size, config.grid_size)
         self._model = ImageEncoderViT(config).load(tensors, DTYPES[precision])

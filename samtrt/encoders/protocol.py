@@ -15,10 +15,15 @@ class ImageEncoder(Protocol):
     Attributes:
         img_size: side S of the square input, in pixels.
         device: where the input must be and the output will be.
+        computed_by: what makes the embedding's numbers, beside the picture and the parameters:
+            backend, precision and the version of what runs, as
+            ``"cuda fp16 hopper sm_90 3f2a91c07e55"``. An embedding is the same, to the last bits of
+            its sums, wherever this and the parameters are.
     """
 
     img_size: int
     device: torch.device
+    computed_by: str
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""

@@ -5,6 +5,14 @@ from functools import cache
 import torch
 
 
+def architecture(device: torch.device) -> str:
+    """What a GPU's machine code is for, as ``"sm_90"``; ``"interpreter"`` for the CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 @cache
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; 1 for the CPU, where the interpreter runs."""

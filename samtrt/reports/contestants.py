@@ -95,6 +95,7 @@ class MetaImageEncoder:
     def __init__(self, parameters: Parameters, precision: str, device: torch.device) -> None:
         self.img_size = parameters.encoder_config.img_size
         self.device = device
+        self.computed_by = f"segment_anything {precision}, torch {torch.__version__}"
         self._dtype = DTYPES[precision]
         module = meta_image_encoder(parameters.encoder_config)
         state = {name: torch.from_numpy(array) for name, array in parameters.encoder().items()}

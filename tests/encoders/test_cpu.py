@@ -92,6 +92,7 @@ def test_it_is_an_image_encoder() -> None:
     model = encoder(tiny_config(), "fp32")
     assert isinstance(model, ImageEncoder)
     assert (model.img_size, model.device) == (128, torch.device("cpu"))
+    assert model.computed_by == f"cpu fp32 torch {torch.__version__}"
 
 
 def test_without_fast_bf16_it_computes_in_fp32_and_says_so(

@@ -11,7 +11,9 @@ from triton_kernels import DEVICE, ON_GPU
 from samtrt.checkpoints.config import EncoderConfig, vit_b, vit_h, vit_l
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders.cuda import FusedImageEncoder, resize_rel_pos
+from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError, InputError
+from samtrt.kernels.digest import kernels_digest
 
 
 def errors(
@@ -62,6 +64,16 @@ def test_small_encoders_in_fp16(config: EncoderConfig, batch: int) -> None:
 def test_full_size_encoders(config: EncoderConfig, batch: int, precision: str) -> None:
     ours, meta = errors(config, precision, batch, torch.float32)
     assert ours <= 1.5 * meta
+
+
+def test_it_says_what_computes() -> None:
+    config = tiny_config(depth=1, img_size=64, window_size=3)
+    tensors = random_parameters(config, 0).encoder()
+    encoders = [FusedImageEncoder(config, tensors, p, DEVICE) for p in ("fp16", "bf16", "fp16")]
+    assert all(isinstance(encoder, ImageEncoder) for encoder in encoders)
+    half, bfloat, again = (encoder.computed_by for encoder in encoders)
+    assert half == again == bfloat.replace("bf16", "fp16")
+    assert half.startswith("cuda fp16 portable ") and half.endswith(kernels_digest())
 
 
 def test_calls_do_not_share_their_output() -> None:

@@ -64,7 +64,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 def test_missing_nvrtc_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    program._bindings.cache_clear()
+    program.bindings.cache_clear()
     with pytest.raises(EngineError, match="cuda-bindings") as error:
         program.require_compiler()
     assert "\n" not in str(error.value)

@@ -16,6 +16,8 @@ from samtrt.encoders.cuda.portable import PortableTrunk
 from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError
+from samtrt.kernels.device import architecture
+from samtrt.kernels.digest import kernels_digest
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
 
@@ -26,9 +28,11 @@ class Trunk(Protocol):
     """From patches to the residual stream after the last block.
 
     Attributes:
+        name: of the kind.
         shift: [C] fp32, what that stream still lacks in every row.
     """
 
+    name: str
     shift: Tensor
 
     def prepare(self, batch: int) -> None:
@@ -46,6 +50,7 @@ class FusedImageEncoder:
     Attributes:
         img_size: side S of the square input, in pixels.
         device: where the parameters are and the input must be.
+        computed_by: see ``ImageEncoder``.
     """
 
     def __init__(
@@ -82,6 +87,9 @@ class FusedImageEncoder:
         self.max_batch_size = max_batch_size
         parameters = EncoderParameters(config, tensors, self.dtype, self.device)
         self._trunk = _trunk_for(parameters, max_batch_size)
+        self.computed_by = " ".join(
+            ("cuda", precision, self._trunk.name, architecture(self.device), kernels_digest())
+        )
         self._pack_neck(parameters)
         self._allocate(parameters.empty)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}

@@ -45,6 +45,8 @@ class _Block:
 class HopperTrunk:
     """See ``samtrt.encoders.cuda.encoder.Trunk``."""
 
+    name = "hopper"
+
     def __init__(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         """
         Raises:

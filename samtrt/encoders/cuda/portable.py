@@ -75,6 +75,8 @@ class _Block:
 class PortableTrunk:
     """See ``samtrt.encoders.cuda.encoder.Trunk``."""
 
+    name = "portable"
+
     def __init__(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         """
         Raises:

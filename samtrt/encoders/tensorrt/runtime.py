@@ -32,6 +32,10 @@ class TensorRTImageEncoder:
     def __init__(self, engine_file: Path, info: EngineInfo, device: torch.device) -> None:
         self.img_size = info.config.img_size
         self.device = device
+        self.computed_by = (
+            f"tensorrt {info.precision} {info.library} {info.library_version} "
+            f"{info.engine_sha256[:12]}"
+        )
         self._max_batch_size = info.max_batch_size
         self._output_shape = (info.config.out_chans, info.config.grid_size, info.config.grid_size)
         self._trt = import_tensorrt(info.library)
