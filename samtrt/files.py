@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,9 +49,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Writes ``value`` as indented JSON in UTF-8, whole or not at all.
+
+    NaN and infinity, which JSON has no word for, become null. A name whose bytes are no UTF-8
+    (``os.fsdecode``) is escaped, so that reading gives the same string again.
+    """
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def without_nan(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity, at any depth, become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
