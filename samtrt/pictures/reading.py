@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
 from samtrt.files import replacing
+from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -23,6 +24,10 @@ MAX_PIXELS = 100_000_000
 
 # Above this a file is refused unread: 100 megapixels of 16-bit RGB without compression are 600 MB.
 MAX_FILE_BYTES = 1 << 30
+
+# Modes are converted in strips of about this many pixels, so that a picture's whole costs no more
+# than Pillow's copy (4 bytes a pixel, twice that while it is turned) and the result (3).
+_STRIP_PIXELS = 1 << 20
 
 
 def load_image(
@@ -41,7 +46,8 @@ def load_image(
         [H, W, 3] uint8, RGB.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, no picture, damaged or too large.
+        InputError: the file is missing, unreadable, empty, no picture, damaged, too large, or put
+            together as no picture is (``check_structure``).
     """
     if isinstance(source, bytes):
         return decode_image(source, "the picture", max_pixels)
@@ -74,6 +80,7 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt
     """``load_image`` of a file's content, which errors call ``name``."""
     if not content:
         raise InputError(f"{name} is empty; expected a PNG, JPEG or another picture")
+    check_structure(content, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is nothing the user can act on
@@ -88,6 +95,8 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt
         raise InputError(
             f"{name} is not a picture; expected one of {', '.join(FORMATS)}"
         ) from error
+    except MemoryError as error:
+        raise InputError(f"{name} takes more memory than there is; scale it down") from error
     except Exception as error:  # each decoder fails on damage in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is damaged and cannot be decoded ({reason})") from error
@@ -168,18 +177,28 @@ def _too_large(name: str, size: str, max_pixels: int) -> InputError:
 
 def _to_rgb(name: str, image: Image.Image) -> npt.NDArray[np.uint8]:
     upright = _upright(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        return _scale_grey(name, np.asarray(upright))
     if upright.mode == "F":
         raise InputError(
             f"{name} holds floating-point pixels, whose range is unknown; expected 8 or 16 bits, "
             "convert it first"
         )
-    if upright.has_transparency_data:
-        with_alpha = upright.convert("RGBA")
+    width, height = upright.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        rgb[top:bottom] = _strip_to_rgb(name, upright.crop((0, top, width, bottom)))
+    return rgb
+
+
+def _strip_to_rgb(name: str, strip: Image.Image) -> npt.NDArray[np.uint8]:
+    if strip.mode == "I" or strip.mode.startswith("I;16"):
+        return _scale_grey(name, np.asarray(strip))
+    if strip.has_transparency_data:
+        with_alpha = strip.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, "white")
-        upright = Image.alpha_composite(white, with_alpha)
-    return np.array(upright.convert("RGB"))
+        strip = Image.alpha_composite(white, with_alpha)
+    return np.asarray(strip.convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
