@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TextIO
 
-from samtrt.console import ProgressBar
+from tqdm import tqdm
 
 _PRINTED_DEPTH = 1  # of nested phases, in a file or pipe
 
@@ -61,18 +61,26 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
             self._phases: dict[str, _Phase] = {}
             self._interrupted = False
             self._start = time.monotonic()
-            self._bar = ProgressBar(1.0, output, show, keep=False, count=False)
+            self._bar = None
+            if show and output.isatty():
+                self._bar = tqdm(
+                    total=1.0,
+                    file=output,
+                    leave=False,
+                    miniters=0,  # by time alone
+                    bar_format="{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}",
+                )
 
         @_self_contained
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             depth = self._phases[parent].depth + 1 if parent in self._phases else 0
             self._phases[name] = _Phase(parent, steps, depth)
-            if self._bar.visible:
-                self._bar.describe(name)
+            if self._bar is not None:
+                self._bar.set_description_str(name, refresh=False)
                 self._show()
             elif show and depth <= _PRINTED_DEPTH:
                 seconds = time.monotonic() - self._start
-                self._bar.print_line(f"TensorRT: {name.lower()} ({seconds:.1f} s)")
+                print(f"TensorRT: {name.lower()} ({seconds:.1f} s)", file=output, flush=True)
 
         @_self_contained
         def step_complete(self, name: str, step: int) -> None:
@@ -86,14 +94,17 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
             self._show()
 
         def close(self) -> None:
-            self._bar.close()
+            if self._bar is not None:
+                self._bar.close()
             if self._interrupted:
                 raise KeyboardInterrupt
 
         def _show(self) -> None:
-            roots = [name for name, phase in self._phases.items() if phase.parent is None]
-            if roots:
-                self._bar.advance_to(min(self._fraction(roots[0]), 1.0))
+            if self._bar is not None:
+                roots = [name for name, phase in self._phases.items() if phase.parent is None]
+                if roots:
+                    self._bar.n = max(self._bar.n, min(self._fraction(roots[0]), 1.0))
+                    self._bar.update(0)
 
         def _fraction(self, name: str) -> float:
             phase = self._phases[name]

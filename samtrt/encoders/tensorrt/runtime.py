@@ -1,6 +1,5 @@
 """Runs a TensorRT engine of the image encoder on torch's memory and streams."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ class TensorRTImageEncoder:
     An instance serves one thread at a time: it has one execution context.
 
     Args:
-        engine_file: the serialised engine.
+        engine: the serialised engine.
         info: its sidecar.
         device: the GPU to run on.
 
@@ -29,7 +28,7 @@ class TensorRTImageEncoder:
         EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine.
     """
 
-    def __init__(self, engine_file: Path, info: EngineInfo, device: torch.device) -> None:
+    def __init__(self, engine: bytearray, info: EngineInfo, device: torch.device) -> None:
         self.img_size = info.config.img_size
         self.device = device
         self.computed_by = (
@@ -44,9 +43,7 @@ class TensorRTImageEncoder:
         with torch.cuda.device(device):
             # The engine lives in the runtime's memory and the context in the engine's.
             self._runtime = self._accepted(self._make_runtime())
-            self._engine = self._accepted(
-                self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
-            )
+            self._engine = self._accepted(self._runtime.deserialize_cuda_engine(engine))
             self._context = self._accepted(self._engine.create_execution_context())
             self._stream = torch.cuda.Stream()
 
