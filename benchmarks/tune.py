@@ -16,12 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.timing import PROTOCOLS
 from benchmarks.tuning import hopper, portable
 from benchmarks.tuning.tuner import Tuner
 from samtrt.checkpoints import config as sizes
+from samtrt.console import track
 from samtrt.files import write_json
 from samtrt.kernels.hopper.compiler import cache_folder
 from samtrt.reports.benchmarking import environment
@@ -53,7 +53,7 @@ def main() -> None:
     )
     if arguments.compile_only:
         wanted = list(dict.fromkeys(hopper.programs(tuner.config, tuner.batch, tuner.dtype)))
-        for program in tqdm(wanted, "compiling", unit="kernel"):
+        for program in track(wanted, "compiling", len(wanted)):
             program.machine_code()
         print(f"{len(wanted)} kernels in {cache_folder()}")
         return

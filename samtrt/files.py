@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -74,9 +75,25 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Writes ``value`` as indented JSON in UTF-8, whole or not at all.
+
+    NaN and infinity, which JSON has no word for, become null. A name whose bytes are no UTF-8
+    (``os.fsdecode``) is escaped, so that reading gives the same string again.
+    """
+    content = _to_json(value)
     with replacing(path) as temporary:
-        temporary.write_text(_to_json(value), "utf-8")
+        temporary.write_bytes(content)
+
+
+def without_nan(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity, at any depth, become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
 
 
 def write_sealed(
@@ -114,7 +131,7 @@ def write_sealed(
         try:
             write_json(record, value)
         except SamtrtError:
-            claim.keep = record.is_file() and record.read_text("utf-8") == _to_json(value)
+            claim.keep = record.is_file() and record.read_bytes() == _to_json(value)
             raise
         with writing(data):
             _take_name(claim, final)
@@ -314,5 +331,6 @@ def _is_beside(path: Path, target: Path) -> bool:
     return path.parent == target.parent or path in target.parents
 
 
-def _to_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _to_json(value: Any) -> bytes:
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")

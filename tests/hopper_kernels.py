@@ -21,17 +21,18 @@ NEEDS_HOPPER = pytest.mark.skipif(not ON_HOPPER, reason="no Hopper GPU")
 TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 
 
-def machine_code(program: Program) -> dict[str, Any]:
-    """Registers and stack bytes a thread, the code's size, how often some instructions occur."""
+def assembly(program: Program, option: str = "-sass") -> str:
+    """What ``cuobjdump`` says of the program's machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.compile())
         file.flush()
+        command = [str(CUOBJDUMP), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-        def dump(option: str) -> str:
-            command = [str(CUOBJDUMP), option, file.name]
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-        usage, code = dump("-res-usage"), dump("-sass")
+def machine_code(program: Program) -> dict[str, Any]:
+    """Registers and stack bytes a thread, the code's size, how often some instructions occur."""
+    usage, code = assembly(program, "-res-usage"), assembly(program)
     resources = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     count = {key: len(re.findall(rf"\b{key}\b", code)) for key in ("LDL", "STL", "HGMMA")}
     waits = len(re.findall(r"WARPGROUP\.DEPBAR", code))

@@ -1,10 +1,10 @@
 """The tensors of a SAM: their names and shapes, and the encoder's sizes read from them."""
 
 import numpy as np
-from tqdm import tqdm
 
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.console import track
 from samtrt.errors import CheckpointError
 
 ENCODER_PREFIX = "image_encoder."
@@ -92,7 +92,7 @@ def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
     ]
     if faults:
         raise CheckpointError(f"{source} does not fit SAM's layout: {'; '.join(faults)}")
-    for name, tensor in tqdm(tensors.items(), "checking", unit="tensor", delay=2, leave=False):
+    for name, tensor in track(tensors.items(), "checking", len(tensors), delay=2):
         if not np.isfinite(tensor).all():
             raise CheckpointError(
                 f"{source}: parameter {name} holds NaN or inf; expected finite weights, "

@@ -32,7 +32,8 @@ def write_masks(
         SamtrtError: a file cannot be written.
     """
     best = best_mask(masks)
-    overlays = [draw_overlay(image, mask.pixels, prompt) for mask in masks]
+    asked = (prompt.point_coords, prompt.point_labels, prompt.box)
+    overlays = [draw_overlay(image, mask.pixels, *asked) for mask in masks]
     overlay = overlays[0]
     if len(masks) > 1:
         captions = [

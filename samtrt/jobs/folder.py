@@ -1,28 +1,33 @@
 """Automatic masks for a folder of pictures: files beside files, what is done is not done again."""
 
-import colorsys
+import errno
+import hashlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import torch
 from PIL import Image
-from tqdm import tqdm
 
-from samtrt.errors import InputError
-from samtrt.files import sha256_of, write_json
+from samtrt.console import ProgressBar, one_line
+from samtrt.errors import InputError, SamtrtError
+from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import coco_decode_rle
-from samtrt.pictures.reading import load_image, save_png
+from samtrt.pictures.drawing import paint_in_order
+from samtrt.pictures.reading import decode_image, read_file, read_png_texts, save_png
 from samtrt.sam import Sam
 
 FORMATS = ("json", "png")
-_OPACITY = 0.5
-_GOLDEN_RATIO = 0.618034  # steps of it spread hues evenly, however many there are
+
+_logger = logging.getLogger(__name__)
+_MARK = "samtrt"  # the key in a JSON and the keyword in a PNG that this module has written
+# Reasons why nothing more can be written at all. Any other is one picture's.
+_NO_MORE_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass
@@ -32,7 +37,7 @@ class FolderReport:
     Attributes:
         segmented: pictures segmented now, with the number of their masks.
         resumed: pictures whose outputs an earlier run with the same model and settings has left.
-        failed: pictures that could not be used, with the reason in one line.
+        failed: pictures without outputs, with the reason in one line.
     """
 
     segmented: dict[Path, int] = field(default_factory=dict)
@@ -53,8 +58,9 @@ def segment_folder(
     For ``a/b.jpg`` it writes ``a/b.jpg.json`` (COCO: ``images``, ``annotations`` with compressed
     RLE, ``categories``; and ``samtrt``, what it was made from) and ``a/b.jpg.png`` (the picture
     with every mask in a colour of its own). A picture is passed over when both are there and were
-    made from the same picture, model and arguments. Files that are no usable picture are reported
-    and do not stop the rest.
+    made from the same picture, model and arguments. A picture that fails, whatever the reason, is
+    reported and does not stop the rest; a failure that nobody foresaw is logged with its
+    traceback. Files that this function has not written are never replaced.
 
     Args:
         sam: the model.
@@ -67,7 +73,7 @@ def segment_folder(
 
     Raises:
         InputError: no such folder, no pictures in it, or an unknown format or argument value.
-        SamtrtError: an output cannot be written.
+        SamtrtError: no output can be written any more, as on a full disk.
     """
     folder, output_dir = Path(folder), Path(output_dir)
     unknown = set(formats) - set(FORMATS)
@@ -77,37 +83,121 @@ def segment_folder(
         )
     generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
     pictures = find_pictures(folder, output_dir)
+    job = _Job(sam, folder, output_dir, "png" in formats, generator, arguments)
     report = FolderReport()
-    for name in _with_progress(pictures, report, show_progress):
-        json_file, png_file = (output_dir / f"{name}.{suffix}" for suffix in FORMATS)
-        try:
-            origin = {
-                "picture_sha256": sha256_of(folder / name),
-                "engine_sha256": sam.engine_sha256,
-                "arguments": arguments,
-            }
-            done = _origin_of(json_file) == _as_json(origin)
-            if done and ("png" not in formats or png_file.is_file()):
-                report.resumed.append(name)
-                continue
-            image = load_image(folder / name)
-        except (InputError, OSError) as error:
-            report.failed[name] = _reason(error)
-            continue
-        records = generator.generate(image)
-        if "png" in formats:
-            masks = [coco_decode_rle(record["segmentation"]) for record in records]
-            save_png(png_file, paint_masks(image, masks))
-        # Last: a JSON that is there says that everything is.
-        write_json(json_file, {**coco_dataset(name, image, records), "samtrt": origin})
-        report.segmented[name] = len(records)
+    with ProgressBar(len(pictures), show=show_progress) as bar:
+        for number, name in enumerate(pictures, start=1):
+            bar.describe(name.name)
+            outcome = _outcome(job, name, report)
+            bar.advance()
+            if show_progress and not bar.visible:
+                bar.print_line(f"[{number}/{len(pictures)}] {name}: {outcome}")
+            elif bar.visible and name in report.failed:
+                bar.print_line(f"{name}: {outcome}")
     return report
+
+
+def _outcome(job: "_Job", name: Path, report: FolderReport) -> str:
+    """Segments a picture and puts down what became of it; the same in words.
+
+    Raises:
+        SamtrtError: no output can be written any more.
+    """
+    try:
+        masks = job.segment(name)
+    except SamtrtError as error:
+        if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
+            raise
+        reason = str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        reason = "does not fit into memory; scale it down"
+    except Exception as error:
+        _require_device(job.sam.device)
+        _logger.exception("unexpected error at %s", one_line(str(job.folder / name)))
+        reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
+    else:
+        if masks is None:
+            report.resumed.append(name)
+            return "already done"
+        report.segmented[name] = masks
+        return f"{masks} masks"
+    report.failed[name] = one_line(reason)
+    return f"skipped: {report.failed[name]}"
+
+
+class _Job:
+    """What is the same for all pictures of a run."""
+
+    def __init__(
+        self,
+        sam: Sam,
+        folder: Path,
+        output_dir: Path,
+        painted: bool,
+        generator: SamAutomaticMaskGenerator,
+        arguments: dict[str, Any],
+    ) -> None:
+        self.sam = sam
+        self.folder = folder
+        self.output_dir = output_dir
+        self.painted = painted
+        self.generator = generator
+        self.arguments = arguments
+
+    def segment(self, name: Path) -> int | None:
+        """Writes a picture's outputs; the number of its masks, or None where they were there.
+
+        Raises:
+            SamtrtError: the picture cannot be used, or an output not be written.
+        """
+        json_file, png_file = (self.output_dir / f"{name}.{suffix}" for suffix in FORMATS)
+        content = read_file(self.folder / name)
+        origin: dict[str, Any] = {
+            "picture_sha256": hashlib.sha256(content).hexdigest(),
+            "engine_sha256": self.sam.engine_sha256,
+            "arguments": self.arguments,
+        }
+        done = _origin_of(json_file) == json.loads(json.dumps(origin))
+        if done and (not self.painted or png_file.is_file()):
+            return None
+        image = decode_image(content, str(self.folder / name))
+        self._check_outputs(json_file, png_file)
+        records = self.generator.generate(image)
+        if self.painted:
+            by_area = sorted(records, key=lambda record: -record["area"])
+            masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
+            save_png(png_file, paint_in_order(image, masks), {_MARK: origin["picture_sha256"]})
+        # Last: a JSON that is there says that everything is.
+        dataset = coco_dataset(name, image.shape[:2], records)
+        write_json(json_file, {**dataset, _MARK: origin})
+        return len(records)
+
+    def _check_outputs(self, json_file: Path, png_file: Path) -> None:
+        """Refuses, before the encoder runs, what cannot be written or was written by others."""
+        png_is_ours = is_painting(png_file)
+        # A damaged JSON beside our PNG is ours as well.
+        ours = {json_file: _origin_of(json_file) is not None or png_is_ours}
+        if self.painted:
+            ours[png_file] = png_is_ours
+        for file, replaceable in ours.items():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                there = file.is_symlink() or file.exists()
+            except OSError as error:
+                reason = f"{error.strerror}; give another output folder"
+                raise SamtrtError(f"cannot write {file}: {reason}") from error
+            if there and not (replaceable and file.is_file()):
+                raise InputError(
+                    f"{file} is there, and no earlier run has written it; "
+                    "move it away, or give another output folder"
+                )
 
 
 def find_pictures(folder: Path, output_dir: Path | None = None) -> list[Path]:
     """The files below ``folder`` with a picture's suffix, relative to it, in order of their names.
 
-    Hidden files and folders, and ``output_dir`` where it lies inside, are left out.
+    Hidden files and folders, ``output_dir`` where it lies inside, and the PNGs of earlier runs
+    where it is ``folder`` itself, are left out.
 
     Raises:
         InputError: no such folder, or no pictures in it.
@@ -120,9 +210,9 @@ def find_pictures(folder: Path, output_dir: Path | None = None) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or path.suffix.lower() not in suffixes or not path.is_file():
+        if hidden or path.suffix.lower() not in suffixes or not _is_file(path):
             continue
-        if outputs == folder.resolve() and _is_output(path):
+        if outputs == folder.resolve() and path.suffix == ".png" and is_painting(path):
             continue
         if outputs not in (None, folder.resolve()) and outputs in path.resolve().parents:
             continue
@@ -132,88 +222,27 @@ def find_pictures(folder: Path, output_dir: Path | None = None) -> list[Path]:
     return found
 
 
-def coco_dataset(
-    name: Path, image: npt.NDArray[np.uint8], records: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """A COCO data set of one picture; the generator's further fields stay in the annotations."""
-    height, width = image.shape[:2]
-    return {
-        "images": [{"id": 1, "width": width, "height": height, "file_name": name.as_posix()}],
-        "annotations": [
-            {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, **record}
-            for number, record in enumerate(records, start=1)
-        ],
-        "categories": [{"id": 1, "name": "object"}],
-    }
+def is_painting(path: Path) -> bool:
+    """Whether this is a PNG that an earlier run has written."""
+    return _MARK in read_png_texts(path)
 
 
-def paint_masks(
-    image: npt.NDArray[np.uint8], masks: Sequence[npt.NDArray[np.bool_]]
-) -> npt.NDArray[np.uint8]:
-    """The picture with each mask in a colour of its own; smaller masks lie on larger ones.
-
-    Args:
-        image: [H, W, 3] uint8, RGB.
-        masks: bool [H, W] each.
-
-    Returns:
-        [H, W, 3] uint8, RGB.
-    """
-    order = sorted(range(len(masks)), key=lambda index: -int(masks[index].sum()))
-    color_of = np.zeros(image.shape[:2], dtype=np.int64)  # 0: no mask
-    colors = np.zeros((len(masks) + 1, 3))
-    for number, index in enumerate(order, start=1):
-        color_of[masks[index]] = number
-        hue = number * _GOLDEN_RATIO % 1.0
-        colors[number] = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.75, 1.0))
-    opacity = np.where(color_of > 0, _OPACITY, 0.0)[..., None]
-    # A dark line between neighbours, so that similar colours still part.
-    edge = np.zeros(image.shape[:2], dtype=bool)
-    edge[:, 1:] |= color_of[:, 1:] != color_of[:, :-1]
-    edge[1:] |= color_of[1:] != color_of[:-1]
-    painted = image * (1 - opacity) + colors[color_of] * opacity
-    painted[edge] *= 0.35
-    return painted.round().astype(np.uint8)
-
-
-def _with_progress(
-    pictures: list[Path], report: FolderReport, show_progress: bool
-) -> Iterator[Path]:
-    """Yields the pictures, and tells of each what became of it."""
-    in_lines = show_progress and not sys.stderr.isatty()
-    bar = tqdm(pictures, unit="picture", disable=not show_progress or in_lines, dynamic_ncols=True)
-    with bar:
-        for number, name in enumerate(bar, start=1):
-            bar.set_postfix_str(name.name)
-            yield name
-            if name in report.failed:
-                outcome = f"skipped: {report.failed[name]}"
-            elif name in report.segmented:
-                outcome = f"{report.segmented[name]} masks"
-            else:
-                outcome = "already done"
-            if in_lines:
-                print(f"[{number}/{len(pictures)}] {name}: {outcome}", file=sys.stderr, flush=True)
-            elif show_progress and name in report.failed:
-                bar.write(f"{name}: {outcome}", file=sys.stderr)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return True  # reading it will say why it cannot be read
 
 
 def _origin_of(json_file: Path) -> Any:
     """What an earlier run's file was made from; None without a readable one."""
     try:
-        return json.loads(json_file.read_text("utf-8"))["samtrt"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads(json_file.read_text("utf-8"))[_MARK]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _is_output(path: Path) -> bool:
-    """Whether this is the PNG of a picture beside it, written by an earlier run."""
-    return path.suffix == ".png" and path.with_suffix("").is_file()
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"cannot be read ({error})"
+def _require_device(device: torch.device) -> None:
+    """Raises where a failed kernel has made the GPU useless to this process: nothing would work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,12 +1,11 @@
 """A mask drawn over its picture, for people to look at."""
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
-from samtrt.masks.prompts import Prompt
 
 Color = tuple[int, int, int]
 
@@ -18,10 +17,18 @@ _CAPTION_COLOR: Color = (24, 28, 34)
 _FILL_OPACITY = 0.42
 _SURROUNDINGS_DARKENED = 0.22
 _SUPERSAMPLING = 4  # Pillow draws without antialiasing
+_PAINT_OPACITY = 0.5
+_EDGE_BRIGHTNESS = 0.35
+_GOLDEN_RATIO = 0.618034  # steps of it spread hues evenly, however many there are
+_ROWS_AT_ONCE = 64
 
 
 def draw_overlay(
-    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], prompt: Prompt | None = None
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.bool_],
+    point_coords: Sequence[Sequence[float]] = (),
+    point_labels: Sequence[int] = (),
+    box: Sequence[float] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The picture with the mask tinted and outlined, its surroundings darker, and the prompt.
 
@@ -31,7 +38,9 @@ def draw_overlay(
     Args:
         image: [H, W, 3] uint8, RGB.
         mask: [H, W] bool.
-        prompt: in the picture's pixels; None draws none.
+        point_coords: (x, y) of each point, in the picture's pixels.
+        point_labels: 1 for foreground, 0 for background, one for each point.
+        box: (x0, y0, x1, y1) in the picture's pixels, or None.
 
     Returns:
         [H, W, 3] uint8, RGB.
@@ -44,12 +53,54 @@ def draw_overlay(
     width = max(1.2, 2.2 * unit)
     _tint(canvas, (255, 255, 255), _outline(coverage, 1.9 * width))
     _tint(canvas, MASK_COLOR, _outline(coverage, width))
-    if prompt is not None and prompt.box is not None:
-        _draw_box(canvas, prompt.box, max(2, round(3 * unit)))
-    if prompt is not None:
-        for point, label in zip(prompt.point_coords, prompt.point_labels, strict=True):
-            _draw_point(canvas, point, bool(label), max(5.0, 11 * unit))
+    if box is not None:
+        _draw_box(canvas, box, max(2, round(3 * unit)))
+    for point, label in zip(point_coords, point_labels, strict=True):
+        _draw_point(canvas, point, bool(label), max(5.0, 11 * unit))
     return np.array(canvas)
+
+
+def paint_masks(
+    image: npt.NDArray[np.uint8], masks: Sequence[npt.NDArray[np.bool_]]
+) -> npt.NDArray[np.uint8]:
+    """The picture with each mask in a colour of its own; smaller masks lie on larger ones.
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+        masks: bool [H, W] each.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+    """
+    return paint_in_order(image, sorted(masks, key=lambda mask: -int(mask.sum())))
+
+
+def paint_in_order(
+    image: npt.NDArray[np.uint8], masks: Iterable[npt.NDArray[np.bool_]]
+) -> npt.NDArray[np.uint8]:
+    """``paint_masks`` with each mask on those before it; an iterator's are held one at a time."""
+    height, width = image.shape[:2]
+    top = np.zeros((height, width), dtype=np.int32)  # the mask that is seen; 0: none
+    count = 0
+    for count, mask in enumerate(masks, start=1):
+        top[mask] = count
+    hues = np.arange(count + 1) * _GOLDEN_RATIO % 1.0
+    colors = 255 * np.array([colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues])
+    painted = np.empty_like(image)
+    for start in range(0, height, _ROWS_AT_ONCE):  # floating-point pixels of a few rows only
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        here = top[rows]
+        edge = np.zeros(here.shape, dtype=bool)
+        edge[:, 1:] = here[:, 1:] != here[:, :-1]
+        edge[1:] |= here[1:] != here[:-1]
+        if start:
+            edge[0] |= here[0] != top[start - 1]
+        opacity = np.where(here > 0, _PAINT_OPACITY, 0.0)[..., None]
+        pixels = image[rows] * (1 - opacity) + colors[here] * opacity
+        # So that similar colours still part.
+        pixels[edge] *= _EDGE_BRIGHTNESS
+        painted[rows] = pixels.round()
+    return painted
 
 
 def side_by_side(

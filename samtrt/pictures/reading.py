@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
 from samtrt.files import replacing
+from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -20,16 +22,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 # A file of a few kilobytes can decode to gigabytes; 100 megapixels are 300 MB as RGB.
 MAX_PIXELS = 100_000_000
 
-# What undoes each EXIF orientation.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Above this a file is refused unread: 100 megapixels of 16-bit RGB without compression are 600 MB.
+MAX_FILE_BYTES = 1 << 30
+
+# Modes are converted in strips of about this many pixels, so that a picture's whole costs no more
+# than Pillow's copy (4 bytes a pixel, twice that while it is turned) and the result (3).
+_STRIP_PIXELS = 1 << 20
 
 
 def load_image(
@@ -48,14 +46,41 @@ def load_image(
         [H, W, 3] uint8, RGB.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, no picture, damaged or too large.
+        InputError: the file is missing, unreadable, empty, no picture, damaged, too large, or put
+            together as no picture is (``check_structure``).
     """
     if isinstance(source, bytes):
-        name, content = "the picture", source
-    else:
-        name, content = str(source), _read(Path(source))
+        return decode_image(source, "the picture", max_pixels)
+    return decode_image(read_file(source), str(source), max_pixels)
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a picture's file; of one that is too large no more than its size is read.
+
+    Raises:
+        InputError: the file is missing, unreadable or larger than ``max_bytes``.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > max_bytes else file.read(max_bytes + 1)  # a pipe has no size
+    except FileNotFoundError as error:
+        raise InputError(f"no picture at {path}; give the path of a picture file") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a picture file") from error
+    if max(size, len(content)) > max_bytes:
+        raise InputError(
+            f"{path} is too large for a picture; at most {max_bytes / 2**20:g} MiB are read, "
+            "compress it or scale it down"
+        )
+    return content
+
+
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """``load_image`` of a file's content, which errors call ``name``."""
     if not content:
         raise InputError(f"{name} is empty; expected a PNG, JPEG or another picture")
+    check_structure(content, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is nothing the user can act on
@@ -70,30 +95,54 @@ def load_image(
         raise InputError(
             f"{name} is not a picture; expected one of {', '.join(FORMATS)}"
         ) from error
+    except MemoryError as error:
+        raise InputError(f"{name} takes more memory than there is; scale it down") from error
     except Exception as error:  # each decoder fails on damage in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is damaged and cannot be decoded ({reason})") from error
 
 
-def save_png(path: str | os.PathLike[str], pixels: npt.NDArray[np.uint8]) -> None:
+def save_png(
+    path: str | os.PathLike[str],
+    pixels: npt.NDArray[np.uint8],
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Writes [H, W] grey or [H, W, 3] RGB uint8 as a PNG, whole or not at all.
+
+    Args:
+        texts: keyword → Latin-1 text, kept in the file (``read_png_texts``).
 
     Raises:
         SamtrtError: the file cannot be written.
     """
-    save_pngs({Path(path): pixels})
+    save_pngs({Path(path): pixels}, texts)
 
 
-def save_pngs(files: Mapping[Path, npt.NDArray[np.uint8]]) -> None:
+def save_pngs(
+    files: Mapping[Path, npt.NDArray[np.uint8]], texts: Mapping[str, str] | None = None
+) -> None:
     """``save_png`` for several files: all take their names, or none does.
 
     Raises:
         SamtrtError: one of the files cannot be written.
     """
+    chunks = PngInfo()
+    for keyword, text in (texts or {}).items():
+        chunks.add_text(keyword, text)
     with ExitStack() as stack:
         for path, pixels in files.items():
             temporary = stack.enter_context(replacing(path))
-            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+            image = Image.fromarray(pixels)
+            image.save(temporary, format="PNG", compress_level=3, pnginfo=chunks)
+
+
+def read_png_texts(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts that ``save_png`` has kept in a PNG; empty for any other file."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+    except Exception:  # missing, no PNG, damaged: each in its own way
+        return {}
 
 
 def check_png_output(path: Path) -> None:
@@ -113,15 +162,6 @@ def check_png_output(path: Path) -> None:
         raise InputError(f"cannot write {path}: {existing}: {reason}; give another folder")
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"no picture at {path}; give the path of a picture file") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a picture file") from error
-
-
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
@@ -136,20 +176,37 @@ def _too_large(name: str, size: str, max_pixels: int) -> InputError:
 
 
 def _to_rgb(name: str, image: Image.Image) -> npt.NDArray[np.uint8]:
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        return _scale_grey(name, np.asarray(upright))
+    upright = _upright(image)
     if upright.mode == "F":
         raise InputError(
             f"{name} holds floating-point pixels, whose range is unknown; expected 8 or 16 bits, "
             "convert it first"
         )
-    if upright.has_transparency_data:
-        with_alpha = upright.convert("RGBA")
+    width, height = upright.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        rgb[top:bottom] = _strip_to_rgb(name, upright.crop((0, top, width, bottom)))
+    return rgb
+
+
+def _strip_to_rgb(name: str, strip: Image.Image) -> npt.NDArray[np.uint8]:
+    if strip.mode == "I" or strip.mode.startswith("I;16"):
+        return _scale_grey(name, np.asarray(strip))
+    if strip.has_transparency_data:
+        with_alpha = strip.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, "white")
-        upright = Image.alpha_composite(white, with_alpha)
-    return np.array(upright.convert("RGB"))
+        strip = Image.alpha_composite(white, with_alpha)
+    return np.asarray(strip.convert("RGB"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # first: the TIFF plugin turns the picture itself and drops the tag
+    image.getexif()  # the picture keeps what was read
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)  # Pillow would write it anew, which fails on damaged EXIF
+    return ImageOps.exif_transpose(image)
 
 
 def _scale_grey(name: str, grey: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

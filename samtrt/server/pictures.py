@@ -57,7 +57,9 @@ def _check_header(data: bytes, media_type: str, settings: Settings) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=tuple(PICTURE_TYPES.values())) as image:
-                found, (width, height) = image.format, image.size
+                # Cameras append previews or a second view to a JPEG; Pillow calls that MPO.
+                found = "JPEG" if image.format == "MPO" else image.format
+                width, height = image.size
     except Image.DecompressionBombError:
         raise too_large from None
     except Exception:  # Pillow's decoders raise nearly anything on hostile bytes

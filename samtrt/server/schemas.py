@@ -125,8 +125,8 @@ class CocoAnnotation(BaseModel):
     area: int
     bbox: Box
     iscrowd: Literal[0, 1]
-    predicted_iou: float
-    stability_score: float
+    predicted_iou: float | None
+    stability_score: float | None = Field(description="null where no pixel is near the mask.")
     point_coords: list[Point]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from samtrt.jobs.folder import coco_dataset
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.coco import coco_dataset
 from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.prompts import Prompt
 from samtrt.masks.runs import require_pycocotools
@@ -234,7 +234,7 @@ class Studio:
             generator.predictor = EmbeddedPredictor(self.sam, picture)
             generator.abandoned = abandoned
             records = generator.generate(pixels)
-        return coco_dataset(Path(request.id[:16]), pixels, records)
+        return coco_dataset(Path(request.id[:16]), (height, width), records)
 
     def _make_generator(self, **options: Any) -> AbandonableGenerator:
         return AbandonableGenerator(self.sam, output_mode="coco_rle", **options)

@@ -314,14 +314,13 @@ def test_overlay_draws_mask_outline_and_prompt() -> None:
     image = np.full((200, 300, 3), 200, np.uint8)
     mask = np.zeros((200, 300), bool)
     mask[50:150, 100:200] = True
-    prompt = Prompt.from_numbers([150, 100], [1], [90, 40, 210, 160])
     plain = draw_overlay(image, mask).astype(int)
     assert (plain[100, 150] - image[100, 150]).tolist() != [0, 0, 0]  # tinted inside
     assert plain[100, 150, 2] > plain[100, 150, 0]  # with blue
     assert (plain[10, 10] < 200).all()  # darker outside
     edge, inside = plain[100, 100], plain[100, 150]
     assert np.abs(edge - inside).sum() > 60  # the outline
-    drawn = draw_overlay(image, mask, prompt).astype(int)
+    drawn = draw_overlay(image, mask, [(150, 100)], [1], (90, 40, 210, 160)).astype(int)
     assert np.abs(drawn[100, 146] - plain[100, 146]).sum() > 60  # the point's ring
     near = drawn[94:107, 144:157].reshape(-1, 3)
     assert (np.abs(near - FOREGROUND_COLOR).sum(axis=1) < 30).any()

@@ -216,7 +216,8 @@ def test_progress_without_a_terminal_is_a_line_for_each_main_phase(trt, tensors,
     assert capfd.readouterr().err == ""
 
 
-def test_progress_on_a_terminal_is_a_bar_that_only_grows(trt):
+def test_progress_on_a_terminal_is_a_bar_that_only_grows(trt, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     monitor = make_progress_monitor(trt, stream=stream)
     shown = []
@@ -226,12 +227,12 @@ def test_progress_on_a_terminal_is_a_bar_that_only_grows(trt):
         time.sleep(0.11)  # the bar is drawn ten times a second at most
         for inner in range(10):
             assert monitor.step_complete("Timing tactics", inner)
-            shown.append(monitor._bar.n)
+            shown.append(monitor._bar.done)
         monitor.phase_finish("Timing tactics")
         monitor.step_complete("Building engine", step)
     assert shown == sorted(shown)
     assert shown[4] == pytest.approx(0.125)  # half of the first quarter
-    assert monitor._bar.n == pytest.approx(1)
+    assert monitor._bar.done == pytest.approx(1)
     monitor.close()
     assert "Timing tactics" in stream.getvalue()
 

@@ -1,19 +1,25 @@
 """A folder of pictures: outputs that agree, bad files that stop nothing, resuming."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage.data
 from oracle import tiny_config
 from PIL import Image
+from pycocotools import mask as mask_utils
 
 from samtrt.checkpoints.parameters import random_parameters
-from samtrt.errors import InputError
-from samtrt.jobs.folder import find_pictures, paint_masks, segment_folder
+from samtrt.errors import InputError, SamtrtError
+from samtrt.jobs.folder import FolderReport, find_pictures, segment_folder
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import coco_decode_rle
+from samtrt.pictures.drawing import paint_masks
 from samtrt.pictures.reading import load_image
 from samtrt.sam import Sam, sam_from_parameters
 
@@ -80,7 +86,10 @@ def test_good_pictures_are_segmented_and_bad_files_reported(
         for annotation, record in zip(dataset["annotations"], records, strict=True):
             mask = coco_decode_rle(annotation["segmentation"])
             np.testing.assert_array_equal(mask, record["segmentation"])
-            assert annotation["area"] == mask.sum() and annotation["bbox"] == record["bbox"]
+            assert annotation["area"] == mask.sum()
+            box = mask_utils.toBbox(mask_utils.encode(np.asfortranarray(mask.astype(np.uint8))))
+            assert annotation["bbox"] == box.tolist()  # where Meta's records are a pixel smaller
+            assert record["bbox"] == [*box[:2], box[2] - 1, box[3] - 1]
         painted = np.array(Image.open(out / f"{name}.png"))
         masks = [record["segmentation"] for record in records]
         np.testing.assert_array_equal(painted, paint_masks(image, masks))
@@ -116,19 +125,19 @@ def test_a_run_is_resumed_and_outdated_outputs_are_made_again(
             segment_folder(sam, folder, out, show_progress=False, **ARGUMENTS)
     assert sorted(path.name for path in out.rglob("*")) == ["a.jpg.json", "a.jpg.png"]
 
-    def run(model: Sam = sam, **changes: object) -> tuple[list[Path], list[Path]]:
+    def run_again(model: Sam = sam, **changes: object) -> tuple[list[Path], list[Path]]:
         report = segment_folder(model, folder, out, show_progress=False, **{**ARGUMENTS, **changes})
         return list(report.segmented), report.resumed
 
-    assert run() == (GOOD[1:], GOOD[:1])
-    assert run() == ([], GOOD)
+    assert run_again() == (GOOD[1:], GOOD[:1])
+    assert run_again() == ([], GOOD)
     (out / "a.jpg.png").unlink()
     (out / "b.PNG.json").write_text("{cut off")
-    assert run() == (GOOD[:2], GOOD[2:])
+    assert run_again() == (GOOD[:2], GOOD[2:])
     Image.fromarray(skimage.data.astronaut()[5:95, :120]).save(folder / "a.jpg")
-    assert run() == (GOOD[:1], GOOD[1:])
-    assert run(points_per_side=2) == (GOOD, [])
-    assert run(model=make_sam(seed=4), points_per_side=2) == (GOOD, [])
+    assert run_again() == (GOOD[:1], GOOD[1:])
+    assert run_again(points_per_side=2) == (GOOD, [])
+    assert run_again(model=make_sam(seed=4), points_per_side=2) == (GOOD, [])
 
 
 def test_json_alone(sam: Sam, folder: Path, tmp_path: Path) -> None:
@@ -161,15 +170,159 @@ def test_bad_arguments(sam: Sam, folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_painted_masks_part_and_small_ones_lie_on_top() -> None:
-    image = np.full((40, 60, 3), 100, np.uint8)
-    large, small = np.zeros((2, 40, 60), bool)
-    large[5:35, 5:50], small[10:20, 10:20] = True, True
-    for masks in ([large, small], [small, large]):
-        painted = paint_masks(image, masks)
-        np.testing.assert_array_equal(painted[2, 2], image[2, 2])
-        inside_small, inside_large = painted[15, 15].astype(int), painted[30, 40].astype(int)
-        assert np.abs(inside_small - inside_large).max() > 50
-        assert np.abs(inside_large - 100).max() > 50
-        assert painted[15, 10].sum() < 0.5 * painted[15, 15].sum()  # the line between them
-    np.testing.assert_array_equal(paint_masks(image, []), image)
+def two(tmp_path: Path, first: str = "a.png", second: str = "b.png") -> tuple[Path, Path]:
+    """A folder with two small pictures, and where the outputs go."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name, rows in ((first, 60), (second, 70)):
+        Image.fromarray(skimage.data.astronaut()[:rows, :80]).save(folder / name, "PNG")
+    return folder, tmp_path / "out"
+
+
+def run(sam: Sam, folder: Path, out: Path, **changes: Any) -> FolderReport:
+    return segment_folder(sam, folder, out, show_progress=False, **{**ARGUMENTS, **changes})
+
+
+def failing_at_the_first(error: Exception) -> Any:
+    """A ``generate`` that fails once."""
+    real, failed = SamAutomaticMaskGenerator.generate, []
+
+    def generate(self: SamAutomaticMaskGenerator, image: np.ndarray) -> list[dict[str, Any]]:
+        if not failed:
+            failed.append(error)
+            raise error
+        return real(self, image)
+
+    return generate
+
+
+def test_a_failure_that_nobody_foresaw_is_a_row_and_its_traceback_is_logged(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = two(tmp_path)
+    bug = failing_at_the_first(ZeroDivisionError("a bug"))
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", bug)
+    report = run(sam, folder, out)
+    assert list(report.segmented) == [Path("b.png")]
+    assert "unexpected ZeroDivisionError: a bug" in report.failed[Path("a.png")]
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[0] is ZeroDivisionError
+    assert str(folder / "a.png") in record.message
+    assert not list(out.glob("a.png*"))
+
+
+def test_memory_that_is_too_small_is_a_row(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = two(tmp_path)
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", failing_at_the_first(MemoryError()))
+    report = run(sam, folder, out)
+    assert "does not fit into memory" in report.failed[Path("a.png")]
+    assert list(report.segmented) == [Path("b.png")] and not caplog.records
+
+
+def test_a_file_too_large_for_memory_is_a_row_and_not_read(sam: Sam, tmp_path: Path) -> None:
+    folder, out = two(tmp_path)
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room
+    report = run(sam, folder, out)
+    assert list(report.segmented) == [Path("a.png"), Path("b.png")]
+    assert "at most 1024 MiB are read" in report.failed[Path("huge.png")]
+
+
+def test_a_tiny_picture_among_crops(sam: Sam, tmp_path: Path) -> None:
+    folder, out = two(tmp_path)
+    Image.new("RGB", (1, 1)).save(folder / "spacer.png")
+    report = run(sam, folder, out, crop_n_layers=1, points_per_side=2)
+    assert {Path("a.png"), Path("b.png")} <= set(report.segmented)
+
+
+def test_names_of_every_kind(sam: Sam, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A name is bytes: not always UTF-8, and a newline in it does not make two lines."""
+    latin = os.fsdecode(b"caf\xe9.png")
+    folder, out = two(tmp_path, latin, "new\nline.png")
+    (folder / (os.fsdecode(b"na\xefve") + ".jpg")).write_bytes(b"")
+    report = segment_folder(sam, folder, out, **ARGUMENTS)
+    assert set(report.segmented) == {Path(latin), Path("new\nline.png")} and len(report.failed) == 1
+    text = (out / f"{latin}.json").read_bytes()
+    dataset = json.loads(text.decode("utf-8"))
+    assert dataset["images"][0]["file_name"] == latin  # so that it opens the picture again
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and any(r"new\nline.png: " in line for line in lines)
+    assert run(sam, folder, out).resumed == sorted(report.segmented)
+
+
+@pytest.mark.parametrize("suffix", ["json", "png"])
+def test_what_others_have_written_is_never_replaced(sam: Sam, tmp_path: Path, suffix: str) -> None:
+    folder, out = two(tmp_path)
+    mine = out / f"a.png.{suffix}"
+    out.mkdir()
+    if suffix == "png":
+        Image.new("RGB", (3, 3)).save(mine)
+    else:
+        mine.write_text('{"annotations": []}')
+    before = mine.read_bytes()
+    report = run(sam, folder, out)
+    assert "no earlier run has written it" in report.failed[Path("a.png")]
+    assert mine.read_bytes() == before and list(report.segmented) == [Path("b.png")]
+    mine.unlink()
+    assert list(run(sam, folder, out).segmented) == [Path("a.png")]
+    assert list(run(sam, folder, out, points_per_side=2).segmented) == [
+        Path("a.png"),
+        Path("b.png"),
+    ]
+
+
+def test_a_png_of_the_users_beside_its_namesake_is_a_picture(sam: Sam, tmp_path: Path) -> None:
+    folder, _ = two(tmp_path, "a.jpg", "a.jpg.png")
+    before = (folder / "a.jpg.png").read_bytes()
+    report = run(sam, folder, folder)
+    assert list(report.segmented) == [Path("a.jpg.png")]
+    assert "no earlier run has written it" in report.failed[Path("a.jpg")]
+    assert (folder / "a.jpg.png").read_bytes() == before
+    assert run(sam, folder, folder).resumed == [Path("a.jpg.png")]
+
+
+@pytest.mark.parametrize("suffix", ["json", "png"])
+def test_a_folder_in_an_outputs_place_is_a_row(sam: Sam, tmp_path: Path, suffix: str) -> None:
+    folder, out = two(tmp_path)
+    (out / f"a.png.{suffix}").mkdir(parents=True)
+    report = run(sam, folder, out)
+    assert list(report.segmented) == [Path("b.png")] and list(report.failed) == [Path("a.png")]
+
+
+def test_a_name_that_leaves_no_room_for_a_suffix_is_a_row(sam: Sam, tmp_path: Path) -> None:
+    long = "n" * 248 + ".png"
+    folder, out = two(tmp_path, "a.png", long)
+    report = run(sam, folder, out)
+    assert "File name too long" in report.failed[Path(long)]
+    assert list(report.segmented) == [Path("a.png")]
+
+
+def test_a_full_disk_ends_the_run(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = two(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SamtrtError, match="No space left"):
+        run(sam, folder, out)
+    assert not list(out.iterdir())
+
+
+def test_undefined_figures_are_null() -> None:
+    mask = np.zeros((4, 6), np.uint8, order="F")
+    mask[1:3, 2:5] = 1
+    rle = mask_utils.encode(mask)
+    record = {
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+        "area": 6,
+        "bbox": [2, 1, 2, 1],
+        "stability_score": float("nan"),
+    }
+    (annotation,) = coco_dataset(Path("a.png"), (4, 6), [record])["annotations"]
+    assert annotation["stability_score"] is None and annotation["bbox"] == [2, 1, 3, 2]
+    assert coco_dataset(Path("a.png"), (4, 6), [])["annotations"] == []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TextIO
 
-from tqdm import tqdm
+from samtrt.console import ProgressBar
 
 _PRINTED_DEPTH = 1  # of nested phases, in a file or pipe
 
@@ -61,26 +61,18 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
             self._phases: dict[str, _Phase] = {}
             self._interrupted = False
             self._start = time.monotonic()
-            self._bar = None
-            if show and output.isatty():
-                self._bar = tqdm(
-                    total=1.0,
-                    file=output,
-                    leave=False,
-                    miniters=0,  # by time alone
-                    bar_format="{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed}",
-                )
+            self._bar = ProgressBar(1.0, output, show, keep=False, count=False)
 
         @_self_contained
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             depth = self._phases[parent].depth + 1 if parent in self._phases else 0
             self._phases[name] = _Phase(parent, steps, depth)
-            if self._bar is not None:
-                self._bar.set_description_str(name, refresh=False)
+            if self._bar.visible:
+                self._bar.describe(name)
                 self._show()
             elif show and depth <= _PRINTED_DEPTH:
                 seconds = time.monotonic() - self._start
-                print(f"TensorRT: {name.lower()} ({seconds:.1f} s)", file=output, flush=True)
+                self._bar.print_line(f"TensorRT: {name.lower()} ({seconds:.1f} s)")
 
         @_self_contained
         def step_complete(self, name: str, step: int) -> None:
@@ -94,17 +86,14 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
             self._show()
 
         def close(self) -> None:
-            if self._bar is not None:
-                self._bar.close()
+            self._bar.close()
             if self._interrupted:
                 raise KeyboardInterrupt
 
         def _show(self) -> None:
-            if self._bar is not None:
-                roots = [name for name, phase in self._phases.items() if phase.parent is None]
-                if roots:
-                    self._bar.n = max(self._bar.n, min(self._fraction(roots[0]), 1.0))
-                    self._bar.update(0)
+            roots = [name for name, phase in self._phases.items() if phase.parent is None]
+            if roots:
+                self._bar.advance_to(min(self._fraction(roots[0]), 1.0))
 
         def _fraction(self, name: str) -> float:
             phase = self._phases[name]

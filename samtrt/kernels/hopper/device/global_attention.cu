@@ -30,6 +30,21 @@ constexpr int PITCH = COLUMNS + 4;    // floats; eight rows in different banks
 // The row maximum grows only when a thread's sum of exponentials passes this. fp16 ends at 65504.
 constexpr float LARGE_SUM = 32768.0f;
 
+// The protocol (tests/kernels/test_hopper_protocols.py explores a model of it), all mbarriers:
+//
+//   tables_full            one phase: an arrival and the bytes, by the fetching thread. All wait.
+//   q_full[consumer]       a phase a row of queries: an arrival and the bytes, by the fetching thread,
+//                          which has waited for the phase before of q_empty[consumer].
+//   q_empty[consumer]      one arrival a warp of that warpgroup, when it has its queries in registers.
+//   k_full, v_full[stage]  a phase a tile: an arrival and the bytes, by the fetching thread, which has
+//                          waited for the stage's phase before of k_empty or v_empty.
+//   k_empty, v_empty[stage]  one arrival a warp of all three warpgroups, when its product has read the
+//                          tile; a warpgroup that has no row takes no product, but waits and arrives.
+//
+// Each warp waits for every phase of what is full before it arrives at what is empty in that phase, with
+// all its lanes. So `full` n + 1 needs every warp past `full` n, and `empty` n + 1 needs `full` n + 1:
+// nobody is a phase ahead or mistakes a parity. The scores past a chunk's last tile are the one product
+// that waits for no tile; nothing uses them. `relative` is each warp's own.
 struct Shared {
     alignas(1024) char table_h[TABLE_BYTES];
     char table_w[TABLE_BYTES];
@@ -347,8 +362,10 @@ __device__ inline void consume(Shared& shared, void* __restrict__ out, u32 consu
             for (u32 j = 0; j < height; ++j, ++tile) {
                 const Place at(tile);
                 barrier_wait(&shared.k_full[at.stage], at.parity);
+                __syncwarp();
                 release(shared.k_empty[at.stage]);
                 barrier_wait(&shared.v_full[at.stage], at.parity);
+                __syncwarp();
                 release(shared.v_empty[at.stage]);
             }
         }

@@ -42,7 +42,7 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
         float scale[PARTS][2];
         char* place = shared.places + lane.consumer * PART_BYTES;
         if (!PINGPONG) {
-            if (lane.consumer == 1) release_others_place(shared, lane, ring);
+            if (lane.consumer == 1) release_others_place(shared, ring);
             barrier_wait(&shared.full[ring.stage], ring.parity);
             place = shared.stages + ring.stage * STAGE_BYTES;
         }
@@ -76,7 +76,7 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
         }
         if (!PINGPONG) {
             release_place(shared, lane, ring);
-            if (lane.consumer == 0) release_others_place(shared, lane, ring);
+            if (lane.consumer == 0) release_others_place(shared, ring);
         }
     }
     // The last chunks have left shared memory before the next kernel's block may take it.

@@ -143,13 +143,19 @@ __device__ inline void send(const Layer& layer, const char* place, int row, int 
     store_commit();
 }
 
-// The stage that is the other warpgroup's place is free as far as this one is concerned.
-__device__ inline void release_others_place(const Shared& shared, const Lane& lane, Ring& ring) {
-    if (lane.thread == 0) barrier_arrive(&shared.empty[ring.stage], WARPGROUP / WARP);
+// The stage that is the other warpgroup's place: nothing of it is read here, but each warp waits for
+// it, and then arrives, as at any other stage. A warp that arrived without the wait could do so in the
+// phase before, which then ends while the other warpgroup still reads; one that did not wait would not
+// know whether the next phase's parity is this one's.
+__device__ inline void release_others_place(const Shared& shared, Ring& ring) {
+    barrier_wait(&shared.full[ring.stage], ring.parity);
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(&shared.empty[ring.stage]);
     ring.advance();
 }
 
-// Its own is when the stores have left it.
+// A warpgroup's own place is free when the stores have left it. (One thread arrives for its four warps:
+// `send` has shown it that they have all waited for the place.)
 __device__ inline void release_place(const Shared& shared, const Lane& lane, Ring& ring) {
     if (lane.thread == 0) {
         store_wait_read<0>();

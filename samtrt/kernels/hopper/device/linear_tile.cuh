@@ -41,6 +41,28 @@ static_assert(PINGPONG || PARTS * PART_BYTES <= STAGE_BYTES, "a stage is no plac
 __device__ inline int steps_of(const Layer& layer) { return u32(layer.inner + BLOCK_K - 1) / BLOCK_K; }
 
 // Shared memory of a block: the stages, the places, each warpgroup's bias, the barriers.
+//
+// The protocol (tests/kernels/test_hopper_protocols.py explores a model of it). Stages are used in turn,
+// each use a phase of the stage's two mbarriers:
+//
+//   full[stage]   one arrival and the bytes it expects, by the fetching thread, which has waited for
+//                 the stage's phase before to be `empty`.
+//   empty[stage]  one arrival a warp that uses the stage: the four of the tile's warpgroup (PINGPONG),
+//                 or all eight; a warp has waited for this phase's `full`, and its products have read
+//                 the stage. At its own place one thread arrives for its four warps instead, when the
+//                 stores have read it.
+//
+// So nobody is a phase ahead: `full` n + 1 needs `empty` n, which needs every warp past `full` n; and
+// `empty` n + 1 needs `full` n + 1. And nobody takes a phase for the one two before, which has the same
+// parity: each warp waits for every phase of `full`, or (PINGPONG, the other's tiles) for barrier
+// 1 + consumer, at which the other warpgroup arrives past all phases of its tile.
+//
+// Named barriers, of warpgroup `consumer`:
+//
+//   1 + consumer  256 threads: itself, before its products, and the other, which arrives when its last
+//                 is issued. They alternate, since each arrives after its own wait; the first is free.
+//   3 + consumer  128 threads: before a part is finished (the bias is written, and where PINGPONG the
+//                 last stores have read the place) and before it is stored (it is written).
 struct Shared {
     char* stages;
     char* places;

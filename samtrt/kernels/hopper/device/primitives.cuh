@@ -1,6 +1,6 @@
 // What the kernels here use of Hopper's instruction set, one function an instruction (PTX ISA,
 // "Asynchronous copy", "mbarrier", "wgmma"). Self-contained: no toolkit header is read.
-// wgmma<N>'s definitions are appended by program.py, since their operand lists depend on N.
+// wgmma<N>'s definitions are appended by compiler.py, since their operand lists depend on N.
 
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -31,6 +31,21 @@ __device__ inline bool elect_one() {
     return chosen;
 }
 
+// Where a role may be delayed without harm: before each operation on a barrier, each copy and each
+// product. Nothing in ordinary machine code; with JITTER, a seed, a warp waits there now and then, up
+// to 4 µs often and up to 60 µs rarely (benchmarks/stress.py).
+__device__ inline void jitter() {
+#ifdef JITTER
+    u32 x;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(x));
+    x = (x ^ (threadIdx.x / WARP * 0x9e3779b9u) ^ (blockIdx.x * 0x7feb352du)) + JITTER;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    x ^= x >> 16;
+    if (x % 8 == 0) __nanosleep(x >> 8 & (x % 256 == 0 ? 0x7fff : 0x7ff));
+#endif
+}
+
 // ---- mbarrier ---------------------------------------------------------------------------------
 
 __device__ inline void barrier_init(u64* barrier, u32 arrivals) {
@@ -44,6 +59,7 @@ __device__ inline void barrier_init_fence() {
 }
 
 __device__ inline void barrier_expect(u64* barrier, u32 bytes) {
+    jitter();
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
                      shared_address(barrier)),
                  "r"(bytes)
@@ -51,6 +67,7 @@ __device__ inline void barrier_expect(u64* barrier, u32 bytes) {
 }
 
 __device__ inline void barrier_arrive(u64* barrier, u32 arrivals = 1) {
+    jitter();
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                  "r"(arrivals)
                  : "memory");
@@ -58,6 +75,7 @@ __device__ inline void barrier_arrive(u64* barrier, u32 arrivals = 1) {
 
 // Waits until the phase with this parity has completed.
 __device__ inline void barrier_wait(u64* barrier, u32 parity) {
+    jitter();
     asm volatile(
         "{ .reg .pred done;"
         "  wait_loop: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;"
@@ -68,10 +86,12 @@ __device__ inline void barrier_wait(u64* barrier, u32 parity) {
 
 // Barriers 1…15 among some warps of a block; 0 is __syncthreads.
 __device__ inline void named_sync(u32 id, u32 threads) {
+    jitter();
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ inline void named_arrive(u32 id, u32 threads) {
+    jitter();
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
@@ -82,6 +102,7 @@ __device__ inline void prefetch(const TensorMap& map) {
 }
 
 __device__ inline void copy_2d(void* to, const TensorMap& map, int x, int y, u64* barrier) {
+    jitter();
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
@@ -91,6 +112,7 @@ __device__ inline void copy_2d(void* to, const TensorMap& map, int x, int y, u64
 
 __device__ inline void copy_4d(void* to, const TensorMap& map, int x, int y, int z, int w,
                                u64* barrier) {
+    jitter();
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
@@ -99,6 +121,7 @@ __device__ inline void copy_4d(void* to, const TensorMap& map, int x, int y, int
 }
 
 __device__ inline void store_2d(const TensorMap& map, const void* from, int x, int y) {
+    jitter();
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
                      &map),
                  "r"(shared_address(from)), "r"(x), "r"(y)
@@ -107,6 +130,7 @@ __device__ inline void store_2d(const TensorMap& map, const void* from, int x, i
 
 __device__ inline void store_4d(const TensorMap& map, const void* from, int x, int y, int z,
                                 int w) {
+    jitter();
     asm volatile(
         "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(
             &map),
@@ -119,6 +143,7 @@ __device__ inline void store_commit() { asm volatile("cp.async.bulk.commit_group
 // Waits until all but the last PENDING stores of this thread have read their source.
 template <int PENDING>
 __device__ inline void store_wait_read() {
+    jitter();
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
@@ -143,7 +168,10 @@ __device__ inline u64 descriptor(const void* pointer) {
 // A descriptor moved on by some bytes (a multiple of 16).
 __device__ inline u64 advance(u64 descriptor, u32 bytes) { return descriptor + (bytes >> 4); }
 
-__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_fence() {
+    jitter();
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 
 __device__ inline void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");

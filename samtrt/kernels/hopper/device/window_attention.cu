@@ -18,6 +18,29 @@
 //
 // Compile-time constants: HEAD_DIM (64 or 80), WINDOW (6 … 14).
 
+// The protocol (tests/kernels/test_hopper_protocols.py explores a model of it). Unit i has stage i % 2,
+// a phase of its barriers, in which there arrive
+//
+//   keys, values  the copying thread, with the bytes it expects, when it has waited for `done` of the
+//                 unit before in the stage;
+//   padded        every helper's thread, past `keys` and `values`, where the window leaves the grid;
+//   done          each of the helpers' warps and of the two warpgroups', past `keys`, with all lanes,
+//                 when what it reads is read and what it writes is written.
+//
+// So keys n + 1 needs every warp past done n, and done n + 1 needs keys n + 1: nobody is a phase ahead.
+// Everybody waits for every phase of `keys`, the helpers of `values`, the warpgroups of `padded`: no
+// parity is mistaken. (A warpgroup with no tile of a unit does not wait for its values; before the next
+// ones the copying thread has waited for the helpers, who do.) The queries' place is written by the
+// copying thread alone when its own stores have read it (store_wait_read).
+//
+//   scores[warpgroup]  a phase a tile of that warpgroup: the other's four warps, when they have the
+//                      scores of the tile before, which they took after a wait for scores[other].
+//                      Tiles are in one order over all units, so the two alternate.
+//
+// Named barriers: 1 + warpgroup, its 128 threads, between the last product of a tile and its outputs,
+// which replace its queries; 1 + CONSUMERS, the helpers' 96, between the steps of attend_few, where
+// everybody has read what a step overwrites before the last barrier; 2 + CONSUMERS, once, all threads,
+// of which the copying warp does not wait: the mbarriers are initialised, the constants are there.
 struct Barriers {
     u64 keys[STAGES];       // queries and keys have arrived
     u64 values[STAGES];     // values have arrived

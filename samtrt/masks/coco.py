@@ -1,0 +1,37 @@
+"""Masks as COCO data sets."""
+
+from pathlib import Path
+from typing import Any
+
+from samtrt.files import without_nan
+from samtrt.masks.runs import require_pycocotools
+
+
+def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]]) -> Any:
+    """A COCO data set of one picture, as ``json`` can write it.
+
+    Args:
+        name: the picture's file, as the data set shall call it.
+        size: the picture's (height, width).
+        records: the generator's, with ``output_mode="coco_rle"``. Their further fields stay in
+            the annotations. ``bbox`` is pycocotools' (x, y, width, height in whole pixels, both
+            outermost ones inside), which is a pixel wider and higher than in Meta's records.
+
+    Raises:
+        SamtrtError: pycocotools is not installed.
+    """
+    height, width = size
+    masks = [
+        {**record["segmentation"], "counts": record["segmentation"]["counts"].encode("ascii")}
+        for record in records
+    ]
+    boxes = require_pycocotools().toBbox(masks).tolist() if masks else []
+    numbered = {"image_id": 1, "category_id": 1, "iscrowd": 0}
+    return {
+        "images": [{"id": 1, "width": width, "height": height, "file_name": name.as_posix()}],
+        "annotations": [
+            without_nan({"id": number, **numbered, **record, "bbox": box})
+            for number, (record, box) in enumerate(zip(records, boxes, strict=True), start=1)
+        ],
+        "categories": [{"id": 1, "name": "object"}],
+    }
