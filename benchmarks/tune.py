@@ -23,7 +23,7 @@ from benchmarks.tuning.tuner import Tuner
 from samtrt.checkpoints import config as sizes
 from samtrt.console import track
 from samtrt.files import write_json
-from samtrt.kernels.hopper.compiler import cache_folder
+from samtrt.kernels.hopper.code_cache import cache_folder
 from samtrt.reports.benchmarking import environment
 
 SECTIONS = {**hopper.SECTIONS, **portable.SECTIONS}

@@ -3,16 +3,25 @@
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hopper_kernels import machine_code  # (skips where NVRTC is missing)
 
 from samtrt.errors import EngineError
-from samtrt.kernels.hopper import compiler as program
-from samtrt.kernels.hopper.compiler import CACHE_VARIABLE, Program, cache_folder
+from samtrt.kernels.hopper import code_cache, compiler, launch
+from samtrt.kernels.hopper.code_cache import CACHE_VARIABLE
+from samtrt.kernels.hopper.compiler import Program
 from samtrt.kernels.hopper.linear import MIDDLE, NORMALISED, NORMALISED_GELU, RESIDUAL, TALL, WIDE
 from samtrt.kernels.hopper.window_attention import window_attention_program
+
+
+class Status(int):
+    """A driver's, as ``cuda.bindings`` gives it."""
+
+    name = "INVALID_IMAGE"
 
 
 def example() -> Program:
@@ -48,25 +57,72 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     compiled = counted(monkeypatch)
+    code_cache._warn.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert example().machine_code() == example().machine_code() == b"machine code"
     assert compiled == ["linear", "linear"]
     assert CACHE_VARIABLE in caplog.text
 
 
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/samtrt")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "samtrt"
+@pytest.mark.parametrize("changed", ["options", "version", "source"])
+def test_what_makes_the_code_is_in_its_name(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "kernels"))
+    compiled = counted(monkeypatch)
+    example().machine_code()
+    if changed == "options":
+        monkeypatch.setattr(compiler, "OPTIONS", (*compiler.OPTIONS, "--use_fast_math"))
+    elif changed == "version":
+        driver, _ = compiler.bindings()
+        nvrtc = SimpleNamespace(nvrtcVersion=lambda: (0, 99, 1))
+        monkeypatch.setattr(compiler, "bindings", lambda: (driver, nvrtc))
+    else:
+        monkeypatch.setattr(Program, "source", property(lambda self: "another"))
+    example().machine_code()
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_code_that_does_not_load_is_compiled_anew(
+    attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept whole, but the driver refuses it; where it refuses the new code too, that is said."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "kernels"))
+    compiled = counted(monkeypatch)
+    example().machine_code()
+    loads = []
+
+    def load(code: bytes) -> tuple[Any, str]:
+        loads.append(code)
+        refused = len(loads) <= attempts
+        return Status(refused), "module"
+
+    driver = SimpleNamespace(
+        cuModuleLoadData=load,
+        cuModuleGetFunction=lambda module, name: (Status(False), f"{module} {name.decode()}"),
+        cuFuncSetAttribute=lambda *arguments: (Status(False),),
+        CUfunction_attribute=SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8),
+    )
+    _, nvrtc = compiler.bindings()
+    monkeypatch.setattr(compiler, "bindings", lambda: (driver, nvrtc))
+    monkeypatch.setattr(launch, "bindings", lambda: (driver, nvrtc))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=int))
+    launch._loaded.cache_clear()
+    if attempts == 2:
+        with pytest.raises(EngineError, match="cuModuleLoadData failed: INVALID_IMAGE"):
+            launch._function(example(), 0, 1024)
+    else:
+        assert launch._function(example(), 0, 1024) == "module linear"
+    launch._loaded.cache_clear()
+    assert compiled == ["linear", "linear"] and len(loads) == 2
 
 
 def test_missing_nvrtc_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    program.bindings.cache_clear()
+    compiler.bindings.cache_clear()
     with pytest.raises(EngineError, match="cuda-bindings") as error:
-        program.require_compiler()
+        compiler.require_compiler()
     assert "\n" not in str(error.value)
 
 

@@ -1,8 +1,6 @@
 """Compiles CUDA C++ with NVRTC, which needs no toolkit, and keeps the machine code."""
 
 import hashlib
-import logging
-import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,22 +8,11 @@ from typing import Any
 
 import torch
 
-from samtrt.errors import EngineError, SamtrtError
-from samtrt.files import replacing
+from samtrt.errors import EngineError
+from samtrt.kernels.hopper.code_cache import keep_code, read_code
 
-ARCHITECTURE = "sm_90a"
+OPTIONS = ("--gpu-architecture=sm_90a", "--std=c++17", "-lineinfo")
 FOLDER = Path(__file__).resolve().parent / "device"
-CACHE_VARIABLE = "SAMTRT_CACHE_DIR"
-
-logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: ``$SAMTRT_CACHE_DIR``, or ``samtrt`` in the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samtrt"
 
 
 @cache
@@ -131,24 +118,22 @@ class Program:
         Raises:
             EngineError: NVRTC is missing or refuses the source.
         """
+        code = read_code(self._cache_name)
+        return self.compile_and_keep() if code is None else code
+
+    def compile_and_keep(self) -> bytes:
+        """The cubin, compiled anew and put into the cache."""
+        code = self.compile()
+        keep_code(self._cache_name, code)
+        return code
+
+    @property
+    def _cache_name(self) -> str:
         _, nvrtc = bindings()
         version = nvrtc.nvrtcVersion()[1:]
-        key = hashlib.sha256(f"{version}\n{ARCHITECTURE}\n{self.source}".encode()).hexdigest()
-        path = cache_folder() / f"{self.function_name}-{key[:32]}.cubin"
-        if path.is_file():
-            return path.read_bytes()
-        code = self.compile()
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(code)
-        except SamtrtError as error:
-            logger.warning(
-                "kernels are compiled anew at each start, since their cache cannot be written; set "
-                "%s to a folder that can (%s)",
-                CACHE_VARIABLE,
-                error,
-            )
-        return code
+        everything = f"{version}\n{OPTIONS}\n{self.source}"
+        key = hashlib.sha256(everything.encode()).hexdigest()
+        return f"{self.function_name}-{key[:32]}"
 
     def compile(self) -> bytes:
         """The cubin, compiled anew."""
@@ -157,14 +142,16 @@ class Program:
             nvrtc.nvrtcCreateProgram(self.source.encode(), self.file.encode(), 0, [], []),
             "nvrtcCreateProgram",
         )
-        options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17", b"-lineinfo"]
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        if int(status) != 0:
-            log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "log size")
-            nvrtc.nvrtcGetProgramLog(program, log)
-            errors = [line for line in log.decode().splitlines() if "error" in line]
-            raise EngineError(f"NVRTC refuses {self.file}: {'; '.join(errors[:3])}")
-        code = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize")
-        checked(nvrtc.nvrtcGetCUBIN(program, code), "nvrtcGetCUBIN")
-        nvrtc.nvrtcDestroyProgram(program)
+        options = [option.encode() for option in OPTIONS]
+        try:
+            (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+            if int(status) != 0:
+                log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "log size")
+                nvrtc.nvrtcGetProgramLog(program, log)
+                errors = [line for line in log.decode().splitlines() if "error" in line]
+                raise EngineError(f"NVRTC refuses {self.file}: {'; '.join(errors[:3])}")
+            code = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize")
+            checked(nvrtc.nvrtcGetCUBIN(program, code), "nvrtcGetCUBIN")
+        finally:
+            nvrtc.nvrtcDestroyProgram(program)
         return code

@@ -108,6 +108,7 @@ def global_attention(
     chunks = batch * num_heads * parts
     launch(
         global_attention_program(head_dim, qkv.dtype),
+        qkv.device,
         (min(blocks, chunks), 1, 1),
         THREADS,
         shared_bytes(head_dim),

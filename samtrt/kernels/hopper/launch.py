@@ -1,41 +1,58 @@
 """Launches compiled kernels through the driver, and describes tensors to the copy engine."""
 
 import ctypes
+import threading
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samtrt.errors import EngineError
 from samtrt.kernels.hopper.compiler import Program, bindings, checked
+
+_loading = threading.Lock()
+
+
+def _function(program: Program, device: int, shared_bytes: int) -> Any:
+    with _loading:  # else threads compile and load the same program several times
+        return _loaded(program, device, shared_bytes)
 
 
 @cache
-def _function(program: Program, device: int, shared_bytes: int) -> Any:
+def _loaded(program: Program, device: int, shared_bytes: int) -> Any:
+    """The kernel in the context of a GPU, which is the current one."""
     driver, _ = bindings()
-    with torch.cuda.device(device):
-        torch.cuda.current_stream().synchronize()  # makes torch's context the current one
-        module = checked(driver.cuModuleLoadData(program.machine_code()), "cuModuleLoadData")
-        name = program.function_name.encode()
-        function = checked(driver.cuModuleGetFunction(module, name), "cuModuleGetFunction")
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes), "shared memory")
+    torch.cuda.current_stream().synchronize()  # makes torch's context the current one
+    code = program.machine_code()
+    try:
+        module = checked(driver.cuModuleLoadData(code), "cuModuleLoadData")
+    except EngineError:
+        # Sound when it was kept, but not for this driver: what NVRTC makes now has a last word.
+        code = program.compile_and_keep()
+        module = checked(driver.cuModuleLoadData(code), "cuModuleLoadData")
+    name = program.function_name.encode()
+    function = checked(driver.cuModuleGetFunction(module, name), "cuModuleGetFunction")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes), "shared memory")
     return function
 
 
 def launch(
     program: Program,
+    device: torch.device,
     grid: tuple[int, int, int],
     threads: int,
     shared_bytes: int,
     arguments: list[Any],
 ) -> None:
-    """Launches on torch's current stream.
+    """Launches on a GPU, on torch's current stream of it, whichever GPU is the current one.
 
     The kernel may start before its predecessors on the stream have finished: it must call
     ``dependency_wait`` before it reads or writes what they do.
 
     Args:
+        device: the GPU, with its index, that the arguments are on.
         arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats and ctypes structures, in
             the kernel's order.
 
@@ -43,8 +60,6 @@ def launch(
         EngineError: NVRTC or the driver refuses.
     """
     driver, _ = bindings()
-    device = torch.cuda.current_device()
-    function = _function(program, device, shared_bytes)
     dependent = driver.CUlaunchAttribute()
     identifiers = driver.CUlaunchAttributeID
     dependent.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -55,10 +70,12 @@ def launch(
     config.sharedMemBytes = shared_bytes
     config.attrs = [dependent]
     config.numAttrs = 1
-    config.hStream = torch.cuda.current_stream().cuda_stream
+    config.hStream = torch.cuda.current_stream(device).cuda_stream
     values = [_value(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-    result = driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0)
+    with torch.cuda.device(device):
+        function = _function(program, device.index, shared_bytes)
+        result = driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0)
     checked(result, f"launch of {program.function_name}")
 
 

@@ -237,7 +237,7 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
     )
     packed = layer.packed(tiles)
     blocks = min(processors, packed.tiles)
-    launch(program, (blocks, 1, 1), THREADS, tiles.shared_bytes, [packed])
+    launch(program, layer.a.device, (blocks, 1, 1), THREADS, tiles.shared_bytes, [packed])
 
 
 def can_write_statistics(channels: int) -> bool:
@@ -270,4 +270,5 @@ def fold_layer_norm(
         W' [N, C] and c' [N], fp32.
     """
     scaled = weight * norm_weight
-    return scaled - scaled.mean(1, keepdim=True), bias + weight @ norm_bias
+    # (not as a product of torch's, which may round its operands to TF32)
+    return scaled - scaled.mean(1, keepdim=True), bias + (weight * norm_bias).sum(1)

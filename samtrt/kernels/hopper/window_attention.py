@@ -97,11 +97,11 @@ def window_schedule(
                 (work, (x, y, image, head)) for image in range(batch) for head in range(num_heads)
             ]
     lists = _share(units, min(blocks, len(units)))
-    schedule = torch.zeros(len(lists), max(map(len, lists)), 4, dtype=torch.int32)
+    schedule = torch.zeros(len(lists), max(map(len, lists)), 4, dtype=torch.int32, device="cpu")
     schedule[..., 3] = -1
     for block, share in enumerate(lists):
         entries = [entry for _, entry in sorted(share, key=lambda unit: unit[0])]
-        schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
+        schedule[block, : len(entries)] = torch.tensor(entries, dtype=torch.int32, device="cpu")
     return schedule
 
 
@@ -187,7 +187,7 @@ def window_attention(
     blocks, units, _ = schedule.shape
     scale = head_dim**-0.5 * LOG2_E
     arguments = [*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale]
-    launch(program, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
+    launch(program, qkv.device, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
 
 
 def _boxes(tensor: Tensor, columns: int, box_width: int, box_height: int) -> TensorMap:

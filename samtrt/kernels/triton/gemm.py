@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samtrt.errors import EngineError
-from samtrt.kernels.device import multiprocessors
+from samtrt.kernels.device import launches, multiprocessors
 
 
 @triton.jit
@@ -47,6 +47,7 @@ def _patchify_kernel(
     tl.store(out_ptr + target + pixel[None, :], pixels.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@launches
 def patchify(image: torch.Tensor, out: torch.Tensor, patch_size: int) -> None:
     """Cuts an image into patch rows: ``PatchEmbed.proj`` becomes a matrix product.
 
@@ -156,6 +157,7 @@ class GemmTiles:
     num_stages: int = 3
 
 
+@launches
 def linear_gelu(
     a: torch.Tensor,
     weight: torch.Tensor,
@@ -219,6 +221,7 @@ def _gelu_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr):
     tl.store(out_ptr + offset, _gelu(x).to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@launches
 def gelu(x: torch.Tensor, out: torch.Tensor, *, block: int = 2048, num_warps: int = 4) -> None:
     """``out = gelu(x)``, the erf form, any shape, contiguous; ``out`` may be ``x``."""
     count = x.numel()

@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samtrt.errors import EngineError
+from samtrt.kernels.device import launches
 from samtrt.kernels.triton.window_attention import LOG2_E, split_head_dim
 
 MAX_GRID = 128
@@ -234,6 +235,7 @@ def _global_attention_kernel(
         tl.store(target + dim_tail[None, :], (acc_tail * scale).to(dtype), mask=is_query[:, None])
 
 
+@launches
 def relative_positions(
     qkv: torch.Tensor,
     table_h: torch.Tensor,
@@ -272,6 +274,7 @@ def relative_positions(
     )
 
 
+@launches
 def global_attention(
     qkv: torch.Tensor,
     rel_h: torch.Tensor,

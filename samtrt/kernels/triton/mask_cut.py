@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from samtrt.kernels.device import launches
+
 _BLOCK = 32  # side of an output tile, in pixels
 
 
@@ -76,6 +78,7 @@ def _cut_kernel(
     tl.atomic_add(areas_ptr + 2 * mask_index + 1, outer)
 
 
+@launches
 def cut_masks(
     logits: torch.Tensor,
     input_size: tuple[int, int],

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from samtrt.errors import EngineError
-from samtrt.kernels.device import multiprocessors
+from samtrt.kernels.device import launches, multiprocessors
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _layer_norm_to_nchw_kernel(
     )
 
 
+@launches
 def layer_norm(
     x: torch.Tensor,
     shift: torch.Tensor,
@@ -142,6 +143,7 @@ def layer_norm(
     )
 
 
+@launches
 def layer_norm_to_nchw(
     x: torch.Tensor,
     weight: torch.Tensor,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from samtrt.errors import EngineError
+from samtrt.kernels.device import launches
 
 # Half the columns of the relative position product: the largest window side.
 MAX_WINDOW = 16
@@ -147,6 +148,7 @@ def _window_attention_kernel(
         tl.store(target + dim_tail[None, :], (acc_tail * scale).to(dtype), mask=is_query[:, None])
 
 
+@launches
 def window_attention(
     qkv: torch.Tensor,
     qkv_bias: torch.Tensor,
@@ -242,6 +244,8 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
 def window_places(window_size: int) -> torch.Tensor:
     """Where each key of a window is: [256, 32], a one at its row and one at 16 + its column.
 
+    fp32, on the CPU.
+
     Raises:
         EngineError: a window side above 16.
     """
@@ -250,8 +254,8 @@ def window_places(window_size: int) -> torch.Tensor:
             f"window size {window_size} is not supported by the cuda backend: 1 to {MAX_WINDOW} "
             "tokens; use the tensorrt or cpu backend"
         )
-    places = torch.zeros(MAX_WINDOW * MAX_WINDOW, TABLE_ROWS)
-    key = torch.arange(window_size * window_size)
+    places = torch.zeros(MAX_WINDOW * MAX_WINDOW, TABLE_ROWS, dtype=torch.float32, device="cpu")
+    key = torch.arange(window_size * window_size, device="cpu")
     places[key, key // window_size] = 1
     places[key, MAX_WINDOW + key % window_size] = 1
     return places
