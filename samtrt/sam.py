@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.checkpoints.parameters import Parameters, load_parameters
+from samtrt.encoders.choice import default_device
 from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
 from samtrt.encoders.protocol import ImageEncoder
@@ -177,8 +178,6 @@ def load_sam(
 ) -> Sam:
     """Loads a model from an engine folder, a parameter folder or a checkpoint of Meta's.
 
-    The image encoder is made at once, so that what cannot be used here is refused here.
-
     Args:
         path: a folder made by ``build.py`` or by ``params_convert.py``, or a ``.pth`` file.
         decoder: parameter folder or checkpoint with the mask decoder, for an engine folder, which
@@ -199,7 +198,7 @@ def load_sam(
                 f"{path} is not an engine folder, and its parameters have a mask decoder of their "
                 "own; leave `decoder` out, or give an engine folder made by build.py"
             )
-        return _ready(sam_from_parameters(_read_parameters(path), backend, device, precision))
+        return sam_from_parameters(_read_parameters(path), backend, device, precision)
     if decoder is None:
         raise EngineError(
             f"{path} holds an image encoder and no mask decoder; "
@@ -207,26 +206,13 @@ def load_sam(
         )
     info = read_engine_info(path)
     parameters = _read_parameters(Path(decoder))
-    if info.config != parameters.encoder_config:
-        raise EngineError(
-            f"the engine in {path} and the parameters in {decoder} are of different sizes; "
-            "build the engine again from these parameters"
-        )
-    return _ready(
-        _assemble(
-            # The engine refuses to work with another parameter set.
-            partial(load_encoder, path, backend, parameters_sha256=parameters.sha256),
-            parameters,
-            device or ("cpu" if info.backend == "cpu" else "cuda"),
-            info.engine_sha256,
-        )
+    return _assemble(
+        # The engine refuses to work with another parameter set.
+        partial(load_encoder, path, backend, parameters_sha256=parameters.sha256),
+        parameters,
+        device or ("cpu" if info.backend == "cpu" else "cuda"),
+        info.engine_sha256,
     )
-
-
-def _ready(sam: Sam) -> Sam:
-    """Makes the image encoder now: what cannot be used is refused when it is loaded."""
-    _ = sam.image_encoder
-    return sam
 
 
 def sam_from_parameters(
@@ -242,7 +228,7 @@ def sam_from_parameters(
         EngineError: when the encoder is first used: a backend that needs an engine or is not here.
     """
     if device is None:
-        device = "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
+        device = default_device(backend)
     return _assemble(
         partial(encoder_from_parameters, parameters, backend, precision=precision),
         parameters,

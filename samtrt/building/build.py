@@ -8,10 +8,10 @@ from pathlib import Path
 
 from samtrt.building.parity import MAX_RELATIVE_L2, MIN_MEAN_MASK_IOU, check_parity
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.choice import fastest_backend
 from samtrt.encoders.cpu import CPU_PRECISIONS
 from samtrt.encoders.engine import (
     FAILED,
-    MAX_BATCH_SIZE,
     NOT_CHECKED,
     PRECISIONS,
     SKIPPED,
@@ -24,11 +24,9 @@ from samtrt.encoders.engine import (
 from samtrt.encoders.load import default_precision, open_encoder
 from samtrt.encoders.packed import write_packed
 from samtrt.errors import EngineError
-from samtrt.files import read_whole, writing
 from samtrt.modeling.image_encoder import AttentionKind
 
 BACKEND_PRECISIONS = {"tensorrt": PRECISIONS, "cuda": ("fp16", "bf16"), "cpu": CPU_PRECISIONS}
-MIN_CUDA_CAPABILITY = 8.0
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ def build_encoder(
         EngineError: the combination cannot be built, or the gate failed.
         SamtrtError: the folder cannot be written.
     """
-    backend = _choose_backend() if options.backend == "auto" else options.backend
+    backend = fastest_backend(builds=True) if options.backend == "auto" else options.backend
     precision = options.precision
     if precision == "auto":
         precision = default_precision(backend)
@@ -103,13 +101,6 @@ class ParityError(EngineError):
         )
 
 
-def _choose_backend() -> str:
-    capability = compute_capability()
-    if capability is None:
-        return "cpu"
-    return "cuda" if float(capability) >= MIN_CUDA_CAPABILITY else "tensorrt"
-
-
 def _refuse_impossible(options: BuildOptions) -> None:
     backend, precision = options.backend, options.precision
     precisions = BACKEND_PRECISIONS[backend]
@@ -117,11 +108,8 @@ def _refuse_impossible(options: BuildOptions) -> None:
         raise EngineError(
             f"the {backend} backend computes in {' or '.join(precisions)}, not in {precision}"
         )
-    if not 1 <= options.max_batch_size <= MAX_BATCH_SIZE:
-        raise EngineError(
-            f"the largest batch must be at most {MAX_BATCH_SIZE} and at least 1, "
-            f"not {options.max_batch_size}"
-        )
+    if options.max_batch_size < 1:
+        raise EngineError(f"the largest batch must be at least 1, not {options.max_batch_size}")
     if backend != "tensorrt" and (options.compute_capability or options.attention != "fused"):
         raise EngineError(
             "--compute-capability and --attention plain are for --backend tensorrt; "
@@ -139,15 +127,15 @@ def _build(
         if options.backend == "tensorrt":
             info = _write_tensorrt(engine_file, parameters, options)
         else:
+            write_packed(engine_file, parameters.encoder(), options.precision)
             info = _info(parameters, options)
-            write_packed(engine_file, parameters.encoder(), info)
         info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
         return replace(info, parity=_gate(engine_file, info, parameters, pictures, options))
 
     return write_engine(output_dir, produce)
 
 
-def _info(parameters: Parameters, options: BuildOptions, **made: str | None) -> EngineInfo:
+def _info(parameters: Parameters, options: BuildOptions) -> EngineInfo:
     return EngineInfo(
         options.backend,
         parameters.encoder_config,
@@ -155,7 +143,6 @@ def _info(parameters: Parameters, options: BuildOptions, **made: str | None) -> 
         options.max_batch_size,
         parameters.sha256,
         note=parameters.note,
-        **made,  # type: ignore[arg-type]
     )
 
 
@@ -172,13 +159,11 @@ def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOpt
         attention=options.attention,
         compute_capability=options.compute_capability,
     )
-    with writing(engine_file):
-        engine_file.write_bytes(engine)
+    engine_file.write_bytes(engine)
     # TensorRT builds for the GPU it finds; TensorRT-RTX for all, unless it was told which.
     here = compute_capability() if trt.__name__ == "tensorrt" else None
-    return _info(
-        parameters,
-        options,
+    return replace(
+        _info(parameters, options),
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=options.compute_capability or here,
@@ -198,7 +183,7 @@ def _gate(
     if not can_execute(info):
         return ParityResult(NOT_CHECKED)
     try:
-        encoder = open_encoder(read_whole(engine_file), info)
+        encoder = open_encoder(engine_file, info)
     except EngineError as error:
         if info.backend != "tensorrt":
             raise

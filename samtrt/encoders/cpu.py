@@ -14,6 +14,7 @@ from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError
 from samtrt.modeling.image_encoder import ImageEncoderViT
+from samtrt.modeling.torch_state import as_written
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class CpuImageEncoder:
         tensors: the encoder's parameters, names without ``image_encoder.``.
         precision: ``bf16`` or ``fp32``. On a CPU without fast bf16 a ``bf16`` encoder keeps its
             rounded weights and computes in fp32, which is faster there, and logs it.
-        max_batch_size: the largest batch it takes.
+        max_batch_size: the largest batch it takes; None for any.
 
     Raises:
         EngineError: another precision.
@@ -71,7 +72,7 @@ class CpuImageEncoder:
         config: EncoderConfig,
         tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor],
         precision: str = "bf16",
-        max_batch_size: int = 1,
+        max_batch_size: int | None = 1,
     ) -> None:
         if precision not in CPU_PRECISIONS:
             raise EngineError(
@@ -87,13 +88,17 @@ class CpuImageEncoder:
         self.computed_by = f"cpu {precision} torch {torch.__version__}"
         self._max_batch_size = max_batch_size
         self._output_shape = (config.out_chans, config.grid_size, config.grid_size)
-        self._model = ImageEncoderViT(config).load(tensors, DTYPES[precision])
+        with as_written():
+            self._model = ImageEncoderViT(config).load(tensors, DTYPES[precision])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
         check_pictures(x, self.img_size, self.device, self._max_batch_size)
-        output = torch.empty(len(x), *self._output_shape)
-        with torch.inference_mode():
-            for picture, embedding in zip(x.split(1), output.split(1), strict=True):
-                embedding.copy_(self._model(picture))
+        with as_written():
+            output = torch.empty(
+                len(x), *self._output_shape, dtype=torch.float32, device=self.device
+            )
+            with torch.inference_mode():
+                for picture, embedding in zip(x.split(1), output.split(1), strict=True):
+                    embedding.copy_(self._model(picture))
         return output

@@ -8,9 +8,11 @@ import torch
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
-from samtrt.encoders.engine import BACKENDS, EngineInfo, read_engine, read_engine_info
+from samtrt.encoders.choice import default_device
+from samtrt.encoders.engine import BACKENDS, ENGINE_FILE, EngineInfo, check_engine, read_engine_info
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
+from samtrt.kernels.device import resolved
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +46,15 @@ def load_encoder(
             f"for; build one with --backend {backend}"
         )
     target = torch.device(device) if device is not None else None
-    info, content = read_engine(engine_dir, parameters_sha256, target)
+    check_engine(engine_dir, parameters_sha256, target)
     logger.info("image encoder: %s backend, %s, from %s", info.backend, info.precision, engine_dir)
-    return open_encoder(content, info, target)
+    return open_encoder(engine_dir / ENGINE_FILE, info, target)
 
 
 def open_encoder(
-    content: bytearray, info: EngineInfo, device: torch.device | None = None
+    engine_file: Path, info: EngineInfo, device: torch.device | None = None
 ) -> ImageEncoder:
-    """The encoder of an engine file's content that was checked before (``read_engine``).
+    """The encoder of an engine file that was checked before (``load_encoder`` does both).
 
     Raises:
         EngineError: the device is not one of the engine's backend, or the backend refuses.
@@ -61,13 +63,13 @@ def open_encoder(
     if info.backend == "tensorrt":
         from samtrt.encoders.tensorrt.runtime import TensorRTImageEncoder
 
-        return TensorRTImageEncoder(content, info, device)
+        return TensorRTImageEncoder(engine_file, info, device)
     from samtrt.encoders.packed import read_packed
 
     return _packed_encoder(
         info.backend,
         info.config,
-        read_packed(content, info),
+        read_packed(engine_file),
         info.precision,
         device,
         info.max_batch_size,
@@ -85,17 +87,18 @@ def encoder_from_parameters(
 
     Args:
         backend: ``cuda`` or ``cpu``; ``auto`` goes by the device, or takes the GPU where there
-            is one. A TensorRT engine has to be built first.
+            is one that the cuda backend runs on. A TensorRT engine has to be built first.
         precision: ``fp16``, ``bf16`` or ``fp32``; ``auto`` is fp16 on a GPU, and on a CPU bf16
             where that is fast and fp32 elsewhere.
+        max_batch_size: how many pictures run at once on a GPU. A call may have more, which then
+            take turns.
 
     Raises:
         EngineError: the backend needs an engine or another device, or refuses the precision.
     """
-    target = torch.device(device) if device is not None else None
+    target = torch.device(device) if device is not None else default_device(backend)
     if backend == "auto":
-        kind = target.type if target else ("cuda" if torch.cuda.is_available() else "cpu")
-        backend = "cpu" if kind == "cpu" else "cuda"
+        backend = "cpu" if target.type == "cpu" else "cuda"
     if backend not in ("cuda", "cpu"):
         raise EngineError(
             f"the {backend} backend runs engines only; build one with build.py, or take cuda or cpu"
@@ -104,7 +107,13 @@ def encoder_from_parameters(
     precision = default_precision(backend) if precision == "auto" else precision
     logger.info("image encoder: %s backend, %s, from parameters", backend, precision)
     return _packed_encoder(
-        backend, parameters.encoder_config, parameters.encoder(), precision, target, max_batch_size
+        backend,
+        parameters.encoder_config,
+        parameters.encoder(),
+        precision,
+        target,
+        max_batch_size,
+        any_batch_size=True,
     )
 
 
@@ -122,7 +131,7 @@ def _device(backend: str, device: torch.device | None) -> torch.device:
     device = device or torch.device(kind)
     if device.type != kind:
         raise EngineError(f"the {backend} backend runs on {kind}, not on {device}")
-    return device
+    return resolved(device)
 
 
 def _packed_encoder(
@@ -132,12 +141,15 @@ def _packed_encoder(
     precision: str,
     device: torch.device,
     max_batch_size: int,
+    any_batch_size: bool = False,
 ) -> ImageEncoder:
     # Imported when asked for: the cuda runtime needs triton.
     if backend == "cpu":
         from samtrt.encoders.cpu import CpuImageEncoder
 
-        return CpuImageEncoder(config, tensors, precision, max_batch_size)
+        return CpuImageEncoder(
+            config, tensors, precision, None if any_batch_size else max_batch_size
+        )
     from samtrt.encoders.cuda import FusedImageEncoder
 
-    return FusedImageEncoder(config, tensors, precision, device, max_batch_size)
+    return FusedImageEncoder(config, tensors, precision, device, max_batch_size, any_batch_size)

@@ -41,7 +41,7 @@ def relative_positions(size: int, table: torch.Tensor) -> torch.Tensor:
     rows = 2 * size - 1
     if len(table) != rows:
         table = torch.nn.functional.interpolate(table.T[None], size=rows, mode="linear")[0].T
-    position = torch.arange(size)
+    position = torch.arange(size, device=table.device)
     return table[position[:, None] - position[None, :] + size - 1]
 
 

@@ -15,6 +15,16 @@ from samtrt.errors import CheckpointError
 from samtrt.modeling.network import active_network
 
 
+def stored_tensor(value: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A stored parameter as a torch tensor, without gradients, of the same memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    with warnings.catch_warnings():
+        # A memory-mapped array is read-only, which torch warns of; nobody writes to it.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(value)
+
+
 class Parameter:
     """A named constant of the model.
 
@@ -51,11 +61,7 @@ class Parameter:
 
     def load(self, tensor: np.ndarray | torch.Tensor, dtype: torch.dtype) -> None:
         """Takes a stored tensor; its memory is shared where nothing has to be converted."""
-        if isinstance(tensor, np.ndarray):
-            with warnings.catch_warnings():
-                # A memory-mapped array is read-only, which torch warns of; nobody writes to it.
-                warnings.filterwarnings("ignore", message=".*not writable.*")
-                tensor = torch.from_numpy(tensor)
+        tensor = stored_tensor(tensor)
         if self._full_precision:
             dtype = torch.promote_types(dtype, torch.float32)
         if self._prepare is not None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from samtrt.building.accuracy import Decode
-from samtrt.building.build import BACKEND_PRECISIONS, MIN_CUDA_CAPABILITY
+from samtrt.building.build import BACKEND_PRECISIONS
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders.choice import why_not_cuda
 from samtrt.encoders.cpu import has_fast_bf16
-from samtrt.encoders.engine import check_engine, compute_capability
+from samtrt.encoders.engine import check_engine
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
 from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import ImageEncoder
@@ -143,5 +144,4 @@ def meta_decoder(parameters: Parameters) -> Decode:
 def _runs_here(backend: str, precision: str) -> bool:
     if backend == "cpu":
         return precision == "fp32" or has_fast_bf16()
-    capability = compute_capability()
-    return capability is not None and float(capability) >= MIN_CUDA_CAPABILITY
+    return why_not_cuda() is None

@@ -1,10 +1,13 @@
 """build_engine, its progress display and its errors; the runtime's errors."""
 
+import contextlib
+import copy
 import io
 import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import ModuleType, SimpleNamespace
 
@@ -291,6 +294,9 @@ class FakeStream:
     def wait_stream(self, other):
         pass
 
+    def synchronize(self):
+        pass
+
 
 class FakeContext:
     """Notes what it is given, and writes 1 to the output."""
@@ -324,16 +330,15 @@ def fake(trt, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(trt_runtime, "import_tensorrt", lambda _: library)
     monkeypatch.setattr(trt_runtime, "shared_log", lambda library: log)
-    cuda = SimpleNamespace(
-        device=lambda device: torch.inference_mode(),
-        Stream=FakeStream,
-        current_stream=FakeStream,
-        get_device_name=lambda device: "NVIDIA H200",
-        get_device_capability=lambda device: (9, 0),
-    )
-    monkeypatch.setattr(
-        trt_runtime, "torch", SimpleNamespace(cuda=cuda, empty=torch.empty, device=torch.device)
-    )
+    cuda = {
+        "device": lambda device: contextlib.nullcontext(),
+        "Stream": FakeStream,
+        "current_stream": FakeStream,
+        "get_device_name": lambda device: "NVIDIA H200",
+        "get_device_capability": lambda device: (9, 0),
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
     file = tmp_path / "encoder.engine"
     file.write_bytes(b"engine")
     info = EngineInfo("tensorrt", CFG, "fp16", 2, "0" * 64, "tensorrt_rtx", "1.7")
@@ -356,6 +361,45 @@ def test_the_runtime_hands_tensorrt_the_tensors(fake):
     assert fake.context.shapes == {INPUT: (2, 3, 128, 128)}
     assert fake.context.addresses == {INPUT: x.data_ptr(), OUTPUT: output.data_ptr()}
     assert fake.context.streams == [7]
+
+
+def test_the_runtimes_output_is_float32_and_ordinary(fake):
+    encoder, x = fake.make(), torch.randn(1, 3, 128, 128)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            output = encoder(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (output.dtype, output.device.type, output.is_inference()) == (x.dtype, "cpu", False)
+    with pytest.raises(EngineError, match="cannot be copied or pickled"):
+        copy.deepcopy(encoder)
+
+
+def test_one_thread_at_a_time_has_the_context(fake):
+    """A call's shape and addresses are not another's when it runs."""
+    encoder, context = fake.make(), fake.context
+    seen, start = [], threading.Barrier(4)
+
+    def run(stream):
+        before = dict(context.addresses), dict(context.shapes)
+        time.sleep(0.01)  # the others come
+        seen.append(before == (context.addresses, context.shapes))
+        return True
+
+    context.execute_async_v3 = run
+
+    def work(batch):
+        start.wait(30)
+        for _ in range(5):
+            encoder(torch.zeros(batch, 3, 128, 128))
+
+    threads = [threading.Thread(target=work, args=(1 + index % 2,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 20
 
 
 @pytest.mark.parametrize("stage", ["runtime", "engine", "context"])

@@ -1,7 +1,9 @@
 """The image encoder on a CUDA GPU: patches, trunk, neck, one graph a batch size."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -10,16 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.choice import MIN_CUDA_CAPABILITY
 from samtrt.encoders.cuda.hopper import HopperTrunk
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.cuda.portable import PortableTrunk
 from samtrt.encoders.packed import DTYPES
-from samtrt.encoders.protocol import check_pictures
+from samtrt.encoders.protocol import (
+    NotCopied,
+    check_pictures,
+    check_process,
+    wait_when_deleted,
+)
 from samtrt.errors import EngineError
-from samtrt.kernels.device import architecture
+from samtrt.kernels.cublaslt import Products
+from samtrt.kernels.device import architecture, resolved
 from samtrt.kernels.digest import kernels_digest
+from samtrt.kernels.graph import record_graph
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
+from samtrt.modeling.torch_state import as_written
 
 NECK_EPS = 1e-6  # LayerNorm2d of segment_anything/modeling/common.py
 
@@ -35,21 +46,23 @@ class Trunk(Protocol):
     name: str
     shift: Tensor
 
-    def prepare(self, batch: int) -> None:
-        """What must not be captured, before the first call of a batch size."""
-
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
-        """``patch_embed`` to ``blocks``: [B * H * W, 3 * P * P] → [B * H * W, C], compute type."""
+        """``patch_embed`` to ``blocks``: [B * H * W, 3 * P * P] → [B * H * W, C], compute type.
+
+        The first call of a batch size may do what no graph can record.
+        """
 
 
-class FusedImageEncoder:
+class FusedImageEncoder(NotCopied):
     """SAM's image encoder on a CUDA GPU, fp16 or bf16; an ``ImageEncoder``.
 
-    Calls share buffers, so one instance serves one stream at a time.
+    Calls share buffers, which events hand on from stream to stream: calls from several threads
+    and streams run one after another on the GPU.
 
     Attributes:
         img_size: side S of the square input, in pixels.
-        device: where the parameters are and the input must be.
+        device: where the parameters are and the input must be; a GPU with its index.
+        max_batch_size: pictures that run at once.
         computed_by: see ``ImageEncoder``.
     """
 
@@ -60,6 +73,7 @@ class FusedImageEncoder:
         precision: str = "fp16",
         device: str | torch.device = "cuda",
         max_batch_size: int = 1,
+        any_batch_size: bool = False,
     ) -> None:
         """
         Args:
@@ -68,7 +82,9 @@ class FusedImageEncoder:
             precision: ``fp16`` or ``bf16``: weights and activations; sums are fp32 always.
             device: a CUDA device of compute capability 8.0 or newer. ``cpu`` works in Triton's
                 interpreter (``TRITON_INTERPRET=1``), for tests.
-            max_batch_size: pictures a call may have; buffers are made for as many.
+            max_batch_size: pictures that run at once; buffers are made for as many.
+            any_batch_size: whether a call may have more pictures than that, which then run so many
+                at a time.
 
         Raises:
             EngineError: the configuration, precision or device is not supported.
@@ -82,17 +98,30 @@ class FusedImageEncoder:
             raise EngineError(f"max_batch_size must be at least 1, not {max_batch_size}")
         self.config = config
         self.img_size = config.img_size
-        self.device = torch.device(device)
+        self.device = resolved(device)
         self.dtype = DTYPES[precision]
         self.max_batch_size = max_batch_size
-        parameters = EncoderParameters(config, tensors, self.dtype, self.device)
-        self._trunk = _trunk_for(parameters, max_batch_size)
+        self._largest_batch = None if any_batch_size else max_batch_size
+        # -1 leaves the current GPU as it is: the interpreter runs on the CPU.
+        self._index = -1 if self.device.type == "cpu" else self.device.index
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        with as_written(), torch.cuda.device(self._index):
+            self._prepare(EncoderParameters(config, tensors, self.dtype, self.device))
         self.computed_by = " ".join(
             ("cuda", precision, self._trunk.name, architecture(self.device), kernels_digest())
         )
+
+    def _prepare(self, parameters: EncoderParameters) -> None:
+        self._product = Products(self.dtype, self.device)
+        self._trunk = _trunk_for(parameters, self._product, self.max_batch_size)
         self._pack_neck(parameters)
         self._allocate(parameters.empty)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        if self.device.type == "cuda":
+            self._last_use = torch.cuda.Event()
+            self._last_use.record()
+            wait_when_deleted(self, self._last_use)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] fp32, normalised and padded → [B, out_chans, S/16, S/16] fp32.
@@ -101,32 +130,39 @@ class FusedImageEncoder:
         graph.
 
         Raises:
-            InputError: another shape, type or device, or more than ``max_batch_size`` pictures.
+            InputError: another shape, type or device, or more pictures than it takes.
+            EngineError: in a process that was forked from the one that made the encoder, or while
+                the caller records a graph of its own.
         """
-        check_pictures(x, self.img_size, self.device, self.max_batch_size)
-        batch = x.shape[0]
-        self._image[:batch].copy_(x)
-        if self.device.type == "cpu":
-            self._forward(batch)
-        else:
-            if batch not in self._graphs:
-                self._graphs[batch] = self._record(batch)
-            self._graphs[batch].replay()
-        return self._embedding[:batch].clone()
+        check_pictures(x, self.img_size, self.device, self._largest_batch)
+        check_process(self._process)
+        with as_written(), torch.cuda.device(self._index), self._lock:
+            outputs = [self._encode(pictures) for pictures in x.split(self.max_batch_size)]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _record(self, batch: int) -> torch.cuda.CUDAGraph:
-        with torch.cuda.device(self.device):
-            self._trunk.prepare(batch)
-            # Once outside the graph: kernels are compiled and loaded, cuBLAS gets its workspace.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._forward(batch)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._forward(batch)
-        return graph
+    def _encode(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        if self.device.type == "cpu":
+            self._image[:batch].copy_(x)
+            self._forward(batch)
+            return self._embedding[:batch].clone()
+        if torch.cuda.is_current_stream_capturing():
+            raise EngineError(
+                "the image encoder replays a graph of its own and cannot be recorded in another; "
+                "call it outside of torch.cuda.graph"
+            )
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self._last_use)  # of the buffers, on whichever stream that was
+        try:
+            self._image[:batch].copy_(x)
+            graph = self._graphs.get(batch)
+            if graph is None:
+                graph, _ = record_graph(partial(self._forward, batch), self.device)
+                self._graphs[batch] = graph
+            graph.replay()
+            return self._embedding[:batch].clone()
+        finally:
+            self._last_use.record(stream)
 
     def _forward(self, batch: int) -> None:
         """``ImageEncoderViT.forward`` from ``_image`` to ``_embedding``."""
@@ -139,18 +175,35 @@ class FusedImageEncoder:
 
         # neck: Conv2d 1×1, LayerNorm2d, Conv2d 3×3, LayerNorm2d
         narrow, normed = self._narrow[0, :rows], self._narrow[1, :rows]
-        torch.mm(x, self._neck0_weight.t(), out=narrow)
+        self._product(x, self._neck0_weight, narrow)
         layer_norm(
             narrow, self._neck1_shift, self._neck1_weight, self._neck1_bias, normed, NECK_EPS
         )
         nchw = normed.view(batch, side, side, out_chans).permute(0, 3, 1, 2)
-        nchw = F.conv2d(nchw, self._neck2_weight, padding=1)
+        nchw = self._convolve(nchw)
         layer_norm_to_nchw(
             nchw.permute(0, 2, 3, 1).contiguous(),  # cuDNN keeps channels last: no copy
             self._neck3_weight,
             self._neck3_bias,
             self._embedding[:batch],
             NECK_EPS,
+        )
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """``neck.2``, 3 × 3."""
+        if x.is_cpu:
+            return F.conv2d(x, self._neck2_weight, padding=1)
+        # cuDNN itself: F.conv2d follows what the process has set in torch.backends.cudnn.
+        return torch.cudnn_convolution(
+            x,
+            self._neck2_weight,
+            padding=(1, 1),
+            stride=(1, 1),
+            dilation=(1, 1),
+            groups=1,
+            benchmark=False,
+            deterministic=True,
+            allow_tf32=False,
         )
 
     def _allocate(self, empty: Callable[..., Tensor]) -> None:
@@ -168,7 +221,8 @@ class FusedImageEncoder:
         neck0 = fp32("neck.0.weight").view(self.config.out_chans, self.config.embed_dim)
         self._neck0_weight = neck0.to(self.dtype)
         # neck.0 is linear, so what the stream lacks passes through it.
-        self._neck1_shift = neck0 @ self._trunk.shift
+        # (Not as a product of torch's, which may round its operands to TF32.)
+        self._neck1_shift = (neck0 * self._trunk.shift).sum(1)
         self._neck1_weight, self._neck1_bias = fp32("neck.1.weight"), fp32("neck.1.bias")
         self._neck2_weight = parameters.matrix("neck.2.weight").to(
             memory_format=torch.channels_last
@@ -176,21 +230,21 @@ class FusedImageEncoder:
         self._neck3_weight, self._neck3_bias = fp32("neck.3.weight"), fp32("neck.3.bias")
 
 
-def _trunk_for(parameters: EncoderParameters, max_batch_size: int) -> Trunk:
+def _trunk_for(parameters: EncoderParameters, products: Products, max_batch_size: int) -> Trunk:
     device = parameters.device
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return PortableTrunk(parameters, max_batch_size)
-    if device.type != "cuda" or not torch.cuda.is_available():
+        return PortableTrunk(parameters, products, max_batch_size)
+    if device.type != "cuda":
         raise EngineError(
-            f"the cuda backend needs an NVIDIA GPU and found none ({device}); "
+            f"the cuda backend needs an NVIDIA GPU and was given {device}; "
             "use --backend cpu on this machine"
         )
     major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
+    if major < MIN_CUDA_CAPABILITY:
         raise EngineError(
-            f"the cuda backend needs compute capability 8.0 or newer, this GPU has {major}.{minor}"
-            "; use the tensorrt backend"
+            f"the cuda backend needs compute capability {MIN_CUDA_CAPABILITY} or newer, this GPU "
+            f"has {major}.{minor}; use the tensorrt backend"
         )
     if major == 9 and HopperTrunk.supports(parameters.config):
         return HopperTrunk(parameters, max_batch_size)
-    return PortableTrunk(parameters, max_batch_size)
+    return PortableTrunk(parameters, products, max_batch_size)

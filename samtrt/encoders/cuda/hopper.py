@@ -55,7 +55,8 @@ class HopperTrunk:
         require_compiler()
         self.config = parameters.config
         self.dtype, self.device = parameters.dtype, parameters.device
-        self.shift = torch.zeros(self.config.embed_dim, device=self.device)  # nothing
+        # nothing
+        self.shift = parameters.empty(self.config.embed_dim, dtype=torch.float32).zero_()
         self._pack(parameters, max_batch_size)
         self._allocate(parameters.empty, max_batch_size)
 
@@ -70,20 +71,6 @@ class HopperTrunk:
             and (False not in kinds or over_window.supports(head_dim, config.window_size))
             and (True not in kinds or over_grid.supports(side, side, head_dim))
         )
-
-    def prepare(self, batch: int) -> None:
-        """Deals the windows out to the multiprocessors."""
-        config = self.config
-        side = config.grid_size
-        if not all(map(config.is_global, range(config.depth))):
-            self._windows[batch] = over_window.window_schedule(
-                batch,
-                side,
-                side,
-                config.window_size,
-                config.num_heads,
-                multiprocessors(self.device),
-            ).to(self.device)
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
         config, rows = self.config, patches.shape[0]
@@ -136,11 +123,25 @@ class HopperTrunk:
                 qkv,
                 block.padding,
                 block.rel_pos,
-                self._windows[qkv.shape[0]],
+                self._schedule(qkv.shape[0]),
                 out,
                 self.config.window_size,
                 heads,
             )
+
+    def _schedule(self, batch: int) -> Tensor:
+        """The windows of a batch, dealt out to the multiprocessors."""
+        if batch not in self._schedules:
+            side = self.config.grid_size
+            self._schedules[batch] = over_window.window_schedule(
+                batch,
+                side,
+                side,
+                self.config.window_size,
+                self.config.num_heads,
+                multiprocessors(self.device),
+            ).to(self.device)
+        return self._schedules[batch]
 
     def _allocate(self, empty: Callable[..., Tensor], batch: int) -> None:
         config = self.config
@@ -152,7 +153,7 @@ class HopperTrunk:
         self._workspace = empty(rows, max(3 * channels, config.mlp_dim))
         # Of each row of x: at most so many parts.
         self._statistics = empty(channels // 128 * rows * 2, dtype=torch.float32)
-        self._windows: dict[int, Tensor] = {}
+        self._schedules: dict[int, Tensor] = {}
 
     def _pack(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         config, fp32, matrix = self.config, parameters.fp32, parameters.matrix

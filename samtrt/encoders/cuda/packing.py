@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.modeling.module import stored_tensor
 
 
 @dataclass(frozen=True)
 class EncoderParameters:
     """Parameters under Meta's names without ``image_encoder.``, moved and cast as asked.
+
+    What it gives out is memory of its own: a caller may change the tensors afterwards.
 
     Attributes:
         config: sizes of the encoder.
@@ -28,11 +31,15 @@ class EncoderParameters:
     device: torch.device
 
     def fp32(self, name: str) -> Tensor:
-        return torch.as_tensor(self.tensors[name]).to(self.device).float()
+        return self._copied(name).float()
 
     def matrix(self, name: str) -> Tensor:
         """In the compute type, contiguous."""
-        return torch.as_tensor(self.tensors[name]).to(self.device).to(self.dtype).contiguous()
+        return self._copied(name).to(self.dtype).contiguous()
+
+    def _copied(self, name: str) -> Tensor:
+        # To the device as it is: a GPU casts it faster than this side.
+        return stored_tensor(self.tensors[name]).to(self.device, copy=True)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A buffer beside them, of the compute type unless told otherwise."""

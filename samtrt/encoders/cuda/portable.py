@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from samtrt.encoders.cuda.packing import EncoderParameters
-from samtrt.kernels.cublaslt import Product, make_workspace
+from samtrt.kernels.cublaslt import Products
 from samtrt.kernels.triton.assembler import require_sound_ptxas
 from samtrt.kernels.triton.gemm import GemmTiles, gelu, linear_gelu
 from samtrt.kernels.triton.global_attention import (
@@ -77,7 +77,9 @@ class PortableTrunk:
 
     name = "portable"
 
-    def __init__(self, parameters: EncoderParameters, max_batch_size: int) -> None:
+    def __init__(
+        self, parameters: EncoderParameters, products: Products, max_batch_size: int
+    ) -> None:
         """
         Raises:
             EngineError: the configuration is not supported, or Triton's assembler is not sound.
@@ -88,17 +90,15 @@ class PortableTrunk:
         if self.config.global_attn_indexes:
             row_block(self.config.grid_size)
         self.tiles = _tiles_for(self.device)
+        self._product = products
         self._pack(parameters)
         self._allocate(parameters.empty, max_batch_size)
-        self._products: dict[tuple[int, ...], Product] = {}
-        if self.device.type == "cuda":
-            self._scratch = make_workspace(self.device)
 
     def __call__(self, patches: Tensor, batch: int) -> Tensor:
         x = self._x[: patches.shape[0]]
         # patch_embed, x + pos_embed
         x.view(batch, -1, self.config.embed_dim).copy_(self._pos_embed)
-        x.addmm_(patches, self._patch_weight.t())
+        self._product(patches, self._patch_weight, x, accumulate=True)
         for index, block in enumerate(self._blocks):
             self._block(batch, block, self.config.is_global(index))
         return x
@@ -115,7 +115,7 @@ class PortableTrunk:
         layer_norm(x, block.norm1_shift, block.norm1_weight, block.norm1_bias, normed, eps)
         # qkv = self.qkv(x): of real tokens only
         qkv = self._view(rows, 3 * channels)
-        self._linear(normed, block.qkv_weight, block.qkv_bias, qkv)
+        self._product(normed, block.qkv_weight, qkv, block.qkv_bias)
         # window_partition, attn without its linears, window_unpartition
         qkv = qkv.view(batch, side, side, 3 * channels)
         attended = normed.view(batch, side, side, channels)  # norm1's output is done with
@@ -136,43 +136,16 @@ class PortableTrunk:
                 tiles.window,
             )
         # x = shortcut + self.proj(x)
-        self._linear(normed, block.proj_weight, None, x)
+        self._product(normed, block.proj_weight, x, accumulate=True)
         # x = x + self.mlp(self.norm2(x))
         layer_norm(x, block.norm2_shift, block.norm2_weight, block.norm2_bias, normed, eps)
         hidden = self._view(rows, config.mlp_dim)
         if tiles.gemm is not None:
             linear_gelu(normed, block.lin1_weight, block.lin1_bias, hidden, tiles.gemm)
         else:
-            torch.addmm(block.lin1_bias, normed, block.lin1_weight.t(), out=hidden)
+            self._product(normed, block.lin1_weight, hidden, block.lin1_bias)
             gelu(hidden, hidden)
-        self._linear(hidden, block.lin2_weight, None, x)
-
-    def _linear(self, a: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """``out = a @ weight.T + bias``; without a bias ``out += a @ weight.T``."""
-        product = self._products.get((a.shape[0], *weight.shape))
-        if product is not None:
-            product(a, weight, bias, out)
-        elif bias is not None:
-            torch.addmm(bias, a, weight.t(), out=out)
-        else:
-            out.addmm_(a, weight.t())
-
-    def prepare(self, batch: int) -> None:
-        """Picks cuBLASLt's algorithms for this batch size, on random data and every weight."""
-        rows = batch * self.config.grid_size**2
-        x, normed = self._x[:rows].normal_(), self._normed[:rows].normal_()
-        hidden = self._view(rows, self.config.mlp_dim).normal_()
-        qkv = self._view(rows, 3 * self.config.embed_dim)
-        for a, weights, bias, out in (
-            (normed, [b.qkv_weight for b in self._blocks], self._blocks[0].qkv_bias, qkv),
-            (normed, [b.proj_weight for b in self._blocks], None, x),
-            (hidden, [b.lin2_weight for b in self._blocks], None, x),
-        ):
-            product = Product(
-                rows, out.shape[1], a.shape[1], self.dtype, bias is not None, self._scratch
-            )
-            product.choose(a, weights, bias, out)
-            self._products[(rows, *weights[0].shape)] = product
+        self._product(hidden, block.lin2_weight, x, accumulate=True)
 
     def _allocate(self, empty: Callable[..., Tensor], batch: int) -> None:
         config = self.config

@@ -1,26 +1,37 @@
 """Runs a TensorRT engine of the image encoder on torch's memory and streams."""
 
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from samtrt.encoders.engine import EngineInfo
-from samtrt.encoders.protocol import check_pictures
+from samtrt.encoders.protocol import (
+    NotCopied,
+    check_pictures,
+    check_process,
+    wait_when_deleted,
+)
 from samtrt.encoders.tensorrt.builder import INPUT, OUTPUT
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
 from samtrt.errors import EngineError
+from samtrt.kernels.device import resolved
+from samtrt.modeling.torch_state import as_written
 
 
-class TensorRTImageEncoder:
+class TensorRTImageEncoder(NotCopied):
     """``ImageEncoder`` on a TensorRT engine.
 
     No test runs an engine: the project's machines have no TensorRT that executes. On the user's
     hardware the parity gate of ``build.py`` compares its output with fp32.
 
-    An instance serves one thread at a time: it has one execution context.
+    Calls from several threads and streams run one after another: there is one execution context,
+    with a stream of its own.
 
     Args:
-        engine: the serialised engine.
+        engine_file: the serialised engine.
         info: its sidecar.
         device: the GPU to run on.
 
@@ -28,9 +39,11 @@ class TensorRTImageEncoder:
         EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine.
     """
 
-    def __init__(self, engine: bytearray, info: EngineInfo, device: torch.device) -> None:
+    def __init__(self, engine_file: Path, info: EngineInfo, device: torch.device) -> None:
         self.img_size = info.config.img_size
-        self.device = device
+        self.device = device = resolved(device)
+        self._process = os.getpid()
+        self._lock = threading.Lock()
         self.computed_by = (
             f"tensorrt {info.precision} {info.library} {info.library_version} "
             f"{info.engine_sha256[:12]}"
@@ -43,9 +56,12 @@ class TensorRTImageEncoder:
         with torch.cuda.device(device):
             # The engine lives in the runtime's memory and the context in the engine's.
             self._runtime = self._accepted(self._make_runtime())
-            self._engine = self._accepted(self._runtime.deserialize_cuda_engine(engine))
+            self._engine = self._accepted(
+                self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
+            )
             self._context = self._accepted(self._engine.create_execution_context())
             self._stream = torch.cuda.Stream()
+            wait_when_deleted(self, self._stream)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32.
@@ -54,12 +70,16 @@ class TensorRTImageEncoder:
 
         Raises:
             InputError: another shape, dtype or device than the engine takes.
-            EngineError: TensorRT could not run the engine.
+            EngineError: TensorRT could not run the engine, or the process was forked from the one
+                that made the encoder.
         """
         check_pictures(x, self.img_size, self.device, self._max_batch_size)
-        with torch.cuda.device(self.device):
+        check_process(self._process)
+        with as_written(), torch.cuda.device(self.device), self._lock:
             x = x.contiguous()
-            output = torch.empty(len(x), *self._output_shape, device=self.device)
+            output = torch.empty(
+                len(x), *self._output_shape, dtype=torch.float32, device=self.device
+            )
             caller = torch.cuda.current_stream()
             # Not on the caller's own stream: that is mostly the default stream, which TensorRT
             # synchronises with at every call.
@@ -72,9 +92,9 @@ class TensorRTImageEncoder:
                 and context.execute_async_v3(self._stream.cuda_stream)
             )
             caller.wait_stream(self._stream)
-        if not queued:
-            raise EngineError(f"{self._trt.__name__} could not run: {self._log.first_error()}")
-        return output
+            if not queued:
+                raise EngineError(f"{self._trt.__name__} could not run: {self._log.first_error()}")
+            return output
 
     def _make_runtime(self) -> Any:
         try:
