@@ -1,22 +1,20 @@
-"""Serves the click page and the HTTP API for one model."""
+"""``python -m samtrt.server``: a door to ``samtrt serve``."""
 
 import argparse
-import logging
 import sys
 
+from samtrt.cli import serve
+from samtrt.cli.options import Options, log_to_stderr
 from samtrt.console import run_script
-from samtrt.server.options import add_arguments, options_from
 
 
 def main() -> None:
-    """``python -m samtrt.server``."""
-    parser = argparse.ArgumentParser(prog="python -m samtrt.server", description=__doc__)
-    add_arguments(parser)
+    """Parses the options and serves."""
+    parser = argparse.ArgumentParser(prog="python -m samtrt.server", description=serve.__doc__)
+    serve.add_options(Options(parser))
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    from samtrt.server.launch import serve
-
-    serve(options_from(arguments))
+    log_to_stderr()
+    serve.run(arguments)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from samtrt.errors import InputError
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.assets import STATIC
-from samtrt.server.disconnect import unless_disconnected
+from samtrt.server.lanes import unless_disconnected
 from samtrt.server.metrics import Metrics
 from samtrt.server.middleware import Guard
 from samtrt.server.pictures import check_type

@@ -1,11 +1,16 @@
-"""Lanes: blocking work leaves the event loop for worker threads, through a bounded queue."""
+"""Lanes: blocking work leaves the event loop for worker threads, through a bounded queue.
+
+Work for one request ends when its client has left.
+"""
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from fastapi import Request
 
 from samtrt.server.problems import RequestError
 
@@ -74,3 +79,26 @@ class Lane:
     def close(self) -> None:
         """Ends the threads once their running jobs are done; waiting jobs never start."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def unless_disconnected(connection: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; the work is cancelled when the client disconnects before it is there.
+
+    Raises:
+        ConnectionAbortedError: the client has left.
+    """
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_disconnected(connection))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ConnectionAbortedError
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+
+
+async def _disconnected(connection: Request) -> None:
+    while (await connection.receive())["type"] != "http.disconnect":
+        pass

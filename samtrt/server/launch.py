@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samtrt.checkpoints.parameters import load_parameters
@@ -11,7 +11,7 @@ from samtrt.decoders.onnx import OnnxDecoder
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.sam import load_sam
-from samtrt.server.options import DEFAULT_SAMPLE, ServeOptions
+from samtrt.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,36 @@ MAX_CONNECTIONS = 256
 KEEP_ALIVE_SECONDS = 15
 SHUTDOWN_SECONDS = 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_SAMPLE = Path("examples/sam/images/demo.jpg")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve and where.
+
+    Attributes:
+        params: parameter folder.
+        engine: engine folder of the image encoder; None for the one in ``params``.
+        decoder: ONNX file of the mask decoder, for the page; None for the one in ``params``,
+            which is exported when it is not there.
+        backend: see ``load_encoder``.
+        host, port: where to listen.
+        allowed_hosts: host names answered beside the loopback's and ``host``.
+        sample: picture that the page offers to try; None for the demo scene where it is there.
+        page: whether there is a page, or the API alone.
+        settings: limits; its ``allowed_hosts`` is replaced.
+    """
+
+    params: Path
+    engine: Path | None = None
+    decoder: Path | None = None
+    backend: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
+    sample: Path | None = None
+    page: bool = True
+    settings: Settings = field(default_factory=Settings)
 
 
 def serve(options: ServeOptions) -> None:
@@ -39,6 +69,7 @@ def serve(options: ServeOptions) -> None:
         ) from error
 
     engine = options.engine or options.params / "engine"
+    settings = replace(options.settings, allowed_hosts=_allowed_hosts(options))
     sample = _find_sample(options.sample)
     decoder = None
     if options.page:
@@ -46,7 +77,6 @@ def serve(options: ServeOptions) -> None:
         decoder = _find_decoder(options, engine)
     with _listen(options.host, options.port) as listener:
         sam = load_sam(engine, options.params, options.backend)
-        settings = replace(options.settings, allowed_hosts=_allowed_hosts(options))
         app = create_app(sam, decoder, sample, settings, read_engine_info(engine).note)
         if sam.device.type == "cuda":
             logger.info("warming up")
@@ -105,5 +135,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _allowed_hosts(options: ServeOptions) -> tuple[str, ...]:
+    for host in options.allowed_hosts:
+        if "*" in host.removeprefix("*." if host != "*" else "*"):
+            raise InputError(
+                f"--allowed-host is {host}; expected a name, *.NAME for all below it, or * for any"
+            )
     wildcard = options.host in ("0.0.0.0", "::") and not options.allowed_hosts
     return ("*",) if wildcard else (*LOOPBACK, options.host, *options.allowed_hosts)

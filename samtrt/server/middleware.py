@@ -8,6 +8,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samtrt.server.metrics import Metrics
@@ -86,7 +87,7 @@ class Guard:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        self._check_host(headers)
+        await self._check_host(scope, receive)
         if scope["method"] in READING_METHODS:
             await self.app(scope, receive, send)
             return
@@ -105,10 +106,21 @@ class Guard:
             if not self.in_work_of[client]:
                 del self.in_work_of[client]
 
-    def _check_host(self, headers: Headers) -> None:
-        allowed = self.settings.allowed_hosts
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if "*" not in allowed and host not in allowed:
+    async def _check_host(self, scope: Scope, receive: Receive) -> None:
+        admitted = False
+
+        async def admit(*_: object) -> None:
+            nonlocal admitted
+            admitted = True
+
+        async def discard(_: Message) -> None:  # Starlette's refusal: 400, in plain text
+            pass
+
+        hosts = self.settings.allowed_hosts
+        # As a Host header has them: an IPv6 address stands in brackets there.
+        patterns = [f"[{host}]" if ":" in host else host for host in hosts]
+        await TrustedHostMiddleware(admit, patterns, www_redirect=False)(scope, receive, discard)
+        if not admitted:
             raise RequestError(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "this server does not answer to that host name; "

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 from scipy.ndimage import distance_transform_edt
 
 from samtrt.cli import commands
-from samtrt.server.options import DEFAULT_PARAMS
+from samtrt.cli.serve import DEFAULT_PARAMS
 from training.scenes import SLOTS, STRIDE, generate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,9 +1,15 @@
 """The console command ``samtrt``, from a checkpoint to masks, as a user runs it."""
 
+import argparse
+import ast
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -13,16 +19,20 @@ import torch
 from oracle import to_torch
 from PIL import Image
 from pycocotools import mask as mask_utils
+from scripts import EXAMPLES, call_script, load_script
 from server_support import CONFIG, build_model, encoded, picture, tiny_decoder, tiny_model
 
+from samtrt.checkpoints import config
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
-from samtrt.cli import commands
+from samtrt.cli import commands, options
 from samtrt.cli.segment import segment
 from samtrt.console import run_script
 from samtrt.decoders.load import load_decoder
 from samtrt.encoders.engine import ATTENTIONS, BACKENDS, PRECISIONS, read_engine_info
 from samtrt.encoders.load import load_encoder
 from samtrt.masks.prompts import Prompt
+
+CLI = Path(commands.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +61,102 @@ def assert_one_line_error(
         assert word in printed.err
 
 
-def test_help_needs_no_torch() -> None:
+@pytest.mark.parametrize("name", ["", *commands.COMMANDS])
+def test_help_needs_no_torch(name: str) -> None:
     script = (
         "import sys; from samtrt.cli.commands import run\n"
-        "try: run(['serve', '--help'])\n"
+        f"try: run([{name!r}, '--help'] if {name!r} else ['--help'])\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0 and "--allowed-host" in done.stdout
+    assert done.returncode == 0 and "usage: samtrt" in done.stdout, done.stderr
 
 
 def test_choices_are_the_librarys() -> None:
-    text = samtrt("build", "--help").stdout
-    for choices in (BACKENDS, PRECISIONS, ATTENTIONS):
-        assert all(choice in text for choice in choices)
+    assert ("auto", *BACKENDS) == options.BACKENDS
+    assert ("auto", *PRECISIONS) == options.PRECISIONS
+    assert tuple(ATTENTIONS) == options.ATTENTIONS
+    assert all(hasattr(config, size) for size in options.SIZES)
+
+
+# The scripts of examples/sam and the commands behind them.
+DOORS = {
+    "params_convert": "convert",
+    "build": "build",
+    "export_decoder": "export-decoder",
+    "run": "run",
+    "compare": "compare",
+    "benchmark": "benchmark",
+    "evaluate": "evaluate",
+}
+
+
+def offered(parser: argparse.ArgumentParser) -> dict[str, dict[str, object]]:
+    """Each flag with what it takes and says, but for its default."""
+    return {
+        flag: {
+            "type": action.type,
+            "nargs": action.nargs,
+            "choices": action.choices and tuple(action.choices),
+            "metavar": action.metavar,
+            "required": action.required,
+            "help": re.sub(r" ?\(default: .*\)$", "", action.help or ""),
+        }
+        for action in parser._actions
+        for flag in action.option_strings
+    }
+
+
+def console_parser(command: str) -> argparse.ArgumentParser:
+    (subparsers,) = (
+        action
+        for action in commands.make_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return subparsers.choices[command]
+
+
+def test_every_script_is_a_door() -> None:
+    assert set(DOORS) == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.parametrize(("script", "command"), DOORS.items())
+def test_both_doors_have_the_same_options(script: str, command: str) -> None:
+    parser = argparse.ArgumentParser()
+    commands.COMMANDS[command].add_options(options.Options(parser, EXAMPLES))
+    console = console_parser(command)
+    assert offered(parser) == offered(console)
+    assert all(flag["help"] for flag in offered(console).values())
+    status, shown = None, io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        status = call_script(load_script(script), "--help")[0]
+    assert status is None
+
+
+def test_no_option_is_described_twice() -> None:
+    """But for the doors' own: a text stands in one place of the sources."""
+    sources = [path.read_text("utf-8") for path in (*CLI.glob("*.py"), *EXAMPLES.glob("*.py"))]
+    texts: Counter[str] = Counter()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts[node.value] += len(node.value.split()) >= 5
+    assert [text for text, count in texts.items() if count > 1] == []
+
+
+def test_the_subject_needs_no_flag_and_stands_once(tmp_path: Path) -> None:
+    parser = commands.make_parser()
+    for argv in (["build", "folder", "--max-batch-size", "2"], ["build", "--params", "folder"]):
+        assert parser.parse_args(argv).params == Path("folder")
+    assert parser.parse_args(["build", "--max-batch-size", "2", "folder"]).params == Path("folder")
+    for argv in (
+        ["build", "folder", "--params", "another"],
+        ["convert", "a.pth", "--random", "vit_b"],
+        ["convert", "--checkpoint", "a.pth", "--random", "vit_b"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(argv)
+        assert ended.value.code == 2
 
 
 def test_checkpoint_to_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +248,14 @@ def test_errors_are_one_line(
     everything = ("everything", tmp_path / "none", "--params", model, "--output-dir", tmp_path)
     serve = ("serve", "--params", model, "--no-page")
     for words, arguments in (
+        (["--checkpoint is not given", "--random"], ("convert",)),
+        (["--seed", "--random"], ("convert", tmp_path / "none.pth", "--seed", "1")),
+        (["--params is not given"], ("build",)),
+        (["--params is not given"], ("export-decoder",)),
+        (["--image is not given"], ("run",)),
+        (["--engine is not given", "--params"], ("run", photo)),
+        (["--engine is not given"], ("evaluate",)),
+        (["no picture"], ("compare", model)),
         (["none.pth"], ("convert", tmp_path / "none.pth")),
         (["config.json is missing"], ("build", tmp_path)),
         (["at least one picture"], ("build", model, "--output-dir", tmp_path)),
@@ -164,6 +264,7 @@ def test_errors_are_one_line(
         (["no folder"], everything),
         (["cannot listen", "--host"], (*serve, "--host", "192.0.2.1")),
         (["cannot listen", "--port"], (*serve, "--port", "99999999")),
+        (["--allowed-host is a*b", "*.NAME"], (*serve, "--port", "0", "--allowed-host", "a*b")),
         (["no picture"], (*serve, "--sample", tmp_path / "none.jpg")),
     ):
         assert_one_line_error(capsys, words, *arguments)

@@ -16,6 +16,7 @@ from scripts import EXAMPLES, call_script, load_script
 
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import Parameters, random_parameters, save_parameters
+from samtrt.cli.run import DEMO_POINT
 from samtrt.cli.segment import Mask, StageTimes, check_decoder, segment
 from samtrt.decoders.export import export_decoder
 from samtrt.decoders.torch import TorchDecoder
@@ -161,6 +162,16 @@ def test_decoder_from_a_parameter_folder(run: Run, model: Path, tmp_path: Path) 
     assert (tmp_path / "m.png").read_bytes() == onnx
 
 
+def test_a_parameter_folder_has_both(run: Run, model: Path, picture: Path, tmp_path: Path) -> None:
+    """As on the console: its engine, and its own decoder."""
+    assert run("--point-coords", 80, 46)[0] == 0
+    expected = (tmp_path / "m.png").read_bytes()
+    flags = ["--image", picture, "--params", model, "--output", tmp_path / "p.png"]
+    status, out, err = call_script(load_script("run"), *flags, "--point-coords", 80, 46)
+    assert (status, err) == (0, "") and "torch, fp32" in out
+    assert (tmp_path / "p.png").read_bytes() == expected
+
+
 def test_picture_kinds(run: Run, tmp_path: Path) -> None:
     """Sizes and modes that break naive code end in a mask of the picture's size."""
     kinds = {
@@ -298,7 +309,7 @@ def test_no_arguments_on_what_the_repository_ships(tmp_path: Path) -> None:
         assert status == 0, err
     assert "mean nothing" not in out  # it was trained
     mask = np.array(Image.open(tmp_path / "m.png")) > 0
-    x, y = script.DEMO_POINT
+    x, y = DEMO_POINT
     assert mask[y, x] and 0.01 < mask.mean() < 0.3
 
 

@@ -15,7 +15,7 @@ from samtrt.checkpoints.parameters import random_parameters, save_parameters
 from samtrt.encoders.load import encoder_from_parameters
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.pictures.reading import save_png
-from samtrt.reports import comparison
+from samtrt.reports import comparison, contestants
 from samtrt.reports.benchmarking import Timing, describe, environment, markdown_table, time_calls
 from samtrt.reports.contestants import Contestant
 
@@ -117,8 +117,9 @@ def test_a_wrong_output_is_not_timed(
     monkeypatch.setattr(
         comparison, "time_calls", lambda *call: timed.append(call) or Timing.of([1])
     )
-    monkeypatch.setattr(script, "our_contestants", lambda *_: [Contestant("wrong", make, ours)])
-    monkeypatch.setattr(script, "meta_contestants", lambda *_: [_reference()])
+    wrong = Contestant("wrong", make, ours)
+    monkeypatch.setattr(contestants, "our_contestants", lambda *_: [wrong])
+    monkeypatch.setattr(contestants, "meta_contestants", lambda *_: [_reference()])
     record = tmp_path / "record.json"
     status, out, err = call_script(script, *flags, "--json", record)
     assert len(timed) == 1  # the reference alone

@@ -1,0 +1,60 @@
+"""Converts a SAM checkpoint (Meta's .pth) into a parameter folder of numpy arrays."""
+
+import argparse
+from pathlib import Path
+
+from samtrt.cli.options import SIZES, Options, required
+from samtrt.errors import InputError
+
+CHECKPOINT = Path("sam_models", "sam_vit_h_4b8939.pth")
+
+
+def add_options(options: Options) -> None:
+    """Adds the command's options."""
+    text = "Meta's .pth, of any encoder size"
+    source = options.add_subject("--checkpoint", text, CHECKPOINT)
+    source.add(
+        "--random",
+        choices=SIZES,
+        help="instead of a checkpoint: seeded random weights of this size, to measure speed with",
+    )
+    options.add("--seed", type=int, help="seed of --random (default: 0)")
+    name = "the checkpoint's name without its suffix"
+    if options.home is not None:
+        name = "sam_models/NAME, NAME being the checkpoint's"
+    options.add("--output-dir", type=Path, help=f"the parameter folder (default: {name})")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Converts, and prints what was found."""
+    from samtrt.checkpoints import config
+    from samtrt.checkpoints.meta import read_checkpoint
+    from samtrt.checkpoints.parameters import random_parameters, save_parameters
+
+    home: Path | None = arguments.home
+    if arguments.seed is not None and not arguments.random:
+        raise InputError("--seed is given without --random; a checkpoint needs none")
+    if arguments.random:
+        sizes = getattr(config, arguments.random)()
+        parameters = random_parameters(sizes, arguments.seed or 0)
+        output_dir = Path(f"{arguments.random}_random")
+    else:
+        checkpoint = required(arguments.checkpoint, "--checkpoint", "a .pth file, or use --random")
+        parameters = read_checkpoint(checkpoint)
+        output_dir = checkpoint.with_suffix("")
+    if home is not None:
+        output_dir = home / "sam_models" / output_dir.name
+    output_dir = arguments.output_dir or output_dir
+    save_parameters(parameters, output_dir)
+
+    count = sum(tensor.size for tensor in parameters.tensors.values())
+    encoder = parameters.encoder_config
+    print(f"parameters   {count / 1e6:.1f} M in {len(parameters.tensors)} tensors")
+    print(
+        f"encoder      {encoder.depth} blocks of {encoder.embed_dim} channels, "
+        f"{encoder.num_heads} heads, {encoder.img_size}² pixels, window {encoder.window_size}, "
+        f"global attention in blocks {', '.join(map(str, encoder.global_attn_indexes))}"
+    )
+    if parameters.note:
+        print(f"note         {parameters.note}")
+    print(f"written to   {output_dir}")

@@ -1,0 +1,133 @@
+"""How a command takes its options: from the console, or from a script with examples beside it."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from samtrt.errors import InputError
+
+# As ``encoders.engine`` has them, which brings torch along.
+BACKENDS = ("auto", "tensorrt", "cuda", "cpu")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+ATTENTIONS = ("fused", "plain")
+SIZES = ("vit_b", "vit_l", "vit_h")
+
+DEMO = Path("sam_models", "sam_demo")  # within the examples' folder
+PARAMS = "parameter folder made by params_convert.py or `samtrt convert`"
+ENGINE = "engine folder made by build.py or `samtrt build`"
+
+
+class Options:
+    """The options of one command.
+
+    Args:
+        parser: takes them.
+        home: a script's folder, whose ``sam_models``, ``images`` and ``outputs`` are the defaults;
+            None for the console command, where a user names them.
+    """
+
+    def __init__(self, parser: argparse._ActionsContainer, home: Path | None = None) -> None:
+        self.parser = parser
+        self.home = home
+        parser.set_defaults(home=home)
+
+    def add(self, *flags: str, **settings: Any) -> None:
+        """Adds an option as ``ArgumentParser.add_argument`` does."""
+        self.parser.add_argument(*flags, **settings)
+
+    def add_path(
+        self,
+        flag: str,
+        text: str,
+        example: Path | None = None,
+        default: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        """Adds a path; its default is ``example`` in a script's folder, ``default`` elsewhere."""
+        shown = default
+        if self.home is not None and example is not None:
+            default, shown = self.home / example, example
+        if shown is not None:
+            text = f"{text} (default: {shown.as_posix()})"
+        self.add(flag, type=Path, default=default, help=text, **settings)
+
+    def add_subject(self, flag: str, text: str, example: Path | None = None) -> "Options":
+        """Adds the path that the command is about; on the console its flag may be left out.
+
+        Returns:
+            Takes further options that exclude this one.
+        """
+        group = Options(self.parser.add_mutually_exclusive_group(), self.home)
+        group.add_path(flag, text, example)
+        if self.home is None:
+            name = flag.removeprefix("--")
+            group.add(name, type=Path, nargs="?", action=_UnlessAbsent, help=f"as {flag}")
+        return group
+
+    def add_params(self) -> None:
+        """Adds ``--params``, the subject of most commands."""
+        self.add_subject("--params", PARAMS, DEMO)
+
+    def add_backend(self, flag: str = "--backend", engine: str = "--engine") -> None:
+        """Adds the choice of what runs an engine."""
+        self.add(
+            flag,
+            choices=BACKENDS,
+            default="auto",
+            help=f"what runs {engine} (default: auto, what it was built for)",
+        )
+
+    def add_engines(self, verb: str) -> None:
+        """Adds ``--engine``, any number of folders that a report is about."""
+        text = f"engine folders to {verb} as well, built from the same parameters"
+        self.add("--engine", type=Path, nargs="+", default=[], metavar="DIR", help=text)
+
+    def add_json(self) -> None:
+        """Adds ``--json``, where a report's figures go."""
+        self.add("--json", type=Path, metavar="FILE", help="write the record here as well")
+
+    def add_pictures(self, flag: str, text: str) -> None:
+        """Adds any number of pictures; the default is those beside a script."""
+        pictures: list[Path] = []
+        if self.home is not None:
+            pictures = sorted((self.home / "images").glob("*.jpg"))
+            text = f"{text} (default: those in images/)"
+        self.add(flag, type=Path, nargs="+", default=pictures, metavar="FILE", help=text)
+
+
+class _UnlessAbsent(argparse.Action):
+    """Keeps what the option of the same name has set where the positional is left out."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if values is not None:
+            setattr(namespace, self.dest, values)
+
+
+def parse_arguments(
+    command: ModuleType, home: Path, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses the options of a script that lies in ``home``."""
+    parser = argparse.ArgumentParser(description=command.__doc__)
+    command.add_options(Options(parser, home))
+    return parser.parse_args(argv)
+
+
+def log_to_stderr() -> None:
+    """Shows what the package logs: choices made for the user, and failures."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+
+
+def required(value: Path | None, flag: str, what: str) -> Path:
+    """The value of an option that has no default on the console.
+
+    Raises:
+        InputError: it was not given.
+    """
+    if value is None:
+        raise InputError(f"{flag} is not given; name {what}")
+    return value
