@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,30 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import encoder, record, timing  # noqa: E402
 from benchmarks.startup import cache_variables  # noqa: E402
+from samtrt.checkpoints.config import EncoderConfig  # noqa: E402
+from samtrt.encoders.cuda import FusedImageEncoder  # noqa: E402
 from samtrt.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = tiny_config(depth=1, global_attn_indexes=(), img_size=64)
 
 
+class InFloat32:
+    """Stands in for our encoder, which is slow in the interpreter: Meta's."""
+
+    def __init__(self, config: EncoderConfig, tensors: Any, *others: Any, **options: Any) -> None:
+        self.encoder = encoder.meta_image_encoder(config)
+        self.encoder.load_state_dict(tensors)
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.encoder(x)
+        return output
+
+
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The clock replaced by a count of its calls, and torch.cuda's memory by nothing."""
+    """The clock replaced by a count of its calls, our encoder by one that is quick on a CPU."""
     if triton_kernels.ON_GPU:
         pytest.skip("runs in Triton's interpreter")
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
@@ -41,6 +57,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return {"single": entry, "sustained": {**entry, "sm_clock_mhz": None, "power_w": None}}
 
     monkeypatch.setattr(encoder, "measure", measure)
+    monkeypatch.setattr(encoder, "FusedImageEncoder", InFloat32)
     monkeypatch.setattr(record, "source_sha256", lambda: "digest")
     return timed
 
@@ -76,19 +93,84 @@ def test_rows_are_checked_and_have_both_protocols(tmp_path: Path) -> None:
     assert made["runs"][0]["command"] == f"python benchmarks/encoder.py {' '.join(SMALL)}"
 
 
-def test_a_wrong_output_is_refused_and_not_timed(
-    tmp_path: Path, no_gpu: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = encoder.FusedImageEncoder
-
-    def wrong(*arguments: Any, **options: Any) -> Any:
-        ours = right(*arguments, **options)
-        return lambda x: 1.05 * ours(x)
-
-    monkeypatch.setattr(encoder, "FusedImageEncoder", wrong)
+@pytest.mark.usefixtures("no_gpu")
+def test_our_own_encoder_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "FusedImageEncoder", FusedImageEncoder)
+    monkeypatch.setattr(encoder, "INPUTS", 1)
     made, refused = run(tmp_path / "record.json", "--batch-sizes", "1", "--peers")
-    assert [row["encoder"] for row in refused] == ["samtrt"] and not no_gpu
-    assert "not timed" in made["rows"][0]["refused"] and "timings" not in made["rows"][0]
+    assert refused == [] and "timings" in made["rows"][0]
+    assert made["rows"][0]["relative_l2"] > 1e-4  # of fp16
+
+
+def alter(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, torch.Tensor], None]) -> None:
+    """Our encoder with its outputs changed: by a function of the call's number and the output."""
+
+    class Altered(InFloat32):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.numbers = itertools.count()
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            output = super().__call__(x)
+            change(next(self.numbers), output)
+            return output
+
+    monkeypatch.setattr(encoder, "FusedImageEncoder", Altered)
+
+
+def scaled(number: int, output: torch.Tensor) -> None:
+    output *= 1.05
+
+
+def last_picture_wrong(number: int, output: torch.Tensor) -> None:
+    output[-1] *= 1.05
+
+
+def not_a_number(number: int, output: torch.Tensor) -> None:
+    if number == 3:
+        output[-1, 0, 0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("change", [scaled, last_picture_wrong, not_a_number])
+def test_a_wrong_output_is_refused_and_not_timed(
+    change: Callable[[int, torch.Tensor], None],
+    tmp_path: Path,
+    no_gpu: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alter(monkeypatch, change)
+    made, refused = run(tmp_path / "record.json", "--batch-sizes", "2", "--peers")
+    assert [row["batch_size"] for row in refused] == [1, 2] and not no_gpu
+    for row in made["rows"]:
+        assert "relative L2" in row["refused"] and "not timed" in row["refused"]
+        assert "timings" not in row
+
+
+@pytest.mark.parametrize(
+    ("first", "timed", "match"),
+    [
+        # (one call before the row's: its memory is measured)
+        (1 + encoder.INPUTS, 0, "1 of 12 repeated outputs differ: not timed"),
+        (1 + encoder.REPEATS * encoder.INPUTS - 1, 0, "1 of 12 repeated outputs differ: not timed"),
+        (1 + encoder.REPEATS * encoder.INPUTS, 1, "1 of 6 outputs differ after the timing"),
+    ],
+)
+def test_an_output_that_changes_by_a_bit_is_refused(
+    first: int,
+    timed: int,
+    match: str,
+    tmp_path: Path,
+    no_gpu: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(number: int, output: torch.Tensor) -> None:
+        if number == first:
+            output[0, 1, 2, 3] = output[0, 1, 2, 3].nextafter(torch.tensor(9.0))
+
+    alter(monkeypatch, change)
+    made, refused = run(tmp_path / "record.json", "--batch-sizes", "1", "--peers")
+    assert len(refused) == 1 and len(no_gpu) == timed
+    assert made["rows"][0]["refused"] == match and "timings" not in made["rows"][0]
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -227,8 +309,8 @@ def test_the_monitor_reads_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     program.write_text("#!/bin/sh\nwhile :; do echo 1605, 690.25; sleep 0.02; done\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monitor = timing.Monitor("0")
     since = time.perf_counter()
+    monitor = timing.Monitor("0")
     while not monitor._lines and time.perf_counter() < since + 10:
         time.sleep(0.02)
     assert monitor.stop(since) == timing.Condition(1605.0, 690.25)
