@@ -75,3 +75,15 @@ def window_reference(
             result = attention_reference(padded, rel_pos_h, rel_pos_w, heads)
             out[:, y : y + window, x : x + window] = result[:, : real.shape[1], : real.shape[2]]
     return out
+
+
+def row_statistics(x: torch.Tensor, parts: int) -> torch.Tensor:
+    """[parts, rows, 2] in fp64, part by part: the sum, and Σ (x - the part's mean)²."""
+    columns = x.shape[1] // parts
+    out = torch.empty(parts, x.shape[0], 2, dtype=torch.float64, device=x.device)
+    for index in range(parts):
+        part = x[:, index * columns : (index + 1) * columns].double()
+        total = part.sum(1)
+        out[index, :, 0] = total
+        out[index, :, 1] = (part - total[:, None] / columns).square().sum(1)
+    return out

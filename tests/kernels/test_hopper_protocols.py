@@ -21,7 +21,7 @@ SOURCES = {
     "primitives.cuh": "94e396ade1ce4cb7",
     "linear.cu": "c1ac5284aecacd1a",
     "linear_tile.cuh": "8c47896da1a39975",
-    "linear_epilogue.cuh": "8db77163e64d0b3d",
+    "linear_epilogue.cuh": "794fcd4365d9701c",
     "window_attention.cu": "1e853f6930c64412",
     "window_memory.cuh": "83b8214e60c9d500",
     "window_tile.cuh": "964223b8cc0719b1",

@@ -85,14 +85,14 @@ class Program:
 
     Attributes:
         file: its source, in ``device/``; the kernel bears the file's name.
-        constants: macros.
+        constants: macros; floats are fp32.
         widths: the N of the ``wgmma`` that it uses.
         dtype: fp16 or bf16.
         headers: files of that folder that stand before it.
     """
 
     file: str
-    constants: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, int | float], ...]
     widths: tuple[int, ...]
     dtype: torch.dtype
     headers: tuple[str, ...] = ()
@@ -104,7 +104,10 @@ class Program:
     @cached_property
     def source(self) -> str:
         primitives = (FOLDER / "primitives.cuh").read_text()
-        parts = [f"#define {name} {value}\n" for name, value in self.constants]
+        parts = [
+            f"#define {name} {value}{'f' * isinstance(value, float)}\n"
+            for name, value in self.constants
+        ]
         if self.dtype == torch.bfloat16:
             parts.append("#define SAMTRT_BF16\n")
         parts.append(primitives)

@@ -18,6 +18,13 @@ CHUNK = 64  # linear_tile.cuh
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
 REPEATED_ROWS = 64  # a residual that repeats has a multiple of so many rows
+# linear_epilogue.cuh, gelu: the largest x², and q's coefficients.
+GELU = {
+    "GELU_LIMIT": 25.0,
+    "GELU_2": 1.01533051e-3,
+    "GELU_1": -1.06782307e-1,
+    "GELU_0": -2.30111408,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class LinearTiles:
             "STAGES": self.stages,
             "STATISTICS": statistics,
             "EPILOGUE": epilogue,
+            **GELU,
         }
         headers = ("linear_tile.cuh", "linear_epilogue.cuh")
         return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype, headers)

@@ -11,10 +11,10 @@ constexpr int OWN_PARTS = (STATISTICS + 3) / 4;
 
 // Erf GELU, x Φ(x), with Φ(x) = 1 / (1 + 2^(-x q(x²))) and q fitted to the log-odds of the normal
 // distribution: off by 2.6e-5 at most, a tenth of fp16's rounding of such values, in nine
-// instructions. Beyond x² = 25, where Φ is 0 or 1, q stays what it is there.
+// instructions. Beyond GELU_LIMIT, where Φ is 0 or 1, q stays what it is there.
 __device__ inline float gelu(float x) {
-    const float t = fminf(x * x, 25.0f);
-    const float q = (1.01533051e-3f * t - 1.06782307e-1f) * t - 2.30111408f;
+    const float t = fminf(x * x, GELU_LIMIT);
+    const float q = (GELU_2 * t + GELU_1) * t + GELU_0;
     return x * reciprocal_approximate(1.0f + exp2_approximate(q * x));
 }
 
