@@ -1,6 +1,5 @@
-"""Seconds from a process's start to its first embedding, with packed parameters on disk."""
+"""Seconds from a process's start to its first embedding, with an engine folder on disk."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,19 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.engine import EngineInfo, write_engine
 from samtrt.encoders.packed import write_packed
 from samtrt.kernels.hopper.code_cache import CACHE_VARIABLE
 
 FIRST_EMBEDDING = """
-import json
 import sys
 import torch
-from samtrt.checkpoints.config import EncoderConfig
-from samtrt.encoders.cuda.encoder import FusedImageEncoder
-from samtrt.encoders.packed import read_packed
-config = EncoderConfig.from_json(json.loads(sys.argv[2]))
-encoder = FusedImageEncoder(config, read_packed(sys.argv[1]), sys.argv[3])
-out = encoder(torch.zeros(1, 3, config.img_size, config.img_size, device="cuda"))
+from samtrt.encoders.load import load_encoder
+encoder = load_encoder(sys.argv[1])
+out = encoder(torch.zeros(1, 3, encoder.img_size, encoder.img_size, device=encoder.device))
 assert out.isfinite().all().item()
 """
 
@@ -33,13 +29,17 @@ def start_up(
     config: EncoderConfig, tensors: Mapping[str, np.ndarray], precision: str
 ) -> dict[str, float]:
     """Once with empty kernel caches (cold), and the better of two starts with full ones (warm)."""
+    info = EngineInfo("cuda", config, precision, 1, parameters_sha256="0" * 64)
+
+    def produce(path: Path) -> EngineInfo:
+        write_packed(path, tensors, info)
+        return info
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        packed = folder / "encoder.engine"
-        write_packed(packed, tensors, precision)
+        write_engine(folder, produce)
         environ = cache_variables(folder)
-        sizes = json.dumps(config.to_json())
-        command = [sys.executable, "-c", FIRST_EMBEDDING, str(packed), sizes, precision]
+        command = [sys.executable, "-c", FIRST_EMBEDDING, str(folder)]
         seconds = []
         for _ in range(3):
             start = time.perf_counter()

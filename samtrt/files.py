@@ -1,16 +1,40 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, whatever is killed and whenever the disk is full.
 
+A new file is written beside the old one, flushed to the disk, and then takes its name. The one
+beside it has a fixed, hidden name, so that what a killed run left is taken over by the next, and
+is locked while it is written, so that two runs never write into the same one.
+"""
+
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from samtrt.errors import SamtrtError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which neither locks this way nor moves or removes open files
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAME_BYTES = 255  # of a file's name on every common file system
+_MAX_WRITERS = 64  # of one file at a time
+# What a file system without locks answers (some network drives).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES)
 
 
 @contextmanager
@@ -18,34 +42,36 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path``, which takes its name when the block succeeds.
 
     The folder is created where it is missing. When the block fails, nothing is left behind and
-    an earlier file of that name stays as it was.
+    an earlier file of that name stays as it was; when the process is killed, the earlier or the
+    new file is there, whole. Writers of one file at one time do not disturb each other: the file
+    of the last one stays.
 
     Raises:
         SamtrtError: the folder or the file cannot be written (permissions, disk full, …).
     """
     target = Path(path)
-    temporary: Path | None = None
+    with writing(target), _claimed(target) as claim:
+        yield claim.path
+        _take_name(claim, target)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Tells an ``OSError`` of the block as "cannot write ``target``", for a user to read.
+
+    Raises:
+        SamtrtError: in place of the ``OSError``. One that names a file elsewhere goes through: it
+            is not the write's own.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept: image and ONNX writers choose their format by it.
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600
-        temporary.replace(target)
+        yield
     except OSError as error:
+        if isinstance(error.filename, str) and not _is_beside(Path(error.filename), target):
+            raise
         reason = error.strerror or str(error)
         raise SamtrtError(
             f"cannot write {target}: {reason}; give a folder that can be written and has room"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -54,9 +80,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     NaN and infinity, which JSON has no word for, become null. A name whose bytes are no UTF-8
     (``os.fsdecode``) is escaped, so that reading gives the same string again.
     """
-    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    content = _to_json(value)
     with replacing(path) as temporary:
-        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
+        temporary.write_bytes(content)
 
 
 def without_nan(value: Any) -> Any:
@@ -70,7 +96,241 @@ def without_nan(value: Any) -> Any:
     return value
 
 
+def write_sealed(
+    data: Path,
+    record: Path,
+    produce: Callable[[Path], dict[str, Any]],
+    is_sealed: Callable[[Path], bool],
+) -> None:
+    """Writes a data file and the JSON record that names its content, in one step.
+
+    Replacing the record is that step. Before it the earlier pair is whole; after it the new one
+    is, although the data may not have its final name yet: readers look for it under both of
+    ``sealed_names``.
+
+    Args:
+        data, record: the two files, of one folder.
+        produce: fills the file that it is given and returns the record.
+        is_sealed: whether that data file is the one that the record on the disk names.
+
+    Raises:
+        SamtrtError: the folder cannot be written, or another process is writing it.
+    """
+    final, pending = sealed_names(data)
+    if pending.exists():
+        with _claimed(data, alone=True) as claim, writing(data):
+            if is_sealed(claim.path):  # killed between the step and the final name
+                _take_name(claim, final)
+    with _claimed(data, alone=True) as claim:
+        with writing(data):
+            claim.path.write_bytes(b"")
+        value = produce(claim.path)
+        with writing(data):
+            _flush(claim.path)
+        claim.keep = True  # an interrupt may come when the record names it already
+        try:
+            write_json(record, value)
+        except SamtrtError:
+            claim.keep = record.is_file() and record.read_bytes() == _to_json(value)
+            raise
+        with writing(data):
+            _take_name(claim, final)
+
+
+def sealed_names(data: Path) -> tuple[Path, Path]:
+    """Where a pair's data may lie: under its own name, or as a killed run left it."""
+    return data, _temporary_name(data, 0)
+
+
+def read_sealed(data: Path, record: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of a pair's data, wherever a writer has it at this moment.
+
+    Args:
+        data, record: the two files, as ``write_sealed`` takes them.
+        read: reads the record and the data file that it is given; raises a ``SamtrtError`` where
+            one cannot be used or the two do not belong together.
+
+    Raises:
+        SamtrtError: what ``read`` says of the data under their own name.
+    """
+    final, pending = sealed_names(data)
+    while True:
+        seen = _state(record), _state(final)
+        try:
+            return read(final)
+        except SamtrtError:
+            if pending.exists():
+                with suppress(SamtrtError):
+                    return read(pending)
+            if seen == (_state(record), _state(final)):
+                raise
+        # A writer was at its last steps meanwhile.
+
+
+def read_whole(path: Path) -> bytearray:
+    """A file's content in memory of its own, which no later change of the file reaches.
+
+    Raises:
+        OSError: it cannot be read, or ends while it is read.
+        MemoryError: it does not fit into memory.
+    """
+    with path.open("rb", buffering=0) as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        rest = memoryview(content)
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise OSError(errno.EIO, "the file became shorter while it was read", str(path))
+            rest = rest[count:]
+    return content
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, in hexadecimal, read in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class _Claim:
+    """A temporary file that no other writer uses.
+
+    Attributes:
+        path: its name.
+        file: holds the lock until it is closed, or forgotten.
+        keep: whether it stays when the block fails.
+    """
+
+    path: Path
+    file: FileIO
+    keep: bool = False
+
+
+@contextmanager
+def _claimed(target: Path, alone: bool = False) -> Iterator[_Claim]:
+    """A temporary file for a writer of ``target``; ``alone`` refuses a second writer."""
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        claim = _first_free(target, 1 if alone else _MAX_WRITERS)
+    try:
+        yield claim
+    finally:
+        is_left = not claim.keep and _is_at(claim.file, claim.path)
+        if fcntl is None:
+            claim.file.close()
+        if is_left:
+            claim.path.unlink()
+        claim.file.close()
+
+
+def _first_free(target: Path, writers: int) -> _Claim:
+    for number in range(writers):
+        path = _temporary_name(target, number)
+        if (file := _lock(path)) is not None:
+            if writers > 1:
+                _remove_left(_temporary_name(target, number + 1))
+            return _Claim(path, file)
+    raise SamtrtError(
+        f"another process is writing {target}; wait until it has ended, or write elsewhere"
+    )
+
+
+def _lock(path: Path) -> FileIO | None:
+    """Opens and locks the file of that name; None where another writer has it."""
+    while True:
+        try:
+            file = FileIO(path, "r+", opener=_create)
+        except PermissionError:
+            if path.exists():  # another user's
+                return None
+            raise
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(errno.EEXIST, "something else is in its place", str(path))
+        if not _try_lock(file):
+            file.close()
+            return None
+        if _is_at(file, path):
+            return file
+        file.close()  # its writer has just ended and moved it away
+
+
+def _create(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _try_lock(file: FileIO) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("this file system has no locks: let only one process write there at a time")
+    return True
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    try:
+        return not file.closed and os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_left(path: Path) -> None:
+    """Removes the file of a writer that was killed."""
+    if path.exists() and (file := _lock(path)) is not None:
+        path.unlink()
+        file.close()
+
+
+def _take_name(claim: _Claim, target: Path) -> None:
+    _flush(claim.path)
+    if fcntl is None:
+        claim.file.close()
+    claim.path.replace(target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _temporary_name(target: Path, number: int) -> Path:
+    """Hidden, beside the target, of the same suffix (image writers choose their format by it)."""
+    end = f".samtrt-new{f'-{number}' if number else ''}"
+    name = f".{target.stem}{end}{target.suffix}"
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+        name = f".{digest}{end}{target.suffix if len(target.suffix) < 8 else ''}"
+    return target.with_name(name)
+
+
+def _is_beside(path: Path, target: Path) -> bool:
+    return path.parent == target.parent or path in target.parents
+
+
+def _to_json(value: Any) -> bytes:
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")

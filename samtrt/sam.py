@@ -178,6 +178,8 @@ def load_sam(
 ) -> Sam:
     """Loads a model from an engine folder, a parameter folder or a checkpoint of Meta's.
 
+    The image encoder is made at once, so that what cannot be used here is refused here.
+
     Args:
         path: a folder made by ``build.py`` or by ``params_convert.py``, or a ``.pth`` file.
         decoder: parameter folder or checkpoint with the mask decoder, for an engine folder, which
@@ -198,7 +200,7 @@ def load_sam(
                 f"{path} is not an engine folder, and its parameters have a mask decoder of their "
                 "own; leave `decoder` out, or give an engine folder made by build.py"
             )
-        return sam_from_parameters(_read_parameters(path), backend, device, precision)
+        return _ready(sam_from_parameters(_read_parameters(path), backend, device, precision))
     if decoder is None:
         raise EngineError(
             f"{path} holds an image encoder and no mask decoder; "
@@ -206,13 +208,26 @@ def load_sam(
         )
     info = read_engine_info(path)
     parameters = _read_parameters(Path(decoder))
-    return _assemble(
-        # The engine refuses to work with another parameter set.
-        partial(load_encoder, path, backend, parameters_sha256=parameters.sha256),
-        parameters,
-        device or ("cpu" if info.backend == "cpu" else "cuda"),
-        info.engine_sha256,
+    if info.config != parameters.encoder_config:
+        raise EngineError(
+            f"the engine in {path} and the parameters in {decoder} are of different sizes; "
+            "build the engine again from these parameters"
+        )
+    return _ready(
+        _assemble(
+            # The engine refuses to work with another parameter set.
+            partial(load_encoder, path, backend, parameters_sha256=parameters.sha256),
+            parameters,
+            device or ("cpu" if info.backend == "cpu" else "cuda"),
+            info.engine_sha256,
+        )
     )
+
+
+def _ready(sam: Sam) -> Sam:
+    """Makes the image encoder now: what cannot be used is refused when it is loaded."""
+    _ = sam.image_encoder
+    return sam
 
 
 def sam_from_parameters(

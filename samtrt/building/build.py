@@ -12,6 +12,7 @@ from samtrt.encoders.choice import fastest_backend
 from samtrt.encoders.cpu import CPU_PRECISIONS
 from samtrt.encoders.engine import (
     FAILED,
+    MAX_BATCH_SIZE,
     NOT_CHECKED,
     PRECISIONS,
     SKIPPED,
@@ -24,6 +25,7 @@ from samtrt.encoders.engine import (
 from samtrt.encoders.load import default_precision, open_encoder
 from samtrt.encoders.packed import write_packed
 from samtrt.errors import EngineError
+from samtrt.files import read_whole, writing
 from samtrt.modeling.image_encoder import AttentionKind
 
 BACKEND_PRECISIONS = {"tensorrt": PRECISIONS, "cuda": ("fp16", "bf16"), "cpu": CPU_PRECISIONS}
@@ -108,8 +110,11 @@ def _refuse_impossible(options: BuildOptions) -> None:
         raise EngineError(
             f"the {backend} backend computes in {' or '.join(precisions)}, not in {precision}"
         )
-    if options.max_batch_size < 1:
-        raise EngineError(f"the largest batch must be at least 1, not {options.max_batch_size}")
+    if not 1 <= options.max_batch_size <= MAX_BATCH_SIZE:
+        raise EngineError(
+            f"the largest batch must be at most {MAX_BATCH_SIZE} and at least 1, "
+            f"not {options.max_batch_size}"
+        )
     if backend != "tensorrt" and (options.compute_capability or options.attention != "fused"):
         raise EngineError(
             "--compute-capability and --attention plain are for --backend tensorrt; "
@@ -127,15 +132,15 @@ def _build(
         if options.backend == "tensorrt":
             info = _write_tensorrt(engine_file, parameters, options)
         else:
-            write_packed(engine_file, parameters.encoder(), options.precision)
             info = _info(parameters, options)
+            write_packed(engine_file, parameters.encoder(), info)
         info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
         return replace(info, parity=_gate(engine_file, info, parameters, pictures, options))
 
     return write_engine(output_dir, produce)
 
 
-def _info(parameters: Parameters, options: BuildOptions) -> EngineInfo:
+def _info(parameters: Parameters, options: BuildOptions, **made: str | None) -> EngineInfo:
     return EngineInfo(
         options.backend,
         parameters.encoder_config,
@@ -143,6 +148,7 @@ def _info(parameters: Parameters, options: BuildOptions) -> EngineInfo:
         options.max_batch_size,
         parameters.sha256,
         note=parameters.note,
+        **made,  # type: ignore[arg-type]
     )
 
 
@@ -159,11 +165,13 @@ def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOpt
         attention=options.attention,
         compute_capability=options.compute_capability,
     )
-    engine_file.write_bytes(engine)
+    with writing(engine_file):
+        engine_file.write_bytes(engine)
     # TensorRT builds for the GPU it finds; TensorRT-RTX for all, unless it was told which.
     here = compute_capability() if trt.__name__ == "tensorrt" else None
-    return replace(
-        _info(parameters, options),
+    return _info(
+        parameters,
+        options,
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=options.compute_capability or here,
@@ -183,7 +191,7 @@ def _gate(
     if not can_execute(info):
         return ParityResult(NOT_CHECKED)
     try:
-        encoder = open_encoder(engine_file, info)
+        encoder = open_encoder(read_whole(engine_file), info)
     except EngineError as error:
         if info.backend != "tensorrt":
             raise

@@ -1,7 +1,11 @@
 """What an image encoder is made of: its sizes, and nothing of its weights."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+
+from samtrt.records import STRICT
 
 # Meta's normalisation constants, RGB, in units of 0…255 (segment_anything/modeling/sam.py).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -14,6 +18,13 @@ NUM_MULTIMASK_OUTPUTS = 3
 DECODER_DEPTH = 2
 DECODER_NUM_HEADS = 8
 DECODER_MLP_DIM = 2048
+
+
+# What is read from files is held against these; a ViT-H has 1,280 channels and 32 blocks.
+_Channels = Annotated[int, Ge(1), Le(1 << 16)]
+_Pixels = Annotated[int, Ge(1), Le(1 << 14)]
+_Blocks = Annotated[int, Ge(1), Le(1024)]
+_BlockIndex = Annotated[int, Ge(0), Lt(1024)]
 
 
 @dataclass(frozen=True)
@@ -33,16 +44,18 @@ class EncoderConfig:
         layer_norm_eps: epsilon of the blocks' LayerNorm (the neck's LayerNorm2d has its own).
     """
 
-    embed_dim: int
-    depth: int
-    num_heads: int
-    global_attn_indexes: tuple[int, ...]
-    window_size: int = 14
-    img_size: int = 1024
-    patch_size: int = 16
-    mlp_dim: int = 0
-    out_chans: int = 256
-    layer_norm_eps: float = 1e-6
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    embed_dim: _Channels
+    depth: _Blocks
+    num_heads: _Channels
+    global_attn_indexes: Annotated[tuple[_BlockIndex, ...], Len(0, 1024)]
+    window_size: _Pixels = 14
+    img_size: _Pixels = 1024
+    patch_size: _Pixels = 16
+    mlp_dim: Annotated[int, Ge(0), Le(1 << 18)] = 0
+    out_chans: _Channels = 256
+    layer_norm_eps: Annotated[float, Gt(0), Lt(1)] = 1e-6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
@@ -76,13 +89,8 @@ class EncoderConfig:
         return self.grid_size if self.is_global(block) else self.window_size
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that ``json`` can write and ``from_json`` reads back."""
+        """A dict that ``json`` can write and ``parse_record`` reads back."""
         return {**asdict(self), "global_attn_indexes": list(self.global_attn_indexes)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "EncoderConfig":
-        """The inverse of ``to_json``."""
-        return cls(**value)
 
 
 def vit_b() -> EncoderConfig:

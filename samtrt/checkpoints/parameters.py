@@ -5,20 +5,20 @@ A parameter folder holds ``parameters.safetensors`` (Meta's key names and dtypes
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.shapes import ENCODER_PREFIX, check_tensors, parameter_shapes
+from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.errors import CheckpointError
-from samtrt.files import replacing, write_json
+from samtrt.files import read_sealed, read_whole, write_sealed, writing
+from samtrt.records import SHA256, STRICT, parse_record
 
 PARAMETERS_FILE = "parameters.safetensors"
 CONFIG_FILE = "config.json"
@@ -64,29 +64,45 @@ class Parameters:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Record:
+    """``config.json``."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+    encoder: EncoderConfig
+    source_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    sha256: Annotated[str, SHA256]
+    note: str = ""
+
+
 def save_parameters(parameters: Parameters, folder: str | Path) -> None:
-    """Writes a parameter folder; ``config.json`` comes last, so a folder with it is whole.
+    """Writes a parameter folder whole, or leaves an earlier one as it was.
 
     Raises:
-        SamtrtError: the folder cannot be written.
+        SamtrtError: the folder cannot be written, or another process is writing it.
     """
     folder = Path(folder)
-    if folder.is_dir():
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-    with replacing(folder / PARAMETERS_FILE) as temporary:
-        try:
-            save_file(parameters.tensors, temporary)
-        except SafetensorError as error:  # it hides the operating system's error in its text
-            raise OSError(str(error)) from error
-    write_json(
-        folder / CONFIG_FILE,
-        {
+    data, record = folder / PARAMETERS_FILE, folder / CONFIG_FILE
+
+    def produce(path: Path) -> dict[str, Any]:
+        raw = {name: RawTensor.of(tensor) for name, tensor in parameters.tensors.items()}
+        with writing(data):
+            write_tensors(path, raw)
+        return {
             "encoder": parameters.encoder_config.to_json(),
             "source_sha256": parameters.source_sha256,
             "sha256": parameters.sha256,
             "note": parameters.note,
-        },
-    )
+        }
+
+    def is_sealed(path: Path) -> bool:
+        try:
+            _read(folder, path)
+        except CheckpointError:
+            return False
+        return True
+
+    write_sealed(data, record, produce, is_sealed)
 
 
 def load_parameters(folder: str | Path) -> Parameters:
@@ -96,22 +112,33 @@ def load_parameters(folder: str | Path) -> Parameters:
         CheckpointError: the folder is missing, incomplete, or was altered.
     """
     folder = Path(folder)
+    data, record = folder / PARAMETERS_FILE, folder / CONFIG_FILE
+    return read_sealed(data, record, partial(_read, folder))
+
+
+def _read(folder: Path, data: Path) -> Parameters:
+    """The parameters in that file, which must be those of the folder's record."""
+    for path in (folder / CONFIG_FILE, data):
+        if not path.is_file():
+            raise CheckpointError(
+                f"no parameter folder at {folder}: {path.name} is missing; "
+                "make one with params_convert.py"
+            )
     try:
-        record: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        tensors = load_file(folder / PARAMETERS_FILE)
-        config = EncoderConfig.from_json(record["encoder"])
-        parameters = Parameters(config, tensors, record["source_sha256"], record.get("note", ""))
-        expected = record["sha256"]
-    except FileNotFoundError as error:
+        record = parse_record(bytes(read_whole(folder / CONFIG_FILE)), _Record)
+        raw, _ = read_tensors(read_whole(data))
+        tensors = {name: tensor.to_numpy() for name, tensor in raw.items()}
+    except OSError as error:
         raise CheckpointError(
-            f"no parameter folder at {folder}: {Path(error.filename or CONFIG_FILE).name} is "
-            "missing; make one with params_convert.py"
+            f"cannot read the parameter folder {folder}: {error.strerror}; "
+            "give one that can be read"
         ) from error
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"the parameter folder {folder} is damaged ({error}); run params_convert.py again"
         ) from error
-    if parameters.sha256 != expected or check_tensors(tensors, str(folder)) != config:
+    parameters = Parameters(record.encoder, tensors, record.source_sha256, record.note)
+    if parameters.sha256 != record.sha256 or check_tensors(tensors, str(folder)) != record.encoder:
         raise CheckpointError(
             f"the parameter folder {folder} was altered after its conversion: its content does "
             "not have the recorded hash; run params_convert.py again"

@@ -4,18 +4,21 @@ The sidecar says what the engine was made of and what it needs, and the loader r
 that does not belong to this library version, GPU or parameter set, or whose bytes were altered.
 """
 
-import importlib
-import json
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
+from annotated_types import Ge, Le
+from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.tensorrt.library import LIBRARIES, import_tensorrt
 from samtrt.errors import EngineError
-from samtrt.files import replacing, sha256_of, write_json
+from samtrt.files import read_sealed, read_whole, sha256_of, write_sealed
+from samtrt.records import SHA256, STRICT, one_of, parse_record
 
 BACKENDS = ("tensorrt", "cuda", "cpu")
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -23,11 +26,13 @@ ATTENTIONS = ("fused", "plain")
 
 ENGINE_FILE = "encoder.engine"
 SIDECAR_FILE = "encoder.json"
-SIDECAR_VERSION = 1
+SIDECAR_VERSION: Final = 1
 
 # The library named by the engines that are packed parameters: the layout is this package's own.
 PACKED = "samtrt"
 PACKED_VERSION = "1"
+
+MAX_BATCH_SIZE = 1024  # the largest that an engine may be for
 
 PASSED = "passed"
 FAILED = "failed"
@@ -47,7 +52,9 @@ class ParityResult:
         pictures: how many pictures were compared.
     """
 
-    status: str
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    status: Annotated[str, one_of(PASSED, FAILED, SKIPPED, NOT_CHECKED)]
     relative_l2: float | None = None
     mean_mask_iou: float | None = None
     pictures: int = 0
@@ -79,21 +86,41 @@ class EngineInfo:
         parity: the parity gate's result.
         note: what a user must know of the parameters (``Parameters.note``).
         engine_sha256: SHA-256 of the engine file.
+        version: of this record.
     """
 
-    backend: str
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    backend: Annotated[str, one_of(*BACKENDS)]
     config: EncoderConfig
-    precision: str
-    max_batch_size: int
-    parameters_sha256: str
-    library: str = PACKED
-    library_version: str = PACKED_VERSION
-    compute_capability: str | None = None
-    attention: str | None = None
+    precision: Annotated[str, one_of(*PRECISIONS)]
+    max_batch_size: Annotated[int, Ge(1), Le(MAX_BATCH_SIZE)]
+    parameters_sha256: Annotated[str, SHA256]
+    library: Annotated[str, one_of(*LIBRARIES, PACKED)] = PACKED
+    library_version: Annotated[str, Field(pattern=r"^[\w.+-]{1,64}$")] = PACKED_VERSION
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")] | None = None
+    attention: Annotated[str, one_of(*ATTENTIONS)] | None = None
     build_seconds: float = 0.0
     parity: ParityResult = ParityResult(NOT_CHECKED)
     note: str = ""
-    engine_sha256: str = ""
+    engine_sha256: Annotated[str, SHA256] = ""
+    version: Literal[1] = SIDECAR_VERSION
+
+    def __post_init__(self) -> None:
+        if (self.backend == "tensorrt") != (self.library in LIBRARIES):
+            raise ValueError(f"library {self.library} for the {self.backend} backend")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a packed engine's own file says too: all that its output depends on."""
+        return {
+            "backend": self.backend,
+            "config": self.config.to_json(),
+            "precision": self.precision,
+            "max_batch_size": self.max_batch_size,
+            "parameters_sha256": self.parameters_sha256,
+            "note": self.note,
+        }
 
     def summary(self) -> str:
         """What a person wants to know after a build, a line each."""
@@ -106,29 +133,8 @@ class EngineInfo:
         return "\n".join([*lines, f"note        {self.note}"] if self.note else lines)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that ``json`` can write and ``from_json`` reads back."""
-        return {
-            "version": SIDECAR_VERSION,
-            **asdict(self),
-            "config": self.config.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "EngineInfo":
-        """The inverse of ``to_json``.
-
-        Raises:
-            ValueError, KeyError, TypeError: the value is not a sidecar of this version.
-        """
-        fields = dict(value)
-        if (version := fields.pop("version")) != SIDECAR_VERSION:
-            raise ValueError(f"version {version}, expected {SIDECAR_VERSION}")
-        fields["config"] = EncoderConfig.from_json(fields["config"])
-        fields["parity"] = ParityResult(**fields["parity"])
-        info = cls(**fields)
-        if info.backend not in BACKENDS or info.precision not in PRECISIONS:
-            raise ValueError(f"backend {info.backend}, precision {info.precision}")
-        return info
+        """A dict that ``json`` can write and ``parse_record`` reads back."""
+        return {**asdict(self), "config": self.config.to_json()}
 
 
 def write_engine(folder: str | Path, produce: Callable[[Path], EngineInfo]) -> EngineInfo:
@@ -141,16 +147,24 @@ def write_engine(folder: str | Path, produce: Callable[[Path], EngineInfo]) -> E
         The sidecar's content, with the engine's hash.
 
     Raises:
-        SamtrtError: the folder cannot be written.
+        SamtrtError: the folder cannot be written, or another process is writing it.
     """
     folder = Path(folder)
-    with replacing(folder / ENGINE_FILE) as temporary:
-        info = produce(temporary)
-        info = replace(info, engine_sha256=sha256_of(temporary))
-        # The sidecar goes first and comes last, so that a folder with one is whole.
-        (folder / SIDECAR_FILE).unlink(missing_ok=True)
-    write_json(folder / SIDECAR_FILE, info.to_json())
-    return info
+    written = []
+
+    def fill(path: Path) -> dict[str, Any]:
+        info = produce(path)
+        written.append(replace(info, engine_sha256=sha256_of(path)))
+        return written[0].to_json()
+
+    def is_sealed(path: Path) -> bool:
+        try:
+            return sha256_of(path) == _read_sidecar(folder).engine_sha256
+        except (EngineError, OSError):
+            return False
+
+    write_sealed(folder / ENGINE_FILE, folder / SIDECAR_FILE, fill, is_sealed)
+    return written[0]
 
 
 def read_engine_info(folder: str | Path) -> EngineInfo:
@@ -160,16 +174,9 @@ def read_engine_info(folder: str | Path) -> EngineInfo:
         EngineError: the folder holds no engine, or its sidecar is damaged.
     """
     folder = Path(folder)
-    for name in (SIDECAR_FILE, ENGINE_FILE):
-        if not (folder / name).is_file():
-            raise EngineError(f"no engine in {folder}: {name} is missing; make one with build.py")
-    try:
-        return EngineInfo.from_json(json.loads((folder / SIDECAR_FILE).read_text("utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise EngineError(
-            f"the sidecar {folder / SIDECAR_FILE} is damaged or of another samtrt version "
-            f"({error}); build the engine again"
-        ) from error
+    if not (folder / ENGINE_FILE).is_file():
+        raise _missing(folder, ENGINE_FILE)
+    return _read_sidecar(folder)
 
 
 def check_engine(
@@ -185,8 +192,58 @@ def check_engine(
         EngineError: another parameter set, library version or GPU than the engine was built for,
             or an engine file that was altered after its build.
     """
+    return read_engine(folder, parameters_sha256, device)[0]
+
+
+def read_engine(
+    folder: str | Path, parameters_sha256: str | None = None, device: torch.device | None = None
+) -> tuple[EngineInfo, bytearray]:
+    """``check_engine``, and the engine file's content that was checked.
+
+    The content is in memory of its own: what becomes of the file afterwards does not matter.
+    """
     folder = Path(folder)
-    info = read_engine_info(folder)
+
+    def read(engine_file: Path) -> tuple[EngineInfo, bytearray]:
+        info = _read_sidecar(folder)
+        _check_belongs(folder, info, parameters_sha256, device)
+        if not engine_file.is_file():
+            raise _missing(folder, ENGINE_FILE)
+        try:
+            content = read_whole(engine_file)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or "it does not fit into memory"
+            raise EngineError(f"cannot read the engine in {folder}: {reason}") from error
+        if hashlib.sha256(content).hexdigest() != info.engine_sha256:
+            raise EngineError(
+                f"the engine file in {folder} was altered after its build (its SHA-256 is not "
+                "the recorded one); build it again"
+            )
+        return info, content
+
+    return read_sealed(folder / ENGINE_FILE, folder / SIDECAR_FILE, read)
+
+
+def _read_sidecar(folder: Path) -> EngineInfo:
+    path = folder / SIDECAR_FILE
+    if not path.is_file():
+        raise _missing(folder, SIDECAR_FILE)
+    try:
+        return parse_record(bytes(read_whole(path)), EngineInfo)
+    except (ValueError, OSError) as error:
+        raise EngineError(
+            f"the sidecar {path} is damaged or of another samtrt version ({error}); "
+            "build the engine again"
+        ) from error
+
+
+def _missing(folder: Path, name: str) -> EngineError:
+    return EngineError(f"no engine in {folder}: {name} is missing; make one with build.py")
+
+
+def _check_belongs(
+    folder: Path, info: EngineInfo, parameters_sha256: str | None, device: torch.device | None
+) -> None:
     if parameters_sha256 is not None and parameters_sha256 != info.parameters_sha256:
         raise EngineError(
             f"the engine in {folder} was built from another parameter set "
@@ -202,12 +259,6 @@ def check_engine(
         )
     if info.backend != "cpu":
         _check_gpu(folder, info, device)
-    if sha256_of(folder / ENGINE_FILE) != info.engine_sha256:
-        raise EngineError(
-            f"the engine file in {folder} was altered after its build (its SHA-256 is not the "
-            "recorded one); build it again"
-        )
-    return info
 
 
 def _library_version(library: str) -> str | None:
@@ -215,8 +266,8 @@ def _library_version(library: str) -> str | None:
     if library == PACKED:
         return PACKED_VERSION
     try:
-        return str(importlib.import_module(library).__version__)
-    except (ImportError, OSError, RuntimeError):  # the latter two: a shared library is missing
+        return str(import_tensorrt(library).__version__)
+    except EngineError:
         return None
 
 

@@ -9,7 +9,7 @@ import torch
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.encoders.choice import default_device
-from samtrt.encoders.engine import BACKENDS, ENGINE_FILE, EngineInfo, check_engine, read_engine_info
+from samtrt.encoders.engine import BACKENDS, EngineInfo, read_engine, read_engine_info
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
 from samtrt.kernels.device import resolved
@@ -46,15 +46,15 @@ def load_encoder(
             f"for; build one with --backend {backend}"
         )
     target = torch.device(device) if device is not None else None
-    check_engine(engine_dir, parameters_sha256, target)
+    info, content = read_engine(engine_dir, parameters_sha256, target)
     logger.info("image encoder: %s backend, %s, from %s", info.backend, info.precision, engine_dir)
-    return open_encoder(engine_dir / ENGINE_FILE, info, target)
+    return open_encoder(content, info, target)
 
 
 def open_encoder(
-    engine_file: Path, info: EngineInfo, device: torch.device | None = None
+    content: bytearray, info: EngineInfo, device: torch.device | None = None
 ) -> ImageEncoder:
-    """The encoder of an engine file that was checked before (``load_encoder`` does both).
+    """The encoder of an engine file's content that was checked before (``read_engine``).
 
     Raises:
         EngineError: the device is not one of the engine's backend, or the backend refuses.
@@ -63,13 +63,13 @@ def open_encoder(
     if info.backend == "tensorrt":
         from samtrt.encoders.tensorrt.runtime import TensorRTImageEncoder
 
-        return TensorRTImageEncoder(engine_file, info, device)
+        return TensorRTImageEncoder(content, info, device)
     from samtrt.encoders.packed import read_packed
 
     return _packed_encoder(
         info.backend,
         info.config,
-        read_packed(engine_file),
+        read_packed(content, info),
         info.precision,
         device,
         info.max_batch_size,

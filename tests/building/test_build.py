@@ -1,5 +1,6 @@
 """build.py: parameters in, a checked engine folder out, or one line and nothing."""
 
+import errno
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from oracle import tiny_config
-from safetensors import SafetensorError
 from scripts import call_script, load_script
 
 from samtrt.building import build
@@ -22,12 +22,14 @@ from samtrt.encoders.engine import (
     NOT_CHECKED,
     PASSED,
     SKIPPED,
+    EngineInfo,
     ParityResult,
     read_engine_info,
 )
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.packed import read_packed, write_packed
 from samtrt.errors import EngineError
+from samtrt.files import read_whole
 from samtrt.pictures.reading import save_png
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -208,9 +210,9 @@ def test_a_full_disk(
     script: ModuleType, params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packing, "save_file", full)
+    monkeypatch.setattr(packing, "write_tensors", full)
     flags = ("--params", params, "--output-dir", tmp_path, "--backend", "cpu")
     assert "No space left on device" in error_line(call_script(script, *flags))
     assert list(tmp_path.iterdir()) == []
@@ -219,8 +221,9 @@ def test_a_full_disk(
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_packed_parameters_round_matrices_only(tmp_path: Path, precision: str) -> None:
     tensors = PARAMETERS.encoder()
-    write_packed(tmp_path / "packed", tensors, precision)
-    packed = read_packed(tmp_path / "packed")
+    info = EngineInfo("cpu", tiny_config(), precision, 2, "a" * 64)
+    write_packed(tmp_path / "packed", tensors, info)
+    packed = read_packed(read_whole(tmp_path / "packed"), info)
     assert packed.keys() == tensors.keys()
     for name, tensor in packed.items():
         original = torch.from_numpy(tensors[name])

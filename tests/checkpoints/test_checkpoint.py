@@ -219,7 +219,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("samtrt.checkpoints.parameters.save_file", full)
+    monkeypatch.setattr("samtrt.checkpoints.parameters.write_tensors", full)
     with pytest.raises(SamtrtError, match="No space left on device"):
         save_parameters(TINY, tmp_path / "sam")
     assert list((tmp_path / "sam").iterdir()) == []

@@ -1,6 +1,7 @@
 """Engine folders: whole or absent, and refused where they do not belong."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from oracle import tiny_config
 
+from samtrt import files
 from samtrt.encoders import engine
 from samtrt.encoders.engine import (
     ENGINE_FILE,
@@ -76,18 +78,19 @@ def test_a_failed_build_leaves_the_earlier_engine(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {ENGINE_FILE, SIDECAR_FILE}
 
 
-def test_a_build_that_dies_before_the_sidecar_leaves_no_engine(
+def test_a_build_that_cannot_write_its_sidecar_leaves_the_earlier_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path)
+    earlier = write(tmp_path)
 
-    def die(*_: object) -> None:
+    def full(*_: object) -> None:
         raise SamtrtError("disk full")
 
-    monkeypatch.setattr(engine, "write_json", die)
-    with pytest.raises(SamtrtError):
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(SamtrtError, match="disk full"):
         write(tmp_path, content=b"new engine")
-    assert "encoder.json is missing" in refusal(tmp_path)
+    assert check_engine(tmp_path) == earlier
+    assert {path.name for path in tmp_path.iterdir()} == {ENGINE_FILE, SIDECAR_FILE}
 
 
 @pytest.mark.parametrize("name", [ENGINE_FILE, SIDECAR_FILE])
@@ -116,9 +119,12 @@ def test_another_library_version_is_refused(
     assert "built by samtrt 1, and samtrt 2 is installed" in refusal(tmp_path)
 
 
-def test_a_library_that_is_missing_is_named(tmp_path: Path) -> None:
-    write(tmp_path, replace(INFO, backend="tensorrt", library="tensorrt_of_nobody"))
-    assert "no tensorrt_of_nobody is installed here" in refusal(tmp_path)
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # importing it raises ModuleNotFoundError
+    write(tmp_path, replace(INFO, backend="tensorrt", library="tensorrt"))
+    assert "no tensorrt is installed here" in refusal(tmp_path)
 
 
 def test_another_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,21 +145,56 @@ def test_a_machine_without_gpu_is_told_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "field"),
     [
-        {"version": 0},
-        {"backend": "abacus"},
-        {"precision": "fp64"},
-        {"config": None},
-        {"parity": {"state": "passed"}},
-        {"surplus": 1},
+        ({"version": 0}, "version"),
+        ({"backend": "abacus"}, "backend"),
+        ({"precision": "fp64"}, "precision"),
+        ({"config": None}, "config"),
+        ({"parity": {"state": "passed"}}, "parity.status"),
+        ({"surplus": 1}, "surplus"),
+        ({"max_batch_size": 10**9}, "max_batch_size"),
+        ({"max_batch_size": 10**400}, "max_batch_size"),
+        ({"max_batch_size": True}, "max_batch_size"),
+        ({"max_batch_size": "2"}, "max_batch_size"),
+        ({"build_seconds": float("nan")}, "build_seconds"),
+        ({"config": {**INFO.config.to_json(), "num_heads": 0}}, "config.num_heads"),
+        ({"config": {**INFO.config.to_json(), "num_heads": 3}}, "not a multiple of num_heads 3"),
+        ({"config": {**INFO.config.to_json(), "img_size": 1 << 40}}, "config.img_size"),
+        ({"config": {**INFO.config.to_json(), "layer_norm_eps": -1.0}}, "config.layer_norm_eps"),
+        ({"library": "tensorrt"}, "library tensorrt for the cpu backend"),
+        ({"compute_capability": "9"}, "compute_capability"),
+        ({"engine_sha256": "../x"}, "engine_sha256"),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
-def test_a_damaged_sidecar_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_damaged_sidecar_is_refused(
+    tmp_path: Path, change: dict[str, object], field: str
+) -> None:
     write(tmp_path)
     path = tmp_path / SIDECAR_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    message = refusal(tmp_path)
+    assert "is damaged or of another samtrt version" in message and field in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"", b"{", b"\xff", b"[" * 100_000, b"null", b" " * (1 << 21)], ids=len
+)
+def test_a_sidecar_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path)
+    (tmp_path / SIDECAR_FILE).write_bytes(content)
     assert "is damaged or of another samtrt version" in refusal(tmp_path)
-    path.write_text("[]")
-    assert "is damaged or of another samtrt version" in refusal(tmp_path)
+
+
+def test_a_sidecar_names_nothing_that_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_by_a_file.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "engine"
+    write(folder, replace(INFO, backend="tensorrt", library="tensorrt"))
+    path = folder / SIDECAR_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"library": "named_by_a_file"}))
+    assert "library: String should match" in refusal(folder)
+    assert "named_by_a_file" not in sys.modules

@@ -1,17 +1,25 @@
 """One door to every backend: what it opens, and what it refuses."""
 
+import json
 import logging
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from oracle import meta_encoder, relative_l2, tiny_config
+from safetensors.torch import load, save_file
 
 from samtrt.building.build import BuildOptions, build_encoder
-from samtrt.checkpoints.parameters import random_parameters
+from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.encoders.engine import ENGINE_FILE, SIDECAR_FILE
 from samtrt.encoders.load import default_precision, encoder_from_parameters, load_encoder
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError, InputError
+from samtrt.files import sha256_of
+from samtrt.sam import load_sam
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,3 +108,102 @@ def test_pictures_of_another_shape_dtype_or_device_are_refused(x: torch.Tensor) 
 def test_the_engine_refuses_a_larger_batch_than_it_was_built_for(engine: Path) -> None:
     with pytest.raises(InputError, match="--max-batch-size"):
         load_encoder(engine)(torch.cat([X, X]))
+
+
+def altered(engine: Path, folder: Path, **changes: object) -> Path:
+    """A copy of the engine folder with those fields of its sidecar changed."""
+    shutil.copytree(engine, folder)
+    path = folder / SIDECAR_FILE
+    record = json.loads(path.read_text())
+    record["config"] |= changes.pop("config", {})
+    path.write_text(json.dumps(record | changes))
+    return folder
+
+
+def without_metadata(engine: Path, folder: Path) -> Path:
+    """A copy as the first versions wrote it: the packed file says nothing but its tensors."""
+    content = load((engine / ENGINE_FILE).read_bytes())
+    shutil.copytree(engine, folder)
+    save_file(content, folder / ENGINE_FILE)
+    path = folder / SIDECAR_FILE
+    sha256 = sha256_of(folder / ENGINE_FILE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine_sha256": sha256}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"config": {"global_attn_indexes": [0]}}, "config"),
+        ({"config": {"global_attn_indexes": []}}, "config"),
+        ({"config": {"window_size": 6}}, "config"),
+        ({"config": {"num_heads": 4}}, "config"),
+        ({"config": {"img_size": 256}}, "config"),
+        ({"config": {"layer_norm_eps": 1e-3}}, "config"),
+        ({"precision": "bf16"}, "precision"),
+        ({"max_batch_size": 4}, "max_batch_size"),
+        ({"note": "trained"}, "note"),
+        ({"parameters_sha256": "0" * 64}, "parameters_sha256"),
+    ],
+    ids=str,
+)
+def test_an_altered_sidecar_is_refused(
+    engine: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    folder = altered(engine, tmp_path / "altered", **changes)
+    with pytest.raises(EngineError, match=f"altered after its build: its {named} is not") as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_of_the_first_versions_is_read(engine: Path, tmp_path: Path) -> None:
+    folder = without_metadata(engine, tmp_path / "first")
+    assert torch.equal(load_encoder(folder)(X), load_encoder(engine)(X))
+    for number, changes in enumerate(
+        [{"config": {"global_attn_indexes": [0]}}, {"config": {"window_size": 6}}]
+    ):
+        with pytest.raises(EngineError, match="its config is not"):
+            load_encoder(altered(folder, tmp_path / str(number), **changes))
+    with pytest.raises(EngineError, match="its precision is not"):
+        load_encoder(altered(folder, tmp_path / "bf16", precision="bf16"))
+
+
+def test_what_becomes_of_the_file_does_not_reach_an_encoder(engine: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    encoder = load_encoder(folder)
+    expected = encoder(X)
+    with (folder / ENGINE_FILE).open("r+b") as file:
+        file.write(bytes(1 << 20))
+    assert torch.equal(encoder(X), expected)
+    os.truncate(folder / ENGINE_FILE, 10)
+    assert torch.equal(encoder(X), expected)
+    with pytest.raises(EngineError, match="was altered after its build"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("fault", ["altered", "truncated", "missing", "other parameters"])
+def test_a_model_refuses_an_unusable_engine_when_it_is_loaded(
+    engine: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    seed = 4 if fault == "other parameters" else 3
+    save_parameters(random_parameters(tiny_config(), seed), tmp_path / "parameters")
+    if fault == "altered":
+        with (folder / ENGINE_FILE).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read()
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+    elif fault == "truncated":
+        os.truncate(folder / ENGINE_FILE, 1000)
+    elif fault == "missing":
+        (folder / ENGINE_FILE).unlink()
+    with pytest.raises(EngineError) as caught:
+        load_sam(folder, tmp_path / "parameters")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_refuses_a_backend_without_engine_when_it_is_loaded(tmp_path: Path) -> None:
+    save_parameters(PARAMETERS, tmp_path)
+    with pytest.raises(EngineError, match="runs engines only"):
+        load_sam(tmp_path, backend="tensorrt", device="cpu")

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class TensorRTImageEncoder(NotCopied):
     with a stream of its own.
 
     Args:
-        engine_file: the serialised engine.
+        engine: the serialised engine.
         info: its sidecar.
         device: the GPU to run on.
 
@@ -39,7 +38,7 @@ class TensorRTImageEncoder(NotCopied):
         EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine.
     """
 
-    def __init__(self, engine_file: Path, info: EngineInfo, device: torch.device) -> None:
+    def __init__(self, engine: bytearray, info: EngineInfo, device: torch.device) -> None:
         self.img_size = info.config.img_size
         self.device = device = resolved(device)
         self._process = os.getpid()
@@ -56,9 +55,7 @@ class TensorRTImageEncoder(NotCopied):
         with torch.cuda.device(device):
             # The engine lives in the runtime's memory and the context in the engine's.
             self._runtime = self._accepted(self._make_runtime())
-            self._engine = self._accepted(
-                self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
-            )
+            self._engine = self._accepted(self._runtime.deserialize_cuda_engine(engine))
             self._context = self._accepted(self._engine.create_execution_context())
             self._stream = torch.cuda.Stream()
             wait_when_deleted(self, self._stream)
