@@ -8,6 +8,7 @@ from samtrt.console import track
 from samtrt.errors import CheckpointError
 
 ENCODER_PREFIX = "image_encoder."
+_SHOWN = 50  # faults in a message
 
 
 def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
@@ -36,22 +37,24 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
             for name in shapes
             if name.startswith(ENCODER_PREFIX + "blocks.")
         )
-        rel_pos = [shapes[f"{ENCODER_PREFIX}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+        tables = [shapes[f"{ENCODER_PREFIX}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+        rel_pos_rows = [rows for rows, _ in tables]
         mlp_dim = shapes[ENCODER_PREFIX + "blocks.0.mlp.lin1.weight"][0]
         out_chans = shapes[ENCODER_PREFIX + "neck.0.weight"][0]
-        head_dim = rel_pos[0][1]
+        head_dim = tables[0][1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             "this is not a SAM checkpoint: the image encoder's sizes cannot be read from its keys "
             f"({error}); expected segment_anything's sam_vit_b, sam_vit_l or sam_vit_h layout"
         ) from None
-    if in_chans != 3 or grid != grid_w or head_dim == 0 or embed_dim % head_dim:
+    sizes_read = (embed_dim, patch_size, grid, mlp_dim, out_chans, head_dim)
+    if in_chans != 3 or grid != grid_w or 0 in sizes_read or embed_dim % head_dim:
         raise CheckpointError(
             f"unusable image encoder: {in_chans} input channels, a {grid}×{grid_w} token grid, "
             f"{embed_dim} channels in heads of {head_dim}; "
-            "expected 3 channels, a square grid, and whole heads"
+            "expected 3 channels, a square grid, whole heads, and nothing of size 0"
         )
-    window_rows = {rows for rows, _ in rel_pos if rows != 2 * grid - 1}
+    window_rows = {rows for rows in rel_pos_rows if rows != 2 * grid - 1}
     if len(window_rows) > 1 or any(rows % 2 == 0 for rows in window_rows):
         raise CheckpointError(
             f"unusable image encoder: relative-position tables of {sorted(window_rows)} rows; "
@@ -61,7 +64,7 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
         embed_dim=embed_dim,
         depth=depth,
         num_heads=embed_dim // head_dim,
-        global_attn_indexes=tuple(i for i in range(depth) if rel_pos[i][0] == 2 * grid - 1),
+        global_attn_indexes=tuple(i for i in range(depth) if rel_pos_rows[i] == 2 * grid - 1),
         window_size=(window_rows.pop() + 1) // 2 if window_rows else grid,
         img_size=grid * patch_size,
         patch_size=patch_size,
@@ -91,7 +94,11 @@ def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
         if name in shapes and shapes[name] != shape
     ]
     if faults:
-        raise CheckpointError(f"{source} does not fit SAM's layout: {'; '.join(faults)}")
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        listed = "; ".join(
+            fault if fault.isprintable() else ascii(fault) for fault in faults[:_SHOWN]
+        )
+        raise CheckpointError(f"{source} does not fit SAM's layout: {listed}{more}")
     for name, tensor in track(tensors.items(), "checking", len(tensors), delay=2):
         if not np.isfinite(tensor).all():
             raise CheckpointError(

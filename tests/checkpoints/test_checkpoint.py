@@ -1,14 +1,20 @@
 """Checkpoints: Meta's layout in, a parameter folder out, and one clear line for anything else."""
 
+import argparse
 import errno
+import gzip
 import json
 import pickle
 import subprocess
 import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from oracle import tiny_config, to_torch
 
@@ -242,3 +248,217 @@ def test_script(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<!DOCTYPE html><html><title>404</title></html>", "a web page"),
+        (b"\n <html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
+        (b'{"error": "not found"}', "JSON text"),
+        (gzip.compress(b"x" * 999), "gzip data"),
+        (safetensors.numpy.save({"a": np.ones(3, np.float32)}), "a safetensors file"),
+        (b"no checkpoint", "truncated or damaged"),
+        (b"", "empty"),
+    ],
+    ids=lambda value: value[:8] if isinstance(value, bytes) else "",
+)
+def test_not_a_checkpoint(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "sam.pth"
+    path.write_bytes(content)
+    message = refused(path)
+    assert named in message and "download it again" in message and "run code" not in message
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+STATE = to_torch(TINY.tensors)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"model": STATE, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3},
+        {"state_dict": STATE, "best": 0.5},
+        {"model_state": {f"module.{name}": tensor for name, tensor in STATE.items()}},
+        {f"module.{name}": tensor for name, tensor in STATE.items()},
+        {f"sam.{name}": tensor for name, tensor in STATE.items()},
+        {**STATE, "epoch": 3, "note": "x"},
+        OrderedDict(STATE),
+        {name: torch.nn.Parameter(tensor) for name, tensor in STATE.items()},
+        {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor
+         for name, tensor in STATE.items()},
+    ],
+    ids=["model", "state_dict", "both", "module", "sam", "epoch", "ordered", "grad", "turned"],
+)  # fmt: skip
+def test_what_training_programs_save_is_read(tmp_path: Path, saved: object) -> None:
+    torch.save(saved, tmp_path / "sam.pth")
+    assert read_checkpoint(tmp_path / "sam.pth").sha256 == TINY.sha256
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ({"model": STATE, "state_dict": STATE}, "model, state_dict"),
+        ({"ema": STATE, "optimizer": {"state": 1}}, "ema, optimizer"),
+        (
+            {**{f"sam.{n}": t for n, t in STATE.items()}, "head.weight": torch.ones(2)},
+            "head.weight",
+        ),
+        ({**STATE, "optimizer": {"lr": 1}}, "optimizer"),
+        ({1: torch.ones(2)}, "a dict"),
+        (torch.ones(2), "a Tensor"),
+        ({"a\nb": [1]}, r"'a\nb'"),
+    ],
+)
+def test_what_is_ambiguous_is_named(tmp_path: Path, saved: object, named: str) -> None:
+    torch.save(saved, tmp_path / "sam.pth")
+    assert named in refused(tmp_path / "sam.pth")
+
+
+def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "sam.pth")
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in generator.integers(0, len(content), 60):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(flipped)
+        try:
+            assert read_checkpoint(path).sha256 == TINY.sha256  # in what only pads
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+    at = content.index(TINY.tensors["mask_decoder.iou_token.weight"].tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert "truncated or damaged" in refused(path)
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write_checkpoint(tmp_path / "sam.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).sha256 == TINY.sha256
+
+
+WEIGHT = "image_encoder.blocks.0.mlp.lin1.weight"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(1).expand(1 << 20, 1 << 20),
+        lambda: torch.zeros(4).as_strided((1 << 30,), (0,)),
+        lambda: torch.ones(2, 2).to_sparse(),
+        lambda: torch.empty(1 << 40, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(8), 0.1, 0, torch.qint8),
+    ],
+    ids=["expanded", "stride 0", "sparse", "meta", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_larger_than_their_values_are_refused(
+    tmp_path: Path, make: Callable[[], torch.Tensor]
+) -> None:
+    path = write_checkpoint(tmp_path / "sam.pth", **{WEIGHT: make()})
+    assert f"parameter {WEIGHT} is not stored value by value" in refused(path)
+
+
+def test_one_storage_under_many_names_is_refused(tmp_path: Path) -> None:
+    big = torch.ones(1 << 22)
+    path = write_checkpoint(tmp_path / "sam.pth", **{f"extra{i}": big for i in range(20)})
+    assert "claim" in refused(path)
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: int = 0) -> None:
+    """The zip file with its parts changed and its checksums right."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, change(name, content))
+
+
+def test_a_declared_size_beyond_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sam.pth"
+    torch.save({"image_encoder.pos_embed": torch.ones(1000)}, path)
+    rewritten(path, lambda name, part: part.replace(b"M\xe8\x03", b"J\x00\x00\x00\x7f"))
+    assert "truncated or damaged" in refused(path)
+
+
+def test_a_compressed_zip_file_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "sam.pth")
+    rewritten(path, lambda name, part: part, zipfile.ZIP_DEFLATED)
+    assert "not as torch.save writes them" in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_zip_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "sam.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("sam_vit_b.pth", b"x")
+    assert "a zip file without a checkpoint's parts" in refused(path)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    assert "a TorchScript program" in refused(path)
+
+
+def test_objects_are_named(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "sam.pth")
+    assert "(argparse.Namespace) and was not opened" in refused(tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patch_embed.proj.weight",
+        "pos_embed",
+        "neck.0.weight",
+        "blocks.0.attn.rel_pos_h",
+        "blocks.0.mlp.lin1.weight",
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path, name: str) -> None:
+    full = f"image_encoder.{name}"
+    shape = TINY.tensors[full].shape
+    for changed in ((0,) * len(shape), (), (3,), (1, *shape), tuple(2 * side for side in shape)):
+        refused(write_checkpoint(tmp_path / "sam.pth", **{full: torch.ones(changed)}))
+
+
+def test_a_missing_file_of_a_folder_is_named(tmp_path: Path) -> None:
+    for name in ("parameters.safetensors", "config.json"):
+        save_parameters(TINY, tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            load_parameters(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"encoder": {**tiny_config().to_json(), "window_size": 6}}, "altered after"),
+        ({"encoder": {**tiny_config().to_json(), "depth": 10**9}}, "encoder.depth"),
+        ({"encoder": {**tiny_config().to_json(), "patch_size": 0}}, "encoder.patch_size"),
+        ({"encoder": {**tiny_config().to_json(), "layer_norm_eps": 1e-3}}, "altered after"),
+        ({"encoder": []}, "encoder"),
+        ({"sha256": "x"}, "sha256"),
+        ({"source_sha256": 3}, "source_sha256"),
+        ({"note": None}, "note"),
+        ({"surplus": 1}, "surplus"),
+    ],
+    ids=str,
+)
+def test_an_altered_record_is_refused(
+    tmp_path: Path, change: dict[str, object], field: str
+) -> None:
+    save_parameters(TINY, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=field) as caught:
+        load_parameters(tmp_path)
+    assert "\n" not in str(caught.value)
