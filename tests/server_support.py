@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI
 from oracle import tiny_config
 from PIL import Image
@@ -19,6 +18,7 @@ from PIL import Image
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
 from samtrt.decoders.export import export_decoder
+from samtrt.server.guard.serving import Server
 
 CONFIG = tiny_config(img_size=256)
 SEED = 3
@@ -69,7 +69,7 @@ def encoded(image: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
 def running(app: FastAPI) -> Iterator[str]:
     """Serves the application on a free port of the loopback; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -34,6 +34,23 @@ def add_options(options: Options) -> None:
         help="another host name to answer to, *.NAME for all below it, * for any; "
         "may be given several times",
     )
+    options.add(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address or network of a proxy whose X-Forwarded-For is believed; may be given "
+        "several times",
+    )
+    options.add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token that clients must send as `Authorization: Bearer TOKEN` "
+        "(default: the environment's SAMTRT_TOKEN; without it one is made and printed where "
+        "--host is not the loopback)",
+    )
+    options.add("--no-metrics", action="store_true", help="no /metrics")
     options.add("--sample", type=Path, help="picture that the page offers to try")
     options.add("--no-page", action="store_true", help="the API without the page")
 
@@ -50,6 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         allowed_hosts=tuple(arguments.allowed_host),
+        trusted_proxies=tuple(arguments.trusted_proxy),
+        token_file=arguments.token_file,
+        metrics=not arguments.no_metrics,
         sample=arguments.sample,
         page=not arguments.no_page,
     )

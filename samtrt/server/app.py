@@ -20,9 +20,10 @@ from samtrt.errors import InputError
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.assets import STATIC
+from samtrt.server.guard.middleware import Guard
+from samtrt.server.guard.stopping import Stopping
 from samtrt.server.lanes import unless_disconnected
 from samtrt.server.metrics import Metrics
-from samtrt.server.middleware import Guard
 from samtrt.server.pictures import check_type
 from samtrt.server.problems import RequestError, documented
 from samtrt.server.settings import PICTURE_TYPES, Settings
@@ -64,9 +65,11 @@ def create_app(
     settings = settings or Settings()
     metrics = Metrics()
     studio = Studio(sam, settings, metrics)
+    stopping = Stopping()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        studio.read_picture.start()
         yield
         studio.close()
 
@@ -80,7 +83,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.studio = studio
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.state.settings = settings
+    app.state.stopping = stopping
+    app.add_middleware(Guard, settings=settings, metrics=metrics, stopping=stopping)
     _add_error_handlers(app)
     _add_model_routes(app, studio)
     _add_operation_routes(app, studio, sample, decoder_onnx, note)
@@ -194,22 +199,37 @@ def _add_operation_routes(
             max_side=settings.max_side,
         )
 
-    @app.get(
-        "/metrics",
-        tags=["operation"],
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    )
-    async def metrics() -> Response:
-        """Counters, histograms and gauges for Prometheus."""
-        text = generate_latest(studio.metrics.registry)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+    @app.get("/ready", tags=["operation"], responses=documented(HTTPStatus.SERVICE_UNAVAILABLE))
+    async def ready() -> schemas.Ready:
+        """Whether requests are answered: the encoder works, and the server is not ending."""
+        if not studio.works:
+            raise RequestError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the image encoder fails on every picture; its log has the reason, start it again",
+            )
+        return schemas.Ready(status="ready")
+
+    if settings.metrics:
+        _add_metrics(app, studio.metrics)
 
     if sample is not None:
 
         @app.get("/sample", include_in_schema=False)
         async def get_sample() -> FileResponse:
             return FileResponse(sample, headers={"Cache-Control": "no-cache"})
+
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def get_metrics() -> Response:
+        """Counters, histograms and gauges for Prometheus."""
+        text = generate_latest(metrics.registry)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 def _add_page(app: FastAPI, decoder_onnx: Path) -> None:

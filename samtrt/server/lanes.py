@@ -7,6 +7,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ class Lane:
             ) from None
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: the server has ended
             loop.call_soon_threadsafe(self._decrement)
 
     def _decrement(self) -> None:

@@ -1,11 +1,17 @@
 """From the server's options to a server that listens."""
 
 import logging
+import os
+import re
+import secrets
 import socket
+import sys
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from samtrt.checkpoints.parameters import load_parameters
+from samtrt.console import EXIT_INTERRUPTED
 from samtrt.decoders.export import export_decoder
 from samtrt.decoders.onnx import OnnxDecoder
 from samtrt.encoders.engine import read_engine_info
@@ -15,9 +21,9 @@ from samtrt.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 256
-KEEP_ALIVE_SECONDS = 15
-SHUTDOWN_SECONDS = 10
+BACKLOG = 256
+TOKEN_VARIABLE = "SAMTRT_TOKEN"
+MIN_TOKEN_LENGTH = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_SAMPLE = Path("examples/sam/images/demo.jpg")
 
@@ -33,10 +39,15 @@ class ServeOptions:
             which is exported when it is not there.
         backend: see ``load_encoder``.
         host, port: where to listen.
-        allowed_hosts: host names answered beside the loopback's and ``host``.
+        allowed_hosts: host names answered beside the loopback's and ``host``; needed where
+            ``host`` is every address.
+        trusted_proxies: addresses or networks of proxies whose X-Forwarded-For is believed.
+        token_file: file with the token that clients must send; None for the environment's
+            SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
+        metrics: whether there is ``/metrics``.
         sample: picture that the page offers to try; None for the demo scene where it is there.
         page: whether there is a page, or the API alone.
-        settings: limits; its ``allowed_hosts`` is replaced.
+        settings: limits; its hosts, proxies, token and metrics are replaced by those here.
     """
 
     params: Path
@@ -46,6 +57,9 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    token_file: Path | None = None
+    metrics: bool = True
     sample: Path | None = None
     page: bool = True
     settings: Settings = field(default_factory=Settings)
@@ -58,10 +72,9 @@ def serve(options: ServeOptions) -> None:
         SamtrtError: a package, the page's assets, the model or the port is not to be had.
     """
     try:
-        import uvicorn
-
         from samtrt.server.app import create_app
         from samtrt.server.assets import require_assets
+        from samtrt.server.guard.serving import Server
     except ImportError as error:
         raise SamtrtError(
             f"{error.name} is not installed, and the server needs it; "
@@ -69,30 +82,99 @@ def serve(options: ServeOptions) -> None:
         ) from error
 
     engine = options.engine or options.params / "engine"
-    settings = replace(options.settings, allowed_hosts=_allowed_hosts(options))
     sample = _find_sample(options.sample)
     decoder = None
     if options.page:
         require_assets()
         decoder = _find_decoder(options, engine)
     with _listen(options.host, options.port) as listener:
+        address, port = listener.getsockname()[:2]
+        settings = network_settings(options, ip_address(address))
         sam = load_sam(engine, options.params, options.backend)
         app = create_app(sam, decoder, sample, settings, read_engine_info(engine).note)
-        if sam.device.type == "cuda":
-            logger.info("warming up")
-            app.state.studio.warm_up()
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        logger.info("warming up")
+        app.state.studio.warm_up()
+        names = (*options.allowed_hosts, address)
+        name = names[0] if ip_address(address).is_unspecified and names[0] != "*" else address
+        url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+        if settings.token and not _given_token(options):
+            url += f"/#token={settings.token}"
+        logger.info("samtrt is ready on %s (Ctrl-C ends it)", url)
+        if not ip_address(address).is_loopback:
+            logger.warning(
+                "open to the network: whoever has the token may send pictures, and nothing is "
+                "encrypted; see docs/server.md for a proxy with TLS"
+            )
+        try:
+            Server(app).run(sockets=[listener])
+        except KeyboardInterrupt:
+            if app.state.studio.is_busy:
+                _leave()  # a picture in the encoder would hold the interpreter until it is done
+            raise
+
+
+def _leave() -> None:
+    print("interrupted", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) -> Settings:
+    """The options' settings, with what may be reached from where the server listens."""
+    if address.is_unspecified and not options.allowed_hosts:
+        raise InputError(
+            f"--host {options.host} is every address of this machine; name the hosts that clients "
+            'use with --allowed-host NAME ("*" for any)'
         )
-        host, port = listener.getsockname()[:2]
-        name = f"[{host}]" if ":" in host else host
-        logger.info("samtrt is ready on http://%s:%d (Ctrl-C ends it)", name, port)
-        uvicorn.Server(config).run(sockets=[listener])
+    for host in options.allowed_hosts:
+        if "*" in host.removeprefix("*." if host != "*" else "*"):
+            raise InputError(
+                f"--allowed-host is {host}; expected a name, *.NAME for all below it, or * for any"
+            )
+    for proxy in options.trusted_proxies:
+        try:
+            ip_network(proxy)
+        except ValueError as error:
+            raise InputError(
+                f"--trusted-proxy {proxy} is no address and no network ({error}); "
+                "give one as 10.0.0.7 or 10.0.0.0/24"
+            ) from error
+    token = _given_token(options)
+    if token is None and not address.is_loopback:
+        token = secrets.token_urlsafe(32)
+    return replace(
+        options.settings,
+        allowed_hosts=(*LOOPBACK, options.host, *options.allowed_hosts),
+        trusted_proxies=options.trusted_proxies,
+        token=token,
+        metrics=options.metrics,
+    )
+
+
+def _given_token(options: ServeOptions) -> str | None:
+    """The token of the file, or of the environment.
+
+    Raises:
+        InputError: it cannot be read, is short, or has characters that no header may have.
+    """
+    if options.token_file is not None:
+        where = str(options.token_file)
+        try:
+            token = options.token_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise InputError(f"cannot read {where}: {reason}; give a file with a token") from error
+    elif TOKEN_VARIABLE in os.environ:
+        where, token = f"the environment's {TOKEN_VARIABLE}", os.environ[TOKEN_VARIABLE].strip()
+    else:
+        return None
+    if len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[\w.~+/=-]+", token, re.ASCII):
+        raise InputError(
+            f"the token in {where} must have {MIN_TOKEN_LENGTH} or more letters, digits or "
+            "-._~+/=; `python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
+        )
+    return token
 
 
 def _find_sample(sample: Path | None) -> Path | None:
@@ -126,19 +208,9 @@ def _find_decoder(options: ServeOptions, engine: Path) -> Path:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise SamtrtError(
             f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port"
         ) from error
-
-
-def _allowed_hosts(options: ServeOptions) -> tuple[str, ...]:
-    for host in options.allowed_hosts:
-        if "*" in host.removeprefix("*." if host != "*" else "*"):
-            raise InputError(
-                f"--allowed-host is {host}; expected a name, *.NAME for all below it, or * for any"
-            )
-    wildcard = options.host in ("0.0.0.0", "::") and not options.allowed_hosts
-    return ("*",) if wildcard else (*LOOPBACK, options.host, *options.allowed_hosts)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from samtrt.errors import InputError
 from samtrt.pictures.reading import load_image
+from samtrt.pictures.structure import check_structure
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import PICTURE_TYPES, Settings
 
@@ -40,8 +41,9 @@ def decode_picture(data: bytes, media_type: str, settings: Settings) -> npt.NDAr
         RequestError: 415 for another format than declared, 413 for too many pixels, 422 for a
             damaged picture.
     """
-    _check_header(data, media_type, settings)
     try:
+        check_structure(data, "the picture")
+        _check_header(data, media_type, settings)
         return load_image(data, settings.max_pixels)
     except InputError as error:
         raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
@@ -62,6 +64,8 @@ def _check_header(data: bytes, media_type: str, settings: Settings) -> None:
                 width, height = image.size
     except Image.DecompressionBombError:
         raise too_large from None
+    except MemoryError as error:
+        raise InputError("the picture takes more memory than there is; scale it down") from error
     except Exception:  # Pillow's decoders raise nearly anything on hostile bytes
         raise RequestError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

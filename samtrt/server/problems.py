@@ -15,19 +15,30 @@ class RequestError(Exception):
         status: HTTP status, 400 or above.
         detail: one line: what happened, what was expected, what to do.
         retry_after: seconds for the Retry-After header, where trying again makes sense.
+        close: whether the connection ends with the answer.
     """
 
-    def __init__(self, status: HTTPStatus, detail: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.retry_after = retry_after
+        # The rest of a body that is too large is not read.
+        self.close = close or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
     def response(self) -> JSONResponse:
         """The response that says it."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            headers["Connection"] = "close"  # the rest of the body is not read
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.close:
+            headers["Connection"] = "close"
         return JSONResponse(
             {
                 "type": "about:blank",

@@ -152,6 +152,12 @@ class Lane(BaseModel):
     capacity: int
 
 
+class Ready(BaseModel):
+    """The server answers requests."""
+
+    status: Literal["ready"]
+
+
 class Health(BaseModel):
     """Whether the server works, and what it works with."""
 

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samtrt.errors import SamtrtError
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import coco_dataset
 from samtrt.masks.predictor import SamPredictor
@@ -21,9 +23,9 @@ from samtrt.masks.runs import require_pycocotools
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.cache import LRUCache
+from samtrt.server.decoding import PictureReader
 from samtrt.server.lanes import Lane
 from samtrt.server.metrics import Metrics
-from samtrt.server.pictures import decode_picture
 from samtrt.server.settings import Settings
 
 MAX_GENERATORS = 4
@@ -90,7 +92,7 @@ class AbandonableGenerator(SamAutomaticMaskGenerator):
 class Studio:
     """A model, its worker threads and its cache.
 
-    The encoder has one thread: it is not re-entrant, and a GPU gains nothing from two.
+    One thread at a time runs the encoder: it is not re-entrant, and a GPU gains nothing from two.
     """
 
     def __init__(self, sam: Sam, settings: Settings, metrics: Metrics) -> None:
@@ -98,9 +100,14 @@ class Studio:
         self.settings = settings
         self.metrics = metrics
         self.cache: LRUCache[EmbeddedPicture] = LRUCache(settings.cache_bytes)
+        self.read_picture = PictureReader(settings)
         self.embed_seconds: float | None = None
+        self.works = True
         self.lanes = {
-            "encode": Lane("encode", 1, settings.encode_queue, settings.encode_timeout),
+            # One more than can be decoded at once: the encoder's. The others wait as files.
+            "encode": Lane(
+                "encode", settings.read_workers + 1, settings.encode_queue, settings.encode_timeout
+            ),
             "decode": Lane(
                 "decode", settings.decode_workers, settings.decode_queue, settings.decode_timeout
             ),
@@ -112,6 +119,7 @@ class Studio:
         # lanes run side by side.
         on_gpu = sam.device.type == "cuda"
         self._device_lock: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
+        self._encoder_lock = Lock()
         self._embedding: dict[str, asyncio.Task[EmbeddedPicture]] = {}
         # Kept with the CUDA graphs that they have recorded.
         self.generator = lru_cache(MAX_GENERATORS)(self._make_generator)
@@ -119,6 +127,11 @@ class Studio:
         metrics.watch_cache(self.cache)
         for lane in self.lanes.values():
             metrics.watch_lane(lane)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any work waits or runs."""
+        return any(lane.pending for lane in self.lanes.values())
 
     async def embed(self, data: bytes, media_type: str) -> tuple[str, EmbeddedPicture, bool]:
         """Embeds an upload, or finds it embedded.
@@ -139,8 +152,7 @@ class Studio:
             return embedding_id, found, True
         task = self._embedding.get(embedding_id)
         if task is None:
-            work = self.lanes["encode"].run(self._embed, embedding_id, data, media_type)
-            task = asyncio.create_task(work)
+            task = asyncio.create_task(self._embed_in_lane(embedding_id, data, media_type))
             self._embedding[embedding_id] = task
             task.add_done_callback(lambda done: self._embedded(embedding_id, done))
         # Shielded: one client that leaves must not take the result from the others.
@@ -151,12 +163,28 @@ class Studio:
         if not task.cancelled():
             task.exception()  # seen, even where every client has left
 
-    def _embed(self, embedding_id: str, data: bytes, media_type: str) -> EmbeddedPicture:
-        image = decode_picture(data, media_type, self.settings)
-        with self._device_lock:
+    async def _embed_in_lane(
+        self, embedding_id: str, data: bytes, media_type: str
+    ) -> EmbeddedPicture:
+        abandoned = Event()
+        try:
+            return await self.lanes["encode"].run(
+                self._embed, embedding_id, data, media_type, abandoned
+            )
+        finally:
+            abandoned.set()
+
+    def _embed(
+        self, embedding_id: str, data: bytes, media_type: str, abandoned: Event
+    ) -> EmbeddedPicture:
+        image = self.read_picture(data, media_type)
+        with self._encoder_lock, self._device_lock:
+            if abandoned.is_set():
+                raise AbandonedError
             started = time.perf_counter()
             predictor = SamPredictor(self.sam)
-            predictor.set_image(image)
+            with self._watched():
+                predictor.set_image(image)
             features = predictor.get_image_embedding().cpu().numpy()
             seconds = time.perf_counter() - started
         self.metrics.work_seconds.labels("encode").observe(seconds)
@@ -167,6 +195,22 @@ class Studio:
         picture = EmbeddedPicture(features, (height, width), input_size, seconds)
         self.cache.put(embedding_id, picture)
         return picture
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """The encoder's work; where it fails, a blank picture tells whether it is done for."""
+        try:
+            yield
+        except SamtrtError:
+            raise  # the picture's fault
+        except Exception:
+            try:
+                self.warm_up()
+                self.works = True
+            except Exception:
+                self.works = False
+            raise
+        self.works = True
 
     async def masks(self, picture: EmbeddedPicture, request: schemas.MaskRequest) -> list[Any]:
         """The masks of a prompt as ``schemas.Mask`` fields, the best first.
@@ -246,6 +290,7 @@ class Studio:
         predictor.predict(np.array([[0, 0]]), np.array([1]))
 
     def close(self) -> None:
-        """Lets the worker threads end."""
+        """Lets the worker threads end, and ends the processes that decode pictures."""
+        self.read_picture.close()
         for lane in self.lanes.values():
             lane.close()

@@ -45,6 +45,7 @@ OPERATIONS = [
     ("POST", "/masks"),
     ("POST", "/everything"),
     ("GET", "/health"),
+    ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
 # A picture's bytes, or no input at all, cannot be of a wrong type.

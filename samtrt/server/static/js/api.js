@@ -1,6 +1,21 @@
 // The server's HTTP API. Every failure becomes an ApiError whose message can be shown as it is.
 
 const RETRIES = 5;
+const TOKEN = "samtrt-token";
+
+/** Keeps the token of the address (#token=…) for this tab, and takes it out of the address. */
+export function takeToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
+  sessionStorage.setItem(TOKEN, token);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+/** What a request must carry where the server has a token. */
+export function authorization() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
 
 export class ApiError extends Error {
   constructor(message, status = 0) {
@@ -40,7 +55,7 @@ export async function everything(options, signal) {
 async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw unreachable();
@@ -54,7 +69,8 @@ function upload(blob, signal, onUpload) {
   return new Promise((resolve, reject) => {
     const call = new XMLHttpRequest();
     call.open("POST", "/embed");
-    call.setRequestHeader("Content-Type", blob.type);
+    const headers = { "Content-Type": blob.type, ...authorization() };
+    for (const [name, value] of Object.entries(headers)) call.setRequestHeader(name, value);
     call.upload.onprogress = (event) => onUpload(event.loaded / event.total);
     call.upload.onload = () => onUpload(1);
     call.onload = async () => {

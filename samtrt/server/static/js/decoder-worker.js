@@ -8,8 +8,8 @@ let session = null;
 let picture = null;
 
 const handlers = {
-  async start() {
-    const response = await fetch("/model/mask_decoder.onnx");
+  async start({ headers }) {
+    const response = await fetch("/model/mask_decoder.onnx", { headers });
     if (!response.ok) throw new Error(`the mask decoder did not load (HTTP ${response.status})`);
     ort.env.wasm.wasmPaths = "/static/vendor/";
     ort.env.wasm.numThreads = self.crossOriginIsolated

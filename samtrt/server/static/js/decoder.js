@@ -1,5 +1,7 @@
 // The page's side of the mask decoder: promises over a worker's messages.
 
+import { authorization } from "./api.js";
+
 export class Decoder {
   #worker = new Worker("/static/js/decoder-worker.js", { type: "module" });
   #waiting = new Map();
@@ -21,7 +23,7 @@ export class Decoder {
       this.#waiting.forEach(({ reject }) => reject(error));
       this.#waiting.clear();
     };
-    this.ready = this.#call("start");
+    this.ready = this.#call("start", { headers: authorization() });
     this.ready.catch(() => {}); // whoever awaits it says so
   }
 

@@ -11,6 +11,8 @@ import { Scene } from "./scene.js";
 import { Session } from "./session.js";
 import { Stage } from "./stage.js";
 
+api.takeToken(); // before anything asks the server
+
 const byId = (id) => document.getElementById(id);
 
 const scene = new Scene();

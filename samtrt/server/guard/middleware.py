@@ -1,6 +1,7 @@
 """What happens around every request: headers, hosts, limits on size, time and number."""
 
 import asyncio
+import hmac
 import logging
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from samtrt.server.guard.stopping import Stopping
 from samtrt.server.metrics import Metrics
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import Settings
@@ -36,16 +38,22 @@ SECURITY_HEADERS = {
 
 READING_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
 METHODS = READING_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+# What is there without the token: the page, which holds nothing of anybody's, and the probe.
+OPEN_PATHS = {"/", "/ready"}
+OPEN_FOLDER = "/static/"
 JSON_PATHS = {"/masks", "/everything"}
 
 
 class Guard:
     """The outermost layer: every check that needs no route, and the count of every answer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, stopping: Stopping
+    ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
+        self.stopping = stopping
         self.in_work = 0
         self.in_work_of: Counter[str] = Counter()
 
@@ -64,10 +72,19 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        task = asyncio.current_task()
+        assert task is not None
+        self.stopping.at_work.add(task)
         try:
+            self.stopping.check()
             await self._admit(scope, receive, send_guarded)
         except RequestError as problem:
             await problem.response()(scope, receive, send_guarded)
+        except asyncio.CancelledError:
+            if not self.stopping.was_given_up(task):
+                raise
+            if not answered:
+                await self.stopping.refusal().response()(scope, receive, send_guarded)
         except ConnectionAbortedError:
             pass  # nobody is left to answer
         except Exception:
@@ -80,6 +97,7 @@ class Guard:
             )
             await unexpected.response()(scope, receive, send_guarded)
         finally:
+            self.stopping.at_work.discard(task)
             route = getattr(scope.get("route"), "path", "other")
             status = answered[0] if answered else 499  # the client went away
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -88,6 +106,7 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         await self._check_host(scope, receive)
+        self._check_token(scope["path"], headers)
         if scope["method"] in READING_METHODS:
             await self.app(scope, receive, send)
             return
@@ -125,6 +144,19 @@ class Guard:
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "this server does not answer to that host name; "
                 "start it with --allowed-host NAME to allow it",
+            )
+
+    def _check_token(self, path: str, headers: Headers) -> None:
+        token = self.settings.token
+        if token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), token.encode())
+        if scheme.lower() != "bearer" or not same:
+            raise RequestError(
+                HTTPStatus.UNAUTHORIZED,
+                "this server wants its token; send it as `Authorization: Bearer TOKEN`, or open "
+                "the page by the address that the server has printed",
             )
 
     def _check_origin(self, headers: Headers) -> None:
