@@ -1,0 +1,175 @@
+"""The stress program without a GPU: what it watches, counts and reads."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hopper_stand_ins
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import stress
+from benchmarks.stressing import kernels, variants
+from benchmarks.stressing.watch import SLOTS, Case, NoCorrectOutputError, Watched
+from samtrt.kernels.hopper.linear import RESIDUAL, TALL, WIDE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (kernels.linear, "linear_layer"),
+        (kernels.window_attention, "window_attention"),
+        (kernels.global_attention, "global_attention"),
+    ):
+        monkeypatch.setattr(module, name, getattr(hopper_stand_ins, name))
+
+
+def doubling(change: Any = lambda number, output: None) -> Case:
+    """y = 2 x, changed in the call with some number."""
+    x, numbers = torch.arange(12.0), iter(range(1000))
+
+    def launch(outputs: Sequence[Tensor]) -> None:
+        assert torch.isnan(outputs[0]).all()  # what was there before is gone
+        outputs[0].copy_(2 * x)
+        change(next(numbers), outputs[0])
+
+    return Case("doubling", [torch.full((12,), float("nan"))], launch, [2 * x.double()], 1e-3)
+
+
+def test_every_call_is_compared_bit_by_bit() -> None:
+    def change(number: int, output: Tensor) -> None:
+        if number == 6:
+            output[5] = output[5].nextafter(torch.tensor(99.0))
+        if number == 9:
+            output[0] = -0.0  # equal, but another output
+
+    watched = Watched(doubling(change))
+    for _ in range(3):
+        watched.call()
+    assert watched.calls == 1 + 3 * SLOTS
+    assert watched.differing == 2
+
+
+def test_the_first_output_must_be_correct() -> None:
+    def wrong_at_first(number: int, output: Tensor) -> None:
+        output *= 1 + (number == 0)
+
+    watched = Watched(doubling(wrong_at_first))
+    watched.call()
+    assert watched.differing == watched.wrong == 1 and watched.calls == 2 + SLOTS
+
+    def wrong(number: int, output: Tensor) -> None:
+        output[3] = float("nan")
+
+    with pytest.raises(NoCorrectOutputError, match="doubling"):
+        Watched(doubling(wrong))
+
+
+@pytest.mark.parametrize("kind", kernels.KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.usefixtures("stand_ins")
+def test_expected_values_are_those_of_the_tests_references(
+    kind: kernels.Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = kernels.Maker.size
+    monkeypatch.setattr(kernels.Maker, "size", lambda self, largest: size(self, min(largest, 12)))
+    names = set()
+    for case in kernels.Maker(3, "cpu").cases(6, [kind]):
+        watched = Watched(case)
+        watched.call()
+        assert watched.differing == 0, case.name
+        names.add(case.name)
+    assert len(names) == 6
+    again = [case.name for case in kernels.Maker(3, "cpu").cases(6, [kind])]
+    assert set(again) == names
+
+
+def test_the_fault_is_put_back_in_the_residual_layers_alone() -> None:
+    program = TALL.program(RESIDUAL, torch.float16)
+    assert variants.ordinary(program) is program
+    fault = variants.racing(program)
+    assert fault != program and len(fault.source) != len(program.source)
+    assert fault.compile() != program.compile()
+    both = variants.racing_jittered(program)
+    assert variants.ARRIVE_WITHOUT_A_WAIT in both.source and "#define JITTER 1\n" in both.source
+    window = kernels.window_attention.window_attention_program(64, 14, torch.float16)
+    assert variants.racing(window) is window
+    assert variants.jittered(window) != window
+
+
+def test_launches_are_changed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(variants, "launch", lambda program, *rest: launched.append(program.source))
+    program = WIDE.program(0, torch.float16)
+    before = kernels.linear.launch
+    with variants.programs_changed(variants.jittered):
+        kernels.linear.launch(program, (1, 1, 1), 1, 1, [])
+    assert "#define JITTER" in launched[0]
+    assert kernels.linear.launch in (before, variants.launch)
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_process_counts_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def cases(self: Any, count: int, kinds: Any) -> list[Case]:
+        def change(number: int, output: Tensor) -> None:
+            output[0] += number == 2
+
+        def wrong(number: int, output: Tensor) -> None:
+            output *= 3
+
+        return [doubling(), doubling(change), doubling(wrong)]
+
+    monkeypatch.setattr(kernels.Maker, "cases", cases)
+    monkeypatch.setattr(kernels.Maker, "__init__", lambda self, seed: None)
+    counts = stress.run(stress.Work("kernels", ("ordinary", "jittered"), 9.0, seed=1, calls=60))
+    for count in counts.values():
+        assert count.cases == 2 and count.differing == 1
+        assert len(count.failures) == 1 and "doubling" in count.failures[0]
+    assert 60 <= sum(count.calls for count in counts.values()) < 60 + SLOTS
+    assert all(count.found_after is not None for count in counts.values())
+
+    sums = stress.total([counts, counts])
+    assert sums["jittered"].differing == 2 and len(sums["jittered"].failures) == 2
+    record = {
+        "rows": [
+            {"section": "kernels", "variant": name, "processes": 2} | vars(count)
+            for name, count in sums.items()
+        ],
+        "sanitizer": [],
+    }
+    assert not stress.is_clean(record)
+    assert "jittered" in stress.table(record)
+
+
+SANITIZED = """\
+========= COMPUTE-SANITIZER
+COUNTS {"ordinary": {"cases": 3, "calls": 150, "differing": 0, "failures": []}}
+========= Invalid __shared__ read of size 4 bytes
+=========     at linear+0x2f0 in linear_tile.cuh:123
+=========     by thread (0,0,0) in block (0,0,0)
+========= Uninitialized __global__ memory read of size 2 bytes
+=========     at void at::native::vectorized_elementwise_kernel<(int)4>(int)+0x90
+========= ERROR SUMMARY: 3 errors
+"""
+
+
+def test_a_sanitizers_words_are_read() -> None:
+    row = stress.read_sanitizer(SANITIZED)
+    assert (row["calls"], row["errors"], row["others"]) == (150, 1, 2)
+    clean = stress.read_sanitizer(
+        "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+        + SANITIZED.splitlines()[1]
+    )
+    assert clean["errors"] == clean["others"] == 0
+    record = {"rows": [], "sanitizer": [{"tool": "memcheck", "section": "kernels"} | row]}
+    assert not stress.is_clean(record)
+    assert "1 errors of ours" in stress.table(record)
+    failed = stress.read_sanitizer("Device not supported\n")
+    assert failed == {"failure": "the program did not end: Device not supported"}
