@@ -43,7 +43,7 @@ from benchmarks.stressing.watch import NO_CACHING, NoCorrectOutputError, Watched
 from samtrt.files import write_json
 from samtrt.reports.benchmarking import environment
 
-SECTIONS = ("kernels", "encoders", "programs")
+SECTIONS = ("kernels", "triton", "encoders", "programs")
 # Each process has one model; ViT-B, whose calls are short, makes most of them.
 MODELS = ("vit_b", "vit_l", "vit_b", "vit_h", "vit_b", "vit_l", "vit_b", "vit_b")
 TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")
@@ -119,6 +119,11 @@ def cases_of(work: Work) -> Iterator[tuple[str, Any]]:
                 kinds = [kernels.residual_linear] if "racing" in variant else None
                 for case in kernels.Maker(seed).cases(work.cases, kinds):
                     yield variant, partial(Watched, case)
+            elif work.section == "triton":
+                from benchmarks.stressing import triton_kernels
+
+                for kind in triton_kernels.kinds():
+                    yield variant, partial(Watched, kind(kernels.Maker(seed)))
             else:
                 from benchmarks.stressing import encoders
 
@@ -315,6 +320,7 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="of each section with each number of processes"
     )
+    parser.add_argument("--encoder-seconds", type=float, help="instead, of whole encoders")
     parser.add_argument("--cases", type=int, default=32, help="a process, of the kernels")
     parser.add_argument("--calls", type=int, help="a process, at most")
     parser.add_argument(
@@ -361,16 +367,19 @@ def main() -> None:
         "sanitizer": [],
     }
     for section in arguments.sections:
+        is_long = section == "encoders" and arguments.encoder_seconds is not None
         work = Work(
             section,
-            tuple(arguments.variants),
-            arguments.seconds,
+            ("ordinary",) if section == "triton" else tuple(arguments.variants),
+            arguments.encoder_seconds if is_long else arguments.seconds,
             arguments.seed,
             cases=arguments.cases,
             calls=arguments.calls,
             until_found=arguments.until_found,
         )
-        for processes in arguments.processes:
+        # Kernels alone and beside others; the rest beside others, where more goes wrong.
+        together = arguments.processes if section == "kernels" else [max(arguments.processes)]
+        for processes in together:
             start = time.perf_counter()
             counts = run(work) if arguments.in_process else run_together(work, processes)
             seconds = round(time.perf_counter() - start, 1)

@@ -8,12 +8,13 @@ from typing import Any
 import hopper_stand_ins
 import pytest
 import torch
+import triton_kernels as where_triton_runs  # before Triton's kernels: it chooses the interpreter
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import stress
-from benchmarks.stressing import kernels, variants
+from benchmarks.stressing import kernels, triton_kernels, variants
 from benchmarks.stressing.watch import SLOTS, Case, NoCorrectOutputError, Watched
 from samtrt.kernels.hopper.linear import RESIDUAL, TALL, WIDE
 
@@ -87,6 +88,17 @@ def test_expected_values_are_those_of_the_tests_references(
     assert len(names) == 6
     again = [case.name for case in kernels.Maker(3, "cpu").cases(6, [kind])]
     assert set(again) == names
+
+
+def test_every_triton_case_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HEADS": ((1, 16),), "SIDE": 8, "WINDOW": 4}.items():
+        monkeypatch.setattr(triton_kernels, name, value)
+    names = set()
+    for kind in triton_kernels.kinds():
+        watched = Watched(kind(kernels.Maker(0, where_triton_runs.DEVICE)))
+        names.add(watched.case.name)
+        assert watched.wrong == 0
+    assert len(names) == 4
 
 
 def test_the_fault_is_put_back_in_the_residual_layers_alone() -> None:
