@@ -4,6 +4,7 @@ A later run may add rows where the GPU, the software and the timed code are the 
 our own row again, so that every ratio is taken within one run.
 """
 
+import ast
 import hashlib
 import json
 import uuid
@@ -23,17 +24,47 @@ Row = dict[str, Any]
 
 
 def source_sha256(root: Path = ROOT) -> str:
-    """A digest of the timed code: unlike a commit, it sees what is not committed."""
-    files = [
+    """A digest of the timed code: unlike a commit, it sees what is not committed.
+
+    It is of what stands in the files and not of where they are, so that moving them, with the
+    imports that follow, leaves records valid.
+    """
+    files = {
         path
         for name in TIMED
         for path in (root / name, *(root / name).rglob("*"))
         if path.suffix in (".py", ".cu", ".cuh") and path.is_file()
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    }
+    codes = (path.read_bytes() if path.suffix != ".py" else python_code(path) for path in files)
+    digests = sorted(hashlib.sha256(code).hexdigest() for code in codes if code)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def python_code(path: Path) -> bytes:
+    """A module's lines without comments on lines of their own, docstrings, and import's origins.
+
+    Of an import the names remain, sorted; whence they come is left out.
+    """
+    text = path.read_text("utf-8")
+    lines = text.splitlines()
+    names: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [f"import {alias.asname or alias.name.split('.')[-1]}" for alias in node.names]
+        elif not _is_docstring(node):
+            continue
+        assert isinstance(node, ast.stmt) and node.end_lineno is not None
+        lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    kept = [line.rstrip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    return "\n".join(sorted(names) + kept).encode()
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def new_run(command: str) -> dict[str, Any]:

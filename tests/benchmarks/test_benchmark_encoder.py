@@ -242,6 +242,52 @@ def test_the_digest_covers_the_timed_code_alone(tmp_path: Path) -> None:
     assert record.source_sha256(tmp_path) != before
 
 
+def test_the_digest_is_of_what_stands_in_the_files_not_of_where(tmp_path: Path) -> None:
+    """Moved, with the imports that follow and other words about it, code is the same code."""
+    before = """\"\"\"Kernels.\"\"\"
+from samtrt.kernels.tiles import TILE
+import torch
+
+# How many.
+def launch(x):
+    \"\"\"Launches.\"\"\"
+    return torch.relu(x)[:TILE]  # a tile
+"""
+    moved = """\"\"\"Moved.\"\"\"
+
+import torch
+
+from samtrt.kernels.hopper.tiles import (
+    TILE,
+)
+
+
+def launch(x):
+    \"\"\"Launches x.\"\"\"
+    return torch.relu(x)[:TILE]  # a tile
+"""
+
+    def digest(name: str, code: str, device_code: str = "__global__") -> str:
+        root = tmp_path / f"root{len(list(tmp_path.iterdir()))}"
+        for path, text in ((f"{name}.py", code), (f"{name}.cu", device_code)):
+            file = root / "samtrt/kernels" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (root / "samtrt/kernels/__init__.py").write_text('"""A folder."""')
+        return record.source_sha256(root)
+
+    first = digest("linear", before)
+    assert digest("hopper/linear", moved) == first
+    for changed in (
+        before.replace("relu", "gelu"),
+        before.replace("import TILE", "import WIDE as TILE").replace("[:TILE]", "[:WIDE]"),
+        before.replace("import torch", "import numpy"),
+        before.replace("(x)[", "(-x)["),
+    ):
+        assert digest("linear", changed) != first
+    assert digest("linear", before, "__device__") != first
+
+
 class Event:
     """A CUDA event of a GPU on which every call is done at once."""
 
