@@ -118,7 +118,9 @@ def notes(record: dict[str, Any]) -> Iterator[str]:
     start = next((row for row in timed_rows(record) if "startup_cold_s" in row), None)
     if start:
         yield (
-            f"{MODELS[start['model']]} batch 1: from process start to the first embedding "
+            f"{MODELS[start['model']]} batch 1, a process that reads packed parameters "
+            "(`benchmarks/startup.py`; `load_sam` verifies its files as well): its first embedding "
+            "after "
             f"{start['startup_cold_s']:.1f} s with empty kernel caches, "
             f"{start['startup_warm_s']:.1f} s with full ones; "
             f"{start['memory_above_weights_mb']:.0f} MB above the weights."

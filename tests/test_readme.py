@@ -5,6 +5,7 @@ layout, so that the blocks take seconds; other tests run the demo. A block that 
 carries a comment that names the test.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,36 +16,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from documents import BLOCK, ROOT, blocks
 from oracle import tiny_config, to_torch
 from PIL import Image
 
+from samtrt.building.accuracy import ErrorStatistics
 from samtrt.checkpoints.parameters import random_parameters
+from samtrt.reports.benchmarking import Timing
+from samtrt.reports.comparison import Accuracy, Speed, accuracy_table, speed_table
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES_README = (ROOT / "examples/sam/README.md").read_text("utf-8")
-BLOCK = re.compile(
-    r"(?:<!-- run by (?P<elsewhere>\S+) -->\n)?```(?P<language>sh|python)\n(?P<code>.*?)```", re.S
-)
+EXAMPLES_README = "examples/sam/README.md"
+# Their tests take these blocks from the README, and fail when they are not there.
+ELSEWHERE = {"tests/browser/test_demo.py", "tests/benchmarks/test_benchmark_report.py"}
 MAKE_TARGETS = {"make run\n", "make test\n"}  # CI runs the one, and is the other
 
 
-def blocks(text: str) -> list[dict[str, str]]:
-    return [match.groupdict() for match in BLOCK.finditer(text)]
-
-
-def shell_blocks(text: str) -> list[str]:
+def shell_blocks(document: str) -> list[str]:
     return [
         block["code"]
-        for block in blocks(text)
+        for block in blocks(document)
         if block["language"] == "sh"
         and not block["elsewhere"]
         and block["code"] not in MAKE_TARGETS
     ]
 
 
-def python_blocks(text: str) -> list[str]:
-    return [block["code"] for block in blocks(text) if block["language"] == "python"]
+def python_blocks(document: str) -> list[str]:
+    return [block["code"] for block in blocks(document) if block["language"] == "python"]
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +88,20 @@ def run_in_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_kinds_of_block_are_there() -> None:
-    assert {block["code"] for block in blocks(README)} >= MAKE_TARGETS
-    assert len(shell_blocks(README)) >= 3
-    assert len(python_blocks(README)) >= 2
+    assert {block["code"] for block in blocks("README.md")} >= MAKE_TARGETS
+    assert len(shell_blocks("README.md")) >= 3
+    assert len(python_blocks("README.md")) >= 2
     assert len(shell_blocks(EXAMPLES_README)) >= 3
 
 
-def run_blocks(text: str, folder: Path) -> None:
-    for code in shell_blocks(text):
+def run_blocks(document: str, folder: Path) -> None:
+    for code in shell_blocks(document):
         done = run_in_shell(code, folder)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
 def test_shell_blocks_in_order(checkout: Path) -> None:
-    run_blocks(README, checkout)
+    run_blocks("README.md", checkout)
     engine = checkout / "examples/sam/sam_models/sam_vit_h_4b8939/engine"
     assert (engine / "encoder.json").is_file()
     assert (checkout / "examples/sam/outputs/mask.png").is_file()
@@ -125,7 +124,7 @@ def test_python_blocks_in_order(checkout: Path, monkeypatch: pytest.MonkeyPatch)
         "points": np.array([[90.0, 60.0]]),
         "labels": np.array([1]),
     }
-    for code in python_blocks(README):
+    for code in python_blocks("README.md"):
         exec(code, names)
     masks, scores = names["masks"], names["scores"]
     assert masks.shape == (3, *image.shape[:2]) and masks.dtype == bool
@@ -133,14 +132,45 @@ def test_python_blocks_in_order(checkout: Path, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(names["records"], list)
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in blocks(README) if block["elsewhere"]], ids=lambda b: b["elsewhere"]
-)
-def test_blocks_run_elsewhere_name_a_test(block: dict[str, str]) -> None:
-    test = ROOT / block["elsewhere"]
-    assert test.is_file()
-    last = re.findall(r"python (?:-m )?(\S+)", block["code"])[-1]
-    assert Path(last).name.removesuffix(".py") in test.read_text("utf-8")
+def test_blocks_run_elsewhere_are_known() -> None:
+    assert {block["elsewhere"] for block in blocks("README.md") if block["elsewhere"]} == ELSEWHERE
+
+
+def test_accuracy_table_is_the_records() -> None:
+    record = json.loads((ROOT / "benchmarks/results/demo_accuracy_cpu.json").read_text("utf-8"))
+    rows = [
+        Accuracy(
+            row["name"],
+            ErrorStatistics(**row["embedding"]),
+            row["mean_mask_iou"],
+            row["worst_mask_iou"],
+        )
+        for row in record["rows"]
+    ]
+    assert accuracy_table(rows) in README
+
+
+def test_cpu_table_is_the_records() -> None:
+    record = json.loads((ROOT / "benchmarks/results/vit_b_cpu.json").read_text("utf-8"))
+    rows = [
+        Speed(row["name"], row["batch_size"], row["relative_l2"], Timing(**row["timing"]))
+        for row in record["rows"]
+    ]
+    assert speed_table(rows) in (ROOT / "docs/cpu.md").read_text("utf-8")
+
+
+def test_end_to_end_figures_are_the_records() -> None:
+    """As the README and docs/end_to_end.md round them."""
+    record = json.loads((ROOT / "benchmarks/results/h200_end_to_end.json").read_text("utf-8"))
+    prompt, everything = record["prompt"], record["everything"]
+    document = (ROOT / "docs/end_to_end.md").read_text("utf-8")
+    for text in (README, document):
+        assert f"{prompt['first_p50']:.1f} ms" in text
+        assert f"{prompt['further_p50']:.2f} ms" in text
+    for name, words in (("the model's masks", "{} mask stays"), ("discs", "of which {} stay")):
+        entry = everything[f"{name}, binary_mask"]
+        assert f"{words.format(entry['masks'])} | {entry['p50']:.0f} ms |" in README
+        assert f"| {entry['p50']:.1f} ms |" in document
 
 
 def test_speed_table_is_the_records() -> None:

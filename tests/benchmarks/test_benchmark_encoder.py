@@ -245,7 +245,7 @@ def test_the_digest_covers_the_timed_code_alone(tmp_path: Path) -> None:
 def test_the_digest_is_of_what_stands_in_the_files_not_of_where(tmp_path: Path) -> None:
     """Moved, with the imports that follow and other words about it, code is the same code."""
     before = """\"\"\"Kernels.\"\"\"
-from samtrt.kernels.tiles import TILE
+from kernels.tiles import TILE
 import torch
 
 # How many.
@@ -257,7 +257,7 @@ def launch(x):
 
 import torch
 
-from samtrt.kernels.hopper.tiles import (
+from kernels.hopper.tiles import (
     TILE,
 )
 

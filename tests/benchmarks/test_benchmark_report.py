@@ -1,5 +1,6 @@
 """The tables that documents take from benchmark records, and the benchmark's refusals."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from documents import block_for
 from PIL import Image
 
 from samtrt.reports.benchmarking import plot_throughput
@@ -14,7 +16,7 @@ from samtrt.reports.benchmarking import plot_throughput
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import report  # noqa: E402
+from benchmarks import encoder, report  # noqa: E402
 from benchmarks.record import Row, read_record  # noqa: E402
 
 
@@ -130,6 +132,17 @@ def test_committed_records_are_tables(path: Path) -> None:
         assert row["relative_l2"] <= 2 * row["meta_relative_l2"]
         for protocol in loaded["protocols"]:
             assert f"{report.per_image(row, protocol):.2f}" in text
+
+
+def test_the_readmes_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need a GPU; here they are parsed, and the second reads what the first writes."""
+    measure, show = (shlex.split(line) for line in block_for(__file__, "README.md"))
+    assert measure[:2] == ["python", "benchmarks/encoder.py"]
+    assert show[:2] == ["python", "benchmarks/report.py"]
+    written = encoder.parse_arguments(measure[2:])
+    monkeypatch.setattr(sys, "argv", show[1:])
+    assert report.parse_arguments().record == written.output
+    assert written.models == ["vit_h"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Page
+from documents import block_for
 from PIL import Image
 from pycocotools import mask as mask_utils
 from scipy.ndimage import distance_transform_edt
@@ -46,11 +48,16 @@ def url(
     commands.run(["build", str(params), "--backend", "cpu", "--skip-parity-gate"])
     Image.fromarray(scene[0]).save(folder / "scene.png")
 
-    command = [sys.executable, "-m", "samtrt.server", "--sample", "scene.png", "--port", "0"]
+    install, *before, serve = block_for(__file__, "README.md")
+    assert install.startswith("pip install -r ")  # what this environment was made by
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    for line in before:
+        subprocess.run(shlex.split(line), cwd=folder, env=environment, check=True, timeout=300)
     process = subprocess.Popen(
-        command,
+        [*shlex.split(serve), "--sample", "scene.png", "--port", "0"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
         stderr=subprocess.PIPE,
         text=True,
     )

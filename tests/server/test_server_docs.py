@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import block_for
 from server_support import encoded, picture, running, tiny_model
 
 from samtrt.sam import load_sam
@@ -35,7 +36,7 @@ def test_limits_are_the_defaults() -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_example(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(encoded(picture(1)))
-    (code,) = re.findall(r"test_server_docs.py -->\n```sh\n(.*?)```", TEXT, re.S)
+    code = "\n".join(block_for(__file__, "docs/server.md"))
     with running(create_app(load_sam(tiny_model() / "engine", tiny_model()))) as url:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
