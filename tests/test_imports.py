@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "records": set(),
     "files": {"errors"},
     "console": {"errors", "files"},
-    "records": {"errors", "files"},
     "checkpoints": EVERYONE,
     "pictures": EVERYONE | {"checkpoints"},
     "modeling": EVERYONE | {"checkpoints", "pictures"},  # knows no back end
