@@ -12,7 +12,6 @@ which some ninety stay, as many as a trained model finds.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,6 +20,9 @@ import torch
 
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import Decoder
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
@@ -56,13 +58,19 @@ def random_picture(size: tuple[int, int], seed: int) -> np.ndarray:
     return noisy[0].permute(1, 2, 0).clamp(0, 255).byte().contiguous().numpy()
 
 
-class DiscMaskGenerator(SamAutomaticMaskGenerator):
+class DiscDecoder:
     """Decodes as ever, then hands on discs around the points in place of the masks."""
 
-    def _decode(self, points: np.ndarray, crop: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        low_res, _ = super()._decode(points, crop)
-        frame_points = self.predictor.transform.apply_coords(points, crop.size)
-        x, y = torch.from_numpy(frame_points).to(low_res)[:, :, None, None].unbind(1)
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.img_size, self.num_masks = decoder.img_size, decoder.num_masks
+        self.parameters_sha256, self.note = decoder.parameters_sha256, decoder.note
+
+    def __call__(
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        low_res, _ = self.decoder(picture, prompts, multimask_output)
+        x, y = prompts.coords[:, 0].to(low_res)[:, :, None, None].unbind(1)
         pixels = 4 * torch.arange(low_res.shape[-1], device=low_res.device) + 2
         distance = ((pixels[None, None] - x) ** 2 + (pixels[None, :, None] - y) ** 2).sqrt()
         discs = torch.stack([(radius - distance) / 2 for radius in DISC_RADII], dim=1)
@@ -99,12 +107,12 @@ def main() -> None:
     own = {"points_per_side": arguments.points_per_side, **half_pass(sam, image)}
     discs = {"points_per_side": arguments.points_per_side}
     everything = {}
-    for label, kind, options in (
-        ("the model's masks", SamAutomaticMaskGenerator, own),
-        ("discs", DiscMaskGenerator, discs),
+    for label, decoder, options in (
+        ("the model's masks", None, own),
+        ("discs", DiscDecoder(sam.get_decoder()), discs),
     ):
         for mode in ("binary_mask", "uncompressed_rle"):
-            generator = kind(sam, output_mode=mode, **options)
+            generator = SamAutomaticMaskGenerator(sam, output_mode=mode, decoder=decoder, **options)
             everything[f"{label}, {mode}"] = measure_everything(
                 generator, image, arguments.everything_runs
             )

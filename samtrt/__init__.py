@@ -7,13 +7,25 @@ if TYPE_CHECKING:
     from samtrt.masks.automatic import SamAutomaticMaskGenerator
     from samtrt.masks.pipeline import Pipeline
     from samtrt.masks.predictor import SamPredictor
-    from samtrt.sam import Sam, load_sam, sam_model_registry
+    from samtrt.sam import (
+        Sam,
+        build_sam,
+        build_sam_vit_b,
+        build_sam_vit_h,
+        build_sam_vit_l,
+        load_sam,
+        sam_model_registry,
+    )
 
 __all__ = [
     "Pipeline",
     "Sam",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
+    "build_sam",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
     "load_sam",
     "sam_model_registry",
 ]
@@ -24,6 +36,10 @@ _MODULES = {
     "Sam": "samtrt.sam",
     "SamAutomaticMaskGenerator": "samtrt.masks.automatic",
     "SamPredictor": "samtrt.masks.predictor",
+    "build_sam": "samtrt.sam",
+    "build_sam_vit_b": "samtrt.sam",
+    "build_sam_vit_h": "samtrt.sam",
+    "build_sam_vit_l": "samtrt.sam",
     "load_sam": "samtrt.sam",
     "sam_model_registry": "samtrt.sam",
 }

@@ -5,68 +5,97 @@ Its attributes are those of ``segment_anything.modeling.Sam`` that programs use,
 line and nothing else.
 """
 
-import hashlib
+import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.checkpoints.parameters import Parameters, load_parameters
+from samtrt.decoders.graphed import GraphedDecoder
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.torch import TorchDecoder
+from samtrt.decoders.upscaling import cut_out
 from samtrt.encoders.choice import default_device
+from samtrt.encoders.embedded import EmbeddedPicture, embed_frame, embed_picture
 from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
 from samtrt.encoders.protocol import ImageEncoder
-from samtrt.errors import CheckpointError, EngineError
-from samtrt.modeling.mask_decoder import (
-    MaskDecoder,
-    PromptedMaskDecoder,
-    build_mask_decoder,
-    select_masks,
+from samtrt.errors import CheckpointError, EngineError, InputError
+from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, build_mask_decoder
+from samtrt.modeling.prompt_encoder import PromptEncoder
+from samtrt.modeling.torch_state import as_written
+from samtrt.pictures.transforms import (
+    MASK_THRESHOLD,
+    Mark,
+    Size,
+    normalize_and_pad,
+    pixel_statistics,
+    postprocess_masks,
+    unmeasured,
 )
-from samtrt.modeling.prompt_encoder import PromptEncoder, prompt_points
-from samtrt.pictures.transforms import MASK_THRESHOLD, normalize_and_pad, postprocess_masks
 
 MakeEncoder = Callable[[torch.device], ImageEncoder]
 
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class Sam(nn.Module):
-    """A SAM on one device.
+    """A SAM on one device, for any number of threads.
 
     The image encoder is made when it is first used and again after a move to another device, so
-    ``sam_model_registry[…](checkpoint=…).to("cuda")`` never packs weights for the CPU.
+    ``sam_model_registry[…](checkpoint=…).to("cuda")`` never packs weights for the CPU. It and the
+    decoders' CUDA graphs belong to the model: predictors and generators share them, and a move
+    gives their memory back.
 
     Args:
         make_encoder: makes the image encoder for a device.
         decoder: the prompt encoder and mask decoder, on the device that the encoder will use.
-        engine_sha256: what embeddings are bound to; see ``samtrt.masks.embedding``.
+        parameters_sha256: of the parameter set.
+        note: what a user must know of it (``Parameters.note``).
     """
 
     mask_threshold: float = MASK_THRESHOLD
     image_format: str = "RGB"
 
     def __init__(
-        self, make_encoder: MakeEncoder, decoder: PromptedMaskDecoder, engine_sha256: str
+        self,
+        make_encoder: MakeEncoder,
+        decoder: PromptedMaskDecoder,
+        parameters_sha256: str,
+        note: str = "",
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.engine_sha256 = engine_sha256
+        self.parameters_sha256 = parameters_sha256
+        self.note = note
         self._make_encoder = make_encoder
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts without an encoder and without graphs."""
+        self._lock = threading.RLock()
         self._encoder: ImageEncoder | None = None
         self._encoder_device: torch.device | None = None
+        self._graphed: dict[torch.dtype, GraphedDecoder] = {}
 
     @property
     def image_encoder(self) -> ImageEncoder:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
-        device = self.device
-        if self._encoder is None or self._encoder_device != device:
-            self._encoder = None  # the old one's memory goes first
-            self._encoder = self._make_encoder(device)
-            self._encoder_device = device
-        return self._encoder
+        with self._lock:  # one encoder, however many threads ask first
+            device = self.device
+            if self._encoder is None or self._encoder_device != device:
+                self._encoder = None  # the old one's memory goes first
+                self._encoder = self._make_encoder(device)
+                self._encoder_device = device
+            return self._encoder
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
@@ -88,39 +117,109 @@ class Sam(nn.Module):
         """Side S of the model's square frame, in pixels; known before the encoder is made."""
         return self.decoder.prompt_encoder.input_image_size[0]
 
-    @torch.no_grad()
-    def decode(
-        self,
-        features: Tensor,
-        points: tuple[Tensor, Tensor] | None,
-        boxes: Tensor | None,
-        mask_input: Tensor | None,
-        multimask_output: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts on one embedded picture → mask logits and predicted IoUs.
+    @property
+    def pixel_mean(self) -> Tensor:
+        """What is subtracted from a picture's channels: [3, 1, 1] float32 in 0…255."""
+        return pixel_statistics(self.device)[0].clone()
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """What a picture's channels are divided by: [3, 1, 1] float32."""
+        return pixel_statistics(self.device)[1].clone()
+
+    @property
+    def computed_by(self) -> str:
+        """What embeddings are computed by: the encoder (made, if it is not yet) and parameters."""
+        return f"{self.image_encoder.computed_by}, parameters {self.parameters_sha256}"
+
+    def embed(self, image: np.ndarray, mark: Mark = unmeasured) -> EmbeddedPicture:
+        """Encodes a picture [H, W, 3] uint8 RGB; see ``embed_picture``."""
+        return embed_picture(self.image_encoder, image, self.parameters_sha256, mark)
+
+    def embed_resized(self, image: Tensor, original_size: Size) -> EmbeddedPicture:
+        """Encodes a picture that ``ResizeLongestSide`` has resized already.
 
         Args:
-            features: [1, 256, S/16, S/16].
-            points: coords [B, N, 2] in pixels of the model's frame and labels [B, N], or None.
-            boxes: [B, 4] in the same frame, or None.
-            mask_input: [B, 1, S/4, S/4] logits of an earlier call, or None.
+            image: [1, 3, h, w] RGB, 0…255, its long side ``img_size`` pixels.
+            original_size: (H, W) before it was resized.
 
-        Returns:
-            Logits [B, C, S/4, S/4] and predicted IoUs [B, C]; C is 3 for ``multimask_output``,
-            otherwise 1.
+        Raises:
+            InputError: another shape.
         """
-        coords, labels = prompt_points(points, boxes)
-        if coords is None or labels is None:
-            batch = 1 if mask_input is None else len(mask_input)
-            coords, labels = features.new_zeros(batch, 0, 2), features.new_zeros(batch, 0)
-        masks, scores = self.decoder(features, coords, labels, mask_input)
-        return select_masks(masks, scores, multimask_output)
+        shape = tuple(image.shape)
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self.img_size:
+            raise InputError(
+                f"a resized picture is [1, 3, h, w] with a long side of {self.img_size}, got "
+                f"{list(shape)}; resize it with ResizeLongestSide({self.img_size})"
+            )
+        with as_written():
+            frame = self.preprocess(image)
+        size = (original_size[0], original_size[1])
+        return embed_frame(
+            self.image_encoder, frame, (shape[2], shape[3]), size, self.parameters_sha256
+        )
+
+    def get_decoder(self, precision: str = "auto") -> Decoder:
+        """The mask decoder that predictors and generators of this model share.
+
+        Args:
+            precision: ``"fp16"`` or ``"bf16"``, with CUDA graphs on a GPU; ``"fp32"``, the modules
+                as they are; ``"auto"``, fp16 on a GPU and the modules elsewhere.
+
+        Raises:
+            InputError: another precision.
+        """
+        if precision == "auto":
+            precision = "fp16" if self.device.type == "cuda" else "fp32"
+        if precision == "fp32":
+            return TorchDecoder(self.decoder, self.parameters_sha256, self.note)
+        if precision not in _HALF:
+            raise InputError(
+                f"decoder_precision is {precision!r}, expected 'auto', 'fp16', 'bf16' or 'fp32'"
+            )
+        dtype = _HALF[precision]
+        with self._lock:
+            if dtype not in self._graphed:
+                self._graphed[dtype] = GraphedDecoder(
+                    self.decoder, dtype, self.parameters_sha256, self.note
+                )
+            return self._graphed[dtype]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``to``, ``cpu``, ``half`` and their like come down to."""
+        with self._lock, torch.inference_mode(False):
+            before = self.device
+            super()._apply(fn, recurse)
+            if self.device != before:
+                self._encoder = None
+                for decoder in self._graphed.values():
+                    decoder.release()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without encoder, graphs and locks, which a copy or another process makes for itself."""
+        transient = ("_lock", "_encoder", "_encoder_device", "_graphed")
+        return {name: value for name, value in self.__dict__.items() if name not in transient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sam":
+        # Both make their encoders of the same parameters, which nobody writes to.
+        memo[id(self._make_encoder)] = self._make_encoder
+        copied = self.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     @torch.no_grad()
     def forward(
         self, batched_input: list[dict[str, Any]], multimask_output: bool
     ) -> list[dict[str, Tensor]]:
         """Masks of several pictures, each with its prompts; as Meta's ``Sam.forward``.
+
+        The mask decoder computes in the precision of its modules, fp32 unless they were changed.
 
         Args:
             batched_input: for each picture a dict with ``image`` [3, h, w] (resized by
@@ -131,25 +230,28 @@ class Sam(nn.Module):
         Returns:
             For each picture ``masks`` bool [B, C, H, W], ``iou_predictions`` [B, C] and
             ``low_res_logits`` [B, C, S/4, S/4].
+
+        Raises:
+            InputError: a dict without a picture or its size, a picture of another shape, or what
+                ``Prompts.from_tensors`` refuses.
         """
+        decode = self.get_decoder("fp32")
         outputs = []
         for record in batched_input:
-            points = None
-            if "point_coords" in record:
-                points = (record["point_coords"], record["point_labels"])
-            low_res, scores = self.decode(
-                self.image_encoder(self.preprocess(record["image"][None])),
-                points,
+            if missing := {"image", "original_size"} - record.keys():
+                raise InputError(f"a picture's dict has no {' and no '.join(sorted(missing))}")
+            picture = self.embed_resized(record["image"][None], record["original_size"])
+            prompts = Prompts.from_tensors(
+                picture,
+                record.get("point_coords"),
+                record.get("point_labels"),
                 record.get("boxes"),
                 record.get("mask_inputs"),
-                multimask_output,
             )
-            logits = self.postprocess_masks(
-                low_res, record["image"].shape[-2:], record["original_size"]
-            )
+            low_res, scores = decode(picture, prompts, multimask_output)
             outputs.append(
                 {
-                    "masks": logits > self.mask_threshold,
+                    "masks": cut_out(low_res, picture, self.mask_threshold),
                     "iou_predictions": scores,
                     "low_res_logits": low_res,
                 }
@@ -219,7 +321,6 @@ def load_sam(
             partial(load_encoder, path, backend, parameters_sha256=parameters.sha256),
             parameters,
             device or ("cpu" if info.backend == "cpu" else "cuda"),
-            info.engine_sha256,
         )
     )
 
@@ -248,15 +349,13 @@ def sam_from_parameters(
         partial(encoder_from_parameters, parameters, backend, precision=precision),
         parameters,
         device,
-        hashlib.sha256(f"{parameters.sha256} {backend} {precision}".encode()).hexdigest(),
     )
 
 
-def _assemble(
-    make_encoder: MakeEncoder, parameters: Parameters, device: torch.device | str, sha256: str
-) -> Sam:
+def _assemble(make_encoder: MakeEncoder, parameters: Parameters, device: torch.device | str) -> Sam:
     decoder = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
-    return Sam(make_encoder, decoder.to(device), sha256).eval()
+    sam = Sam(make_encoder, decoder, parameters.sha256, parameters.note)
+    return sam.to(device).eval()
 
 
 def _read_parameters(path: Path) -> Parameters:
@@ -273,9 +372,7 @@ def _build(kind: str, checkpoint: str | Path | None = None) -> Sam:
         )
     parameters = _read_parameters(Path(checkpoint))
     # As in Meta's code the model starts on the CPU, and `.to("cuda")` moves it.
-    fingerprint = f"{parameters.sha256} drop-in"
-    sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return _assemble(partial(_drop_in_encoder, parameters), parameters, "cpu", sha256)
+    return _assemble(partial(_drop_in_encoder, parameters), parameters, "cpu")
 
 
 def _drop_in_encoder(parameters: Parameters, device: torch.device) -> ImageEncoder:
@@ -289,3 +386,6 @@ def _drop_in_encoder(parameters: Parameters, device: torch.device) -> ImageEncod
 sam_model_registry: dict[str, Callable[..., Sam]] = {
     kind: partial(_build, kind) for kind in ("default", "vit_h", "vit_l", "vit_b")
 }
+build_sam = build_sam_vit_h = sam_model_registry["vit_h"]
+build_sam_vit_l = sam_model_registry["vit_l"]
+build_sam_vit_b = sam_model_registry["vit_b"]

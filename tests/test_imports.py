@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "modeling": EVERYONE | {"checkpoints", "pictures"},  # knows no back end
     "kernels": {"errors", "files"},
     "encoders": MODEL | {"kernels"},
-    "decoders": MODEL | {"kernels"},
+    "decoders": MODEL | {"kernels", "encoders"},  # they take an embedded picture
     "building": ENGINES,
     "sam": ENGINES,
     "masks": ENGINES | {"sam"},

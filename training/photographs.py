@@ -9,8 +9,8 @@ from PIL import Image
 
 from samtrt import SamPredictor, load_sam
 from samtrt.console import run_script
+from samtrt.decoders.prompts import Prompt
 from samtrt.files import replacing
-from samtrt.masks.prompts import Prompt
 from samtrt.pictures.drawing import draw_overlay
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "examples/sam/sam_models/sam_demo.pth"

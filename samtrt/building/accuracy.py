@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.upscaling import cut_out
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError
 from samtrt.modeling.prompt_encoder import (
     LABEL_BOX_BOTTOM_RIGHT,
@@ -16,12 +19,12 @@ from samtrt.modeling.prompt_encoder import (
     LABEL_PADDING,
 )
 from samtrt.pictures.reading import load_image
-from samtrt.pictures.transforms import MASK_THRESHOLD, Size, postprocess_masks, preprocess
+from samtrt.pictures.transforms import Size, preprocess
 
-# embedding [1, 256, h, w], point_coords [P, N, 2], point_labels [P, N] → logits [P, 4, 4h, 4w]
-Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+# P prompts on a picture → logits [P, 4, 4h, 4w]
+Decode = Callable[[EmbeddedPicture, Prompts], Tensor]
 
-_PROMPTS_AT_ONCE = 8  # full-size logits of all prompts would take gigabytes
+_PROMPTS_AT_ONCE = 8  # full-size masks of all prompts would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,15 @@ class Picture:
     input_size: Size
     original_size: Size
 
+    @property
+    def img_size(self) -> int:
+        """Side S of the frame."""
+        return self.pixels.shape[-1]
+
+    def embedded(self, features: Tensor) -> EmbeddedPicture:
+        """The picture with an embedding [1, 256, h, w] that some encoder made of its pixels."""
+        return EmbeddedPicture(features, self.original_size, self.input_size, self.img_size)
+
 
 def load_pictures(paths: Sequence[str | Path], img_size: int) -> list[Picture]:
     """Reads pictures from files, at least one.
@@ -119,14 +131,8 @@ def load_picture(path: str | Path, img_size: int) -> Picture:
     return Picture(Path(path).name, pixels, input_size, (image.shape[0], image.shape[1]))
 
 
-def prompts_of(picture: Picture, points_a_side: int = 3) -> tuple[Tensor, Tensor]:
-    """A grid of single foreground points and five boxes, in the model's frame.
-
-    The boxes are the picture's four quadrants and its middle.
-
-    Returns:
-        point_coords [P, 2, 2] (x, y) and point_labels [P, 2] as the decoder takes them.
-    """
+def prompts_of(picture: Picture, points_a_side: int = 3) -> Prompts:
+    """A grid of single foreground points and five boxes: the four quadrants and the middle."""
     height, width = picture.input_size
     steps = (np.arange(points_a_side) + 0.5) / points_a_side
     points = [((x * width, y * height), (0.0, 0.0)) for y in steps for x in steps]
@@ -134,26 +140,23 @@ def prompts_of(picture: Picture, points_a_side: int = 3) -> tuple[Tensor, Tensor
     boxes = [((x * width, y * height), ((x + 0.5) * width, (y + 0.5) * height)) for x, y in corners]
     labels = [(LABEL_FOREGROUND, LABEL_PADDING)] * len(points)
     labels += [(LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT)] * len(boxes)
-    return torch.tensor(points + boxes, dtype=torch.float32), torch.tensor(labels)
+    return Prompts(
+        torch.tensor(points + boxes, dtype=torch.float32, device="cpu"),
+        torch.tensor(labels, dtype=torch.float32, device="cpu"),
+    )
 
 
 def decode_prompts(decode: Decode, embedding: Tensor, picture: Picture) -> Tensor:
     """Logits [P, 4, 4h, 4w] of all of ``prompts_of(picture)`` on its embedding [1, 256, h, w]."""
-    coords, labels = prompts_of(picture)
-    chunks = zip(coords.split(_PROMPTS_AT_ONCE), labels.split(_PROMPTS_AT_ONCE), strict=True)
-    return torch.cat([decode(embedding, *chunk) for chunk in chunks])
+    embedded = picture.embedded(embedding)
+    parts = prompts_of(picture).split(_PROMPTS_AT_ONCE)
+    return torch.cat([decode(embedded, part) for part in parts])
 
 
 def mask_ious(logits: Tensor, reference: Tensor, picture: Picture) -> Tensor:
     """IoU of masks at the picture's own size: two [P, 4, h, w] of logits → [P, 4]."""
     ious = []
     for pair in zip(logits.split(_PROMPTS_AT_ONCE), reference.split(_PROMPTS_AT_ONCE), strict=True):
-        masks, others = (
-            postprocess_masks(
-                some, picture.input_size, picture.original_size, picture.pixels.shape[-1]
-            )
-            > MASK_THRESHOLD
-            for some in pair
-        )
+        masks, others = (cut_out(some, picture) for some in pair)
         ious.append(mask_iou(masks, others))
     return torch.cat(ious)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from samtrt.building.accuracy import (
     Decode,
@@ -20,11 +19,11 @@ from samtrt.building.accuracy import (
 )
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.console import progress_steps
+from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.engine import FAILED, PASSED, ParityResult
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import InputError
 from samtrt.modeling.image_encoder import ImageEncoderViT
-from samtrt.modeling.mask_decoder import build_mask_decoder
 
 MAX_RELATIVE_L2 = 0.03
 MIN_MEAN_MASK_IOU = 0.99
@@ -68,10 +67,5 @@ def check_parity(
 
 def fp32_decoder(parameters: Parameters) -> Decode:
     """The prompt encoder and mask decoder in fp32 on the CPU."""
-    decoder = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
-
-    def decode(embedding: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
-        masks: Tensor = decoder(embedding, coords, labels)[0]
-        return masks
-
-    return decode
+    decoder = TorchDecoder.from_parameters(parameters)
+    return lambda picture, prompts: decoder.all_masks(picture, prompts)[0]

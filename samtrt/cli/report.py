@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from samtrt.cli.segment import Mask, StageTimes
-from samtrt.masks.prompts import Prompt
+from samtrt.decoders.prompts import Prompt
 from samtrt.pictures.drawing import draw_overlay, side_by_side
 from samtrt.pictures.reading import save_pngs
 

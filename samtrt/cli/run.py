@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
     from samtrt.cli.report import print_masks, print_times, write_masks
     from samtrt.cli.segment import StageTimes, segment
     from samtrt.decoders.load import load_decoder
+    from samtrt.decoders.prompts import Prompt
     from samtrt.encoders.engine import read_engine_info
     from samtrt.encoders.load import load_encoder
-    from samtrt.masks.prompts import Prompt
     from samtrt.pictures.reading import check_png_output, load_image
 
     home: Path | None = arguments.home

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.prompts import Prompt
+from samtrt.decoders.protocol import Decoder, check_fits
+from samtrt.decoders.upscaling import cut_out
+from samtrt.encoders.embedded import embed_frame
 from samtrt.encoders.protocol import ImageEncoder
-from samtrt.errors import EngineError, InputError
-from samtrt.masks.prompts import Prompt
-from samtrt.modeling.mask_decoder import select_masks
-from samtrt.pictures.transforms import MASK_THRESHOLD, postprocess_masks, preprocess
+from samtrt.masks.transfer import to_host
+from samtrt.pictures.transforms import preprocess
 
 
 class StageTimes:
@@ -64,26 +65,6 @@ class Mask:
         return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def check_decoder(decoder: Decoder, encoder: ImageEncoder, multimask_output: bool) -> None:
-    """Refuses a decoder that cannot answer, before the encoder works for nothing.
-
-    Raises:
-        EngineError: the decoder is of a model of another input size.
-        InputError: three masks are asked of a decoder that gives one.
-    """
-    if decoder.img_size != encoder.img_size:
-        raise EngineError(
-            f"the mask decoder is for pictures of {decoder.img_size}² pixels and the encoder for "
-            f"{encoder.img_size}²; take the decoder and the engine of the same model"
-        )
-    if multimask_output and decoder.num_masks == 1:
-        raise InputError(
-            "three masks are asked for, and this mask decoder was exported with "
-            "--return-single-mask; export it without"
-        )
-
-
-@torch.inference_mode()
 def segment(
     image: npt.NDArray[np.uint8],
     prompt: Prompt,
@@ -102,27 +83,21 @@ def segment(
         times: takes the time of each stage.
 
     Raises:
-        InputError: a prompt outside the picture, or what ``check_decoder`` refuses.
-        EngineError: what ``check_decoder`` refuses.
+        InputError: a prompt outside the picture, or three masks asked of a decoder that has one.
+        EngineError: the decoder is of a model of another input size.
     """
     times = times or StageTimes()
     size = (image.shape[0], image.shape[1])
     prompt.check_inside(size)
-    check_decoder(decoder, encoder, multimask_output)
+    check_fits(decoder, encoder.img_size, multimask_output)  # before the encoder works for nothing
     device = encoder.device
     with times.stage("resize, normalise, pad", device):
-        x, input_size = preprocess(image, encoder.img_size, device)
+        frame, input_size = preprocess(image, encoder.img_size, device)
     with times.stage("image encoder", device):
-        embedding = encoder(x)
+        picture = embed_frame(encoder, frame, input_size, size)
     with times.stage("mask decoder", device):
-        coords, labels = prompt.to_model_frame(size, encoder.img_size)
-        low_res, ious = decoder(embedding, coords, labels)
-        if decoder.num_masks > 1:
-            low_res, ious = select_masks(low_res, ious, multimask_output)
+        prompts = prompt.to_model_frame(picture)
+        low_res, scores = decoder(picture, prompts, multimask_output)
     with times.stage("upscale, threshold", device):
-        masks = []
-        # One by one: logits of a large picture are hundreds of megabytes each.
-        for i, score in enumerate(ious[0].tolist()):
-            logits = postprocess_masks(low_res[:, i : i + 1], input_size, size, encoder.img_size)
-            masks.append(Mask((logits[0, 0] > MASK_THRESHOLD).cpu().numpy(), score))
-    return masks
+        (masks,) = to_host(cut_out(low_res, picture)[0])
+    return [Mask(mask, score) for mask, score in zip(masks, scores[0].tolist(), strict=True)]

@@ -1,5 +1,6 @@
-"""What turns an embedded picture and prompts into mask logits: torch, ONNX Runtime, CUDA graphs.
+"""What turns an embedded picture and prompts into masks: torch, ONNX Runtime, CUDA graphs.
 
-Imports modeling, checkpoints and kernels. Entry points: ``protocol.Decoder``, ``load.load_decoder``
-and ``export.export_decoder``.
+Imports the embedded picture (``encoders.embedded``), modeling, checkpoints and kernels. Entry
+points: ``prompts.Prompts``, ``protocol.Decoder``, ``load.load_decoder``, ``upscaling.cut_out`` and
+``export.export_decoder``.
 """

@@ -40,9 +40,12 @@ class ExportedDecoder(nn.Module):
     (``multimask_output=False``) always answers with mask 0.
     """
 
+    image_pe: Tensor
+
     def __init__(self, decoder: PromptedMaskDecoder, return_single_mask: bool) -> None:
         super().__init__()
         self.decoder = decoder
+        self.register_buffer("image_pe", decoder.prompt_encoder.get_dense_pe())
         self.return_single_mask = return_single_mask
 
     def forward(
@@ -53,9 +56,22 @@ class ExportedDecoder(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As ``PromptedMaskDecoder``; a single mask is [B, 1, 4h, 4w] and [B, 1]."""
+        """As ``PromptedMaskDecoder``; a single mask is [B, 1, 4h, 4w] and [B, 1].
+
+        ``mask_input`` is [B, 1, 4h, 4w], or [1, 1, 4h, 4w] for all prompts.
+        """
+        # A size of its own, and an index that picks the one mask or each prompt's: were both
+        # sizes one symbol, ONNX Runtime would take a single mask for as many as there are prompts.
+        prompt = torch.arange(point_labels.shape[0], device=point_labels.device)
+        num_masks = torch.ones_like(mask_input[:, 0, 0, 0]).sum()
+        mask_input = mask_input[prompt * (num_masks > 1)]
         masks, iou_predictions = self.decoder.decode(
-            image_embeddings, point_coords, point_labels, mask_input, has_mask_input
+            image_embeddings,
+            self.image_pe,
+            point_coords,
+            point_labels,
+            mask_input,
+            has_mask_input,
         )
         if not self.return_single_mask:
             return masks, iou_predictions
@@ -63,7 +79,6 @@ class ExportedDecoder(nn.Module):
         # Counted in a tensor: the exporter cannot multiply by a symbolic size.
         num_points = torch.ones_like(point_labels).sum(dim=1, keepdim=True)
         score = iou_predictions + 1000.0 * (num_points - 2.5) * first
-        prompt = torch.arange(masks.shape[0], device=masks.device)
         best = score.argmax(dim=1)
         return masks[prompt, best].unsqueeze(1), iou_predictions[prompt, best].unsqueeze(1)
 
@@ -76,8 +91,9 @@ def export_decoder(
     Inputs, all float32, for B prompts of N points and a grid of h×w image tokens:
     ``image_embeddings`` [1, 256, h, w], ``point_coords`` [B, N, 2] in pixels of the model's frame,
     ``point_labels`` [B, N] (−1 padding, 0 background, 1 foreground, 2 and 3 a box's corners),
-    ``mask_input`` [B, 1, 4h, 4w], ``has_mask_input`` [1]. Outputs: ``low_res_masks``
-    [B, M, 4h, 4w] and ``iou_predictions`` [B, M], M being 4, or 1 with ``return_single_mask``.
+    ``mask_input`` [B, 1, 4h, 4w] or [1, 1, 4h, 4w], ``has_mask_input`` [1]. Outputs:
+    ``low_res_masks`` [B, M, 4h, 4w] and ``iou_predictions`` [B, M], M being 4, or 1 with
+    ``return_single_mask``.
 
     Raises:
         SamtrtError: the exporter's packages are missing, or the file cannot be written.
@@ -103,14 +119,16 @@ def export_decoder(
 
 def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
     """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
-    prompts, points = torch.export.Dim("num_prompts"), torch.export.Dim("num_points")
+    prompts, points, masks = (
+        torch.export.Dim(name) for name in ("num_prompts", "num_points", "num_masks")
+    )
     grid, side = config.grid_size, 4 * config.grid_size
     # Neither dynamic size is 1: the exporter would take a 1 for a constant.
     example = (
         torch.zeros(1, config.out_chans, grid, grid),
         torch.zeros(2, 5, 2),
         torch.zeros(2, 5),
-        torch.zeros(2, 1, side, side),
+        torch.zeros(3, 1, side, side),
         torch.ones(1),
     )
     with _quiet():
@@ -121,7 +139,7 @@ def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
             opset_version=OPSET,
             input_names=INPUT_NAMES,
             output_names=OUTPUT_NAMES,
-            dynamic_shapes=({}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: prompts}, {}),
+            dynamic_shapes=({}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: masks}, {}),
             verbose=False,
         )
     assert program is not None  # torch returns None only for the old exporter

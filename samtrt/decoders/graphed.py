@@ -5,20 +5,255 @@ running them. Replayed as a graph they cost the GPU's time only.
 """
 
 import copy
-import importlib.util
+import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.kernels import HAS_TRITON
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
+from samtrt.modeling.prompt_encoder import LABEL_PADDING
+from samtrt.modeling.torch_state import as_written
 
-# Where Triton is not installed (Windows), torch's own operators do the same, more slowly.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+Result = TypeVar("Result")
 
-# Captured graphs kept, one for each shape of prompt; the least recently used goes first.
-_MAX_GRAPHS = 8
+# Prompts of one graph. A batch is cut into these sizes, so that every number of prompts is
+# answered by a few graphs.
+_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+# Captured graphs kept, one for each batch and number of points; the least recently used goes.
+_MAX_GRAPHS = 32
+
+
+def batches(count: int) -> list[int]:
+    """Sizes of ``_BATCHES`` that hold ``count`` prompts; the last may be filled up by a quarter."""
+    sizes = []
+    while count > 0:
+        size = next(size for size in reversed(_BATCHES) if count <= size or size == _BATCHES[0])
+        if count < size and 4 * count < 3 * size:
+            size //= 2
+        sizes.append(size)
+        count -= size
+    return sizes
+
+
+class GraphedDecoder:
+    """A ``Decoder`` of half precision; the first call of a shape captures its graph.
+
+    It computes with the modules' parameters as they are at each call. The prompt encoder stays in
+    fp32: its Fourier angles reach tens of radians, where half precision loses the pixel. On the
+    CPU the same computation runs without a graph.
+
+    Calls share buffers: a lock orders threads, an event orders streams, and what is returned is
+    the caller's own.
+
+    Args:
+        module: the prompt encoder and mask decoder.
+        dtype: of the mask decoder's parameters and activations.
+        parameters_sha256, note: see ``Decoder``.
+    """
+
+    num_masks = 4
+
+    def __init__(
+        self,
+        module: PromptedMaskDecoder,
+        dtype: torch.dtype = torch.float16,
+        parameters_sha256: str = "",
+        note: str = "",
+    ) -> None:
+        self.module = module
+        self.dtype = dtype
+        self.img_size = module.prompt_encoder.input_image_size[0]
+        self.parameters_sha256 = parameters_sha256
+        self.note = note
+        self._lock = threading.Lock()
+        self._copy: _Copy | None = None
+
+    def __str__(self) -> str:
+        precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+        graphs = ", CUDA graphs" if self.device.type == "cuda" else ""
+        return f"torch, {precision.get(self.dtype, self.dtype)}{graphs}, on {self.device}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.module.prompt_encoder.no_mask_embed.weight.device
+
+    def __call__(
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        check_fits(self, picture.img_size, multimask_output)
+        if not len(prompts):
+            return no_masks(picture, 3 if multimask_output else 1, self.device)
+        with self._lock, as_written():
+            if self._copy is None or not self._copy.is_current():
+                self._drop()  # the old one's memory goes first
+                self._copy = _Copy(self.module, self.dtype)
+            return self._copy.decode(picture, prompts, multimask_output)
+
+    def release(self) -> None:
+        """Gives back the memory of copy and graphs; the next call makes them again."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._copy is not None:
+            self._copy.wait()
+            self._copy = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_copy": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+class _Copy:
+    """The modules in half precision, brought up to date before each call, and their graphs.
+
+    A change in place cannot be seen in general (``parameter.data.mul_`` leaves no trace), and
+    converting all parameters takes a GPU microseconds.
+    """
+
+    def __init__(self, module: PromptedMaskDecoder, dtype: torch.dtype) -> None:
+        self._watch = _Watch(module)
+        self._dtype = dtype
+        live = _tensors_of(module)
+        module = copy.deepcopy(module).float().requires_grad_(False)
+        own = _tensors_of(module)
+        self._prompt_encoder = module.prompt_encoder
+        self._mask_decoder = module.mask_decoder
+        self.device = self._prompt_encoder.no_mask_embed.weight.device
+        if HAS_TRITON and self.device.type == "cuda" and dtype != torch.float32:
+            _use_row_norms(self._mask_decoder)
+        self._mask_decoder.to(dtype)
+        self._live = [tensor.detach() for tensor in live.values()]
+        self._own = [own[name].detach() for name in live]
+        self._image_pe = self._prompt_encoder.get_dense_pe().to(dtype)
+        self._features = torch.empty_like(self._image_pe)
+        self._graphs: OrderedDict[tuple[int, int, bool], _Graph] = OrderedDict()
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                self._pool = torch.cuda.graph_pool_handle()
+                self._capture_stream = torch.cuda.Stream()
+                self._last_use = torch.cuda.Event()
+                self._refreshing, _ = self._captured(self._refresh)
+
+    def is_current(self) -> bool:
+        """Whether the modules still are where they were."""
+        return self._watch.is_unchanged()
+
+    def wait(self) -> None:
+        """Until nothing runs any more that uses the buffers, so that others may get them."""
+        if self.device.type == "cuda":
+            self._last_use.synchronize()
+
+    def _refresh(self) -> None:
+        """Takes over the parameters and buffers as they are now."""
+        torch._foreach_copy_(self._own, self._live)
+        self._image_pe.copy_(self._prompt_encoder.get_dense_pe())
+
+    def decode(
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        if self.device.type != "cuda":
+            self._refresh()
+            self._features.copy_(picture.features)
+            parts = [
+                self._forward(part.coords, part.labels, part.mask_input)
+                for part in prompts.split(_BATCHES[0])
+            ]
+            masks, scores = (torch.cat(tensors).float() for tensors in zip(*parts, strict=True))
+            return select_masks(masks, scores, multimask_output)
+        count, points = prompts.labels.shape
+        side, kinds = picture.mask_side, 3 if multimask_output else 1
+        found = (
+            torch.empty(count, kinds, side, side, dtype=torch.float32, device=self.device),
+            torch.empty(count, kinds, dtype=torch.float32, device=self.device),
+        )
+        with torch.cuda.device(self.device), self._in_turn():
+            self._refreshing.replay()
+            self._features.copy_(picture.features, non_blocking=True)
+            start = 0
+            for size in batches(count):
+                part = slice(start, min(start + size, count))
+                start += size
+                mask = None if prompts.mask_input is None else prompts.mask_input[part]
+                graph = self._graph(size, points, mask is not None)
+                answers = graph.replay(prompts.coords[part], prompts.labels[part], mask)
+                answers = select_masks(*answers, multimask_output)
+                for out, answer in zip(found, answers, strict=True):
+                    out[part].copy_(answer)
+        return found
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """After the last use of the buffers, on whatever stream that was."""
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self._last_use)
+        try:
+            yield
+        finally:
+            self._last_use.record(stream)
+
+    def _graph(self, batch: int, points: int, has_mask: bool) -> "_Graph":
+        key = (batch, points, has_mask)
+        if key not in self._graphs:
+            if len(self._graphs) >= _MAX_GRAPHS:
+                self.wait()
+                self._graphs.popitem(last=False)
+            self._graphs[key] = self._capture(*key)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _forward(
+        self, coords: Tensor, labels: Tensor, mask_input: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        encoder = self._prompt_encoder
+        dense = encoder.embed_no_mask() if mask_input is None else encoder.embed_masks(mask_input)
+        return self._mask_decoder.predict_masks(
+            self._features,
+            self._image_pe,
+            encoder.embed_points(coords, labels).to(self._dtype),
+            dense.to(self._dtype),
+        )
+
+    def _capture(self, batch: int, points: int, has_mask: bool) -> "_Graph":
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+        side = 4 * self._features.shape[-1]
+        given = zeros(batch, points, 2), zeros(batch, points)
+        mask_input = zeros(batch, 1, side, side) if has_mask else None
+        graph, (masks, scores) = self._captured(lambda: self._forward(*given, mask_input))
+        return _Graph(graph, *given, mask_input, masks, scores)
+
+    def _captured(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """The work as a graph on this device, and the outputs that its replays fill."""
+        caller, stream = torch.cuda.current_stream(), self._capture_stream
+        stream.wait_stream(caller)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            # Libraries allocate and choose algorithms in their first calls, which no graph may
+            # hold.
+            work()
+            # Begun by hand: `torch.cuda.graph` collects garbage and empties the allocator first.
+            # thread_local: another thread may allocate meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                outputs = work()
+            finally:
+                graph.capture_end()
+        caller.wait_stream(stream)
+        return graph, outputs
 
 
 @dataclass
@@ -31,6 +266,48 @@ class _Graph:
     mask_input: Tensor | None
     masks: Tensor
     scores: Tensor
+
+    def replay(
+        self, coords: Tensor, labels: Tensor, mask_input: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks of at most as many prompts as it has room for, in its own buffers."""
+        count = len(coords)
+        self.coords[:count].copy_(coords, non_blocking=True)
+        self.labels[:count].copy_(labels, non_blocking=True)
+        if self.mask_input is not None and mask_input is not None:
+            self.mask_input[:count].copy_(mask_input, non_blocking=True)
+        if count < len(self.coords):
+            self.labels[count:].fill_(LABEL_PADDING)
+        self.graph.replay()
+        return self.masks[:count], self.scores[:count]
+
+
+class _Watch:
+    """Sees whether a module's parameters, buffers and children are still the same objects, and in
+    the same memory."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._children: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        for part in module.modules():
+            modules: dict[str, Any] = part._modules
+            self._children += [(modules, name, child) for name, child in modules.items()]
+            for owner in (part._parameters, part._buffers):
+                self._tensors += [
+                    (owner, name, tensor, tensor.data_ptr())
+                    for name, tensor in owner.items()
+                    if tensor is not None
+                ]
+
+    def is_unchanged(self) -> bool:
+        return all(owner.get(name) is child for owner, name, child in self._children) and all(
+            owner.get(name) is tensor and tensor.data_ptr() == address
+            for owner, name, tensor, address in self._tensors
+        )
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 class _RowNorm(nn.Module):
@@ -64,107 +341,3 @@ def _use_row_norms(decoder: MaskDecoder) -> None:
     for index, module in enumerate(decoder.output_upscaling):
         if isinstance(module, nn.LayerNorm):
             decoder.output_upscaling[index] = _RowNorm(module)
-
-
-class GraphedMaskDecoder:
-    """Masks of one picture for prompts of any shape; a shape's first call captures its graph.
-
-    The prompt encoder stays in fp32: its Fourier angles reach tens of radians, where half
-    precision loses the pixel. On the CPU the same computation runs without a graph.
-
-    Args:
-        decoder: the modules; they are copied.
-        dtype: of the mask decoder's parameters and activations.
-    """
-
-    def __init__(self, decoder: PromptedMaskDecoder, dtype: torch.dtype = torch.float16) -> None:
-        self.dtype = dtype
-        self._prompt_encoder = decoder.prompt_encoder
-        self._mask_decoder = copy.deepcopy(decoder.mask_decoder)
-        if HAS_TRITON and decoder.image_pe.is_cuda and dtype != torch.float32:
-            _use_row_norms(self._mask_decoder)
-        self._mask_decoder.to(dtype)
-        self._image_pe = decoder.image_pe.to(dtype)
-        self._features = torch.empty_like(self._image_pe)
-        self._graphs: OrderedDict[tuple[object, ...], _Graph] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle() if self._features.is_cuda else None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._features.device
-
-    def set_features(self, features: Tensor) -> None:
-        """Takes the embedding [1, 256, h, w] of the picture that later calls are about."""
-        self._features.copy_(features)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        coords: Tensor,
-        labels: Tensor,
-        mask_input: Tensor | None = None,
-        multimask_output: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Mask logits and predicted IoUs, in buffers that the next call overwrites.
-
-        Args:
-            coords: [B, N, 2] in pixels of the model's frame, on any device.
-            labels: [B, N]; see ``samtrt.modeling.prompt_encoder.prompt_points``.
-            mask_input: [B, 1, 4h, 4w] logits of an earlier call, or None.
-            multimask_output: three masks a prompt; otherwise one.
-
-        Returns:
-            Logits [B, C, 4h, 4w] and predicted IoUs [B, C], float32.
-        """
-        if not self._features.is_cuda:
-            return self._decode(coords.float(), labels.float(), mask_input, multimask_output)
-        key = (*labels.shape, mask_input is not None, multimask_output)
-        captured = self._graphs.get(key)
-        if captured is None:
-            captured = self._capture(labels.shape, mask_input, multimask_output)
-            self._graphs[key] = captured
-            if len(self._graphs) > _MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        captured.coords.copy_(coords, non_blocking=True)
-        captured.labels.copy_(labels, non_blocking=True)
-        if captured.mask_input is not None and mask_input is not None:
-            captured.mask_input.copy_(mask_input, non_blocking=True)
-        captured.graph.replay()
-        return captured.masks, captured.scores
-
-    def _decode(
-        self, coords: Tensor, labels: Tensor, mask_input: Tensor | None, multimask_output: bool
-    ) -> tuple[Tensor, Tensor]:
-        encoder = self._prompt_encoder
-        dense = encoder.embed_no_mask() if mask_input is None else encoder.embed_masks(mask_input)
-        masks, scores = self._mask_decoder.predict_masks(
-            self._features,
-            self._image_pe,
-            encoder.embed_points(coords, labels).to(self.dtype),
-            dense.to(self.dtype),
-        )
-        masks, scores = select_masks(masks, scores, multimask_output)
-        return masks.float(), scores.float()
-
-    def _capture(
-        self, shape: torch.Size, mask_input: Tensor | None, multimask_output: bool
-    ) -> _Graph:
-        device = self._features.device
-        coords = torch.zeros(*shape, 2, device=device)
-        labels = torch.zeros(shape, device=device)
-        if mask_input is not None:
-            mask_input = torch.zeros(mask_input.shape, device=device)
-        # Libraries allocate and choose algorithms in their first calls, which no graph may hold.
-        warm_up = torch.cuda.Stream(device)
-        warm_up.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(warm_up):
-            for _ in range(2):
-                self._decode(coords, labels, mask_input, multimask_output)
-        torch.cuda.current_stream(device).wait_stream(warm_up)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread of a server may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            masks, scores = self._decode(coords, labels, mask_input, multimask_output)
-        return _Graph(graph, coords, labels, mask_input, masks, scores)

@@ -27,5 +27,5 @@ def load_decoder(
     if path.is_dir():
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return TorchDecoder(load_parameters(path), device)
+        return TorchDecoder.from_parameters(load_parameters(path), device)
     return OnnxDecoder(path)

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from samtrt.decoders.export import METADATA_NOTE, METADATA_PARAMETERS
-from samtrt.errors import EngineError, InputError
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.errors import EngineError
+from samtrt.modeling.mask_decoder import select_masks
 
 _REQUIRED_INPUTS = {
     "image_embeddings",
@@ -23,11 +27,11 @@ _OUTPUTS = ["low_res_masks", "iou_predictions"]
 
 
 class OnnxDecoder:
-    """A mask decoder file in ONNX Runtime: on CUDA where its provider is there, else the CPU.
+    """A mask decoder file in ONNX Runtime, on CUDA where its provider is there; a ``Decoder``.
 
     Takes the files of ``export_decoder`` and of Meta's ``export_onnx_model.py``. Meta's have a
     prompt batch of 1, so several prompts are decoded one after the other, and their own upscaled
-    ``masks`` are never asked for.
+    ``masks`` are never asked for. Answers are on the picture's device.
 
     Raises:
         EngineError: the file is missing, damaged, or is not a SAM mask decoder.
@@ -69,60 +73,55 @@ class OnnxDecoder:
         self._run_options.only_execute_path_to_fetches = True
         self.num_masks: int = self._count_masks(outputs["iou_predictions"].shape[-1])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnnxDecoder, (self.path,)  # a session cannot be copied; it is opened again
+
     def __str__(self) -> str:
         return f"ONNX Runtime, {self.provider.removesuffix('ExecutionProvider')}"
 
     def __call__(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
-        if tuple(image_embeddings.shape) != (1, 256, self._grid, self._grid):
-            raise InputError(
-                f"the mask decoder {self.path} takes one embedding of 256×{self._grid}×"
-                f"{self._grid}, and got {list(image_embeddings.shape)}; take the decoder and the "
+        check_fits(self, picture.img_size, multimask_output)
+        masks, scores = self.all_masks(picture, prompts)
+        if self.num_masks == 1:
+            return masks, scores
+        return select_masks(masks, scores, multimask_output)
+
+    def all_masks(self, picture: EmbeddedPicture, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """All masks of each prompt: logits [B, M, 4h, 4w] and predicted IoUs [B, M],
+        M = ``num_masks``."""
+        check_fits(self, picture.img_size, False)
+        if tuple(picture.features.shape) != (1, 256, self._grid, self._grid):
+            raise EngineError(
+                f"the mask decoder {self.path} takes an embedding of 256×{self._grid}×"
+                f"{self._grid}, and got {list(picture.features.shape)}; take the decoder and the "
                 "engine of the same model"
             )
-        if mask_input is None:
-            side = 4 * self._grid
-            mask_input = torch.zeros(point_coords.shape[0], 1, side, side)
-            has_mask_input = torch.zeros(1)
-        elif has_mask_input is None:
-            has_mask_input = torch.ones(1)
-        given = (image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-        embedding, coords, labels, mask, has_mask = (
-            tensor.detach().to("cpu", torch.float32).numpy() for tensor in given
-        )
-        if self._batched:
-            masks, ious = self._run(embedding, coords, labels, mask, has_mask)
-        else:
-            results = [
-                self._run(
-                    embedding, coords[i : i + 1], labels[i : i + 1], mask[i : i + 1], has_mask
-                )
-                for i in range(len(coords))
-            ]
-            masks, ious = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        device = image_embeddings.device
-        return torch.from_numpy(masks).to(device), torch.from_numpy(ious).to(device)
+        if not len(prompts):
+            return no_masks(picture, self.num_masks, picture.features.device)
+        return self._answers(picture.features, prompts)
 
-    def _run(
-        self,
-        embedding: np.ndarray,
-        coords: np.ndarray,
-        labels: np.ndarray,
-        mask: np.ndarray,
-        has_mask: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _answers(self, features: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        size = len(prompts) if self._batched else 1
+        embedding = _in_host_memory(features)
+        results = [self._run(embedding, part) for part in prompts.split(size)]
+        masks, scores = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        device = features.device
+        return torch.from_numpy(masks).to(device), torch.from_numpy(scores).to(device)
+
+    def _run(self, embedding: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        mask, side = prompts.mask_input, 4 * self._grid
         feed = {
             "image_embeddings": embedding,
-            "point_coords": coords,
-            "point_labels": labels,
-            "mask_input": mask,
-            "has_mask_input": has_mask,
+            "point_coords": _in_host_memory(prompts.coords),
+            "point_labels": _in_host_memory(prompts.labels),
+            # As many masks as prompts always: in files of earlier versions both have one symbolic
+            # size, and ONNX Runtime reads past the end of a single mask.
+            "mask_input": np.zeros((len(prompts), 1, side, side), np.float32)
+            if mask is None
+            else _in_host_memory(mask),
+            "has_mask_input": np.array([mask is not None], np.float32),
         }
         if _ORIG_IM_SIZE in self._inputs:
             feed[_ORIG_IM_SIZE] = np.array([self.img_size, self.img_size], np.float32)
@@ -143,13 +142,20 @@ class OnnxDecoder:
     def _count_masks(self, declared: Any) -> int:
         if isinstance(declared, int):
             return declared
+
         # Meta's files do not say, so one prompt is decoded to see.
-        _, ious = self(
-            torch.zeros(1, 256, self._grid, self._grid), torch.zeros(1, 2, 2), torch.zeros(1, 2)
-        )
-        return ious.shape[1]
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+        features = zeros(1, 256, self._grid, self._grid)
+        _, scores = self._answers(features, Prompts(zeros(1, 2, 2), zeros(1, 2)))
+        return scores.shape[1]
 
 
 def _providers(ort: Any) -> list[str]:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     return [name for name in wanted if name in ort.get_available_providers()]
+
+
+def _in_host_memory(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()

@@ -2,17 +2,22 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from samtrt.decoders.prompts import Prompts
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.errors import EngineError, InputError
 
 
 class Decoder(Protocol):
-    """Prompts on an embedded picture → mask logits.
+    """Prompts on an embedded picture → mask logits. Safe to call from several threads.
 
     Attributes:
-        img_size: side of the model's frame, in pixels, that point coordinates refer to.
-        num_masks: masks M a prompt: 4 (see ``mask_decoder.select_masks``), or 1 for an ONNX file
-            that was exported with ``--return-single-mask``.
-        parameters_sha256: the parameter set; empty where the file does not say.
+        img_size: side of the model's frame, in pixels, that prompts refer to.
+        num_masks: masks that it has for a prompt: 4 (see ``mask_decoder.select_masks``), or 1 for
+            an ONNX file that was exported with ``--return-single-mask``.
+        parameters_sha256: the parameter set; empty where it is not known.
         note: what a user must know of the parameters (``Parameters.note``).
     """
 
@@ -22,25 +27,44 @@ class Decoder(Protocol):
     note: str
 
     def __call__(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
-        """Decodes B prompts on one picture.
+        """Decodes B prompts on one picture; B may be 0.
 
         Args:
-            image_embeddings: [1, 256, h, w] float32.
-            point_coords: [B, N, 2] (x, y) in pixels of the model's frame.
-            point_labels: [B, N]: −1 padding, 0 background, 1 foreground, 2 and 3 a box's corners
-                (``prompt_encoder.prompt_points`` makes both).
-            mask_input: [B, 1, 4h, 4w] logits of an earlier call, or None.
-            has_mask_input: [1], 0.0 to ignore ``mask_input``; None counts it when it is there.
+            picture: on any device.
+            prompts: on any device.
+            multimask_output: masks 1…3 (whole, part, subpart) of each prompt; otherwise mask 0,
+                or the one that a decoder with ``num_masks`` 1 has.
 
         Returns:
-            Logits [B, M, 4h, 4w] and predicted IoUs [B, M] float32, on the device of
-            ``image_embeddings``.
+            Logits [B, M, 4h, 4w] and predicted IoUs [B, M] float32, M = 3 or 1, in memory of
+            their own, on the decoder's device (ONNX Runtime's: on the picture's).
+
+        Raises:
+            EngineError: the picture is of a model of another size.
+            InputError: three masks are asked of a decoder that has one.
         """
         ...
+
+
+def check_fits(decoder: Decoder, img_size: int, multimask_output: bool) -> None:
+    """Refuses pictures of a model for ``img_size`` pixels, or a number of masks, that are not this
+    decoder's, as ``Decoder`` says."""
+    if decoder.img_size != img_size:
+        raise EngineError(
+            f"the mask decoder is for pictures of {decoder.img_size}² pixels and the encoder for "
+            f"{img_size}²; take the decoder and the engine of the same model"
+        )
+    if multimask_output and decoder.num_masks == 1:
+        raise InputError(
+            "three masks are asked for, and this mask decoder was exported with "
+            "--return-single-mask; export it without"
+        )
+
+
+def no_masks(picture: EmbeddedPicture, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What no prompts are answered: logits [0, count, 4h, 4w] and scores [0, count]."""
+    side = picture.mask_side
+    logits = torch.empty(0, count, side, side, dtype=torch.float32, device=device)
+    return logits, torch.empty(0, count, dtype=torch.float32, device=device)

@@ -1,38 +1,82 @@
 """The mask decoder in torch."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from samtrt.checkpoints.parameters import Parameters
-from samtrt.modeling.mask_decoder import build_mask_decoder
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.modeling.mask_decoder import (
+    PromptedMaskDecoder,
+    build_mask_decoder,
+    select_masks,
+)
+from samtrt.modeling.torch_state import as_written
 
 
 class TorchDecoder:
-    """The mask decoder in torch, fp32, on one device."""
+    """The mask decoder's modules as they are, on their own device; a ``Decoder``.
+
+    Args:
+        module: the prompt encoder and mask decoder; used, not copied.
+        parameters_sha256, note: see ``Decoder``.
+    """
 
     num_masks = 4
 
-    def __init__(self, parameters: Parameters, device: torch.device | str = "cpu") -> None:
-        config = parameters.encoder_config
-        self.img_size = config.img_size
-        self.parameters_sha256 = parameters.sha256
-        self.note = parameters.note
-        self.device = torch.device(device)
-        self.module = build_mask_decoder(parameters.decoder(), config).to(self.device)
+    def __init__(
+        self, module: PromptedMaskDecoder, parameters_sha256: str = "", note: str = ""
+    ) -> None:
+        self.module = module
+        self.img_size = module.prompt_encoder.input_image_size[0]
+        self.parameters_sha256 = parameters_sha256
+        self.note = note
+
+    @classmethod
+    def from_parameters(cls, parameters: Parameters, device: torch.device | str = "cpu") -> Self:
+        """The decoder of a parameter set, fp32.
+
+        Raises:
+            CheckpointError: tensors that are not a SAM mask decoder's.
+        """
+        module = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
+        return cls(module.to(device), parameters.sha256, parameters.note)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._weight.device
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.module.prompt_encoder.no_mask_embed.weight
 
     def __str__(self) -> str:
-        return f"torch, fp32, on {self.device}"
+        precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+        dtype = self._weight.dtype
+        return f"torch, {precision.get(dtype, dtype)}, on {self.device}"
 
-    @torch.inference_mode()
     def __call__(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
-        given = (image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-        moved = [None if tensor is None else tensor.to(self.device).float() for tensor in given]
-        masks, ious = self.module(*moved)
-        return masks.to(image_embeddings.device), ious.to(image_embeddings.device)
+        return select_masks(*self.all_masks(picture, prompts), multimask_output)
+
+    def all_masks(self, picture: EmbeddedPicture, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """All four masks of each prompt: logits [B, 4, 4h, 4w] and predicted IoUs [B, 4]."""
+        check_fits(self, picture.img_size, False)
+        device, dtype = self.device, self._weight.dtype
+        if not len(prompts):
+            return no_masks(picture, self.num_masks, device)
+        with as_written():
+            prompts = prompts.to(device)
+            mask = prompts.mask_input
+            masks, scores = self.module(
+                picture.features.to(device, dtype),
+                prompts.coords,
+                prompts.labels,
+                None if mask is None else mask.to(dtype),
+            )
+            return masks.float(), scores.float()

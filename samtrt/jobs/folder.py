@@ -154,7 +154,7 @@ class _Job:
         content = read_file(self.folder / name)
         origin: dict[str, Any] = {
             "picture_sha256": hashlib.sha256(content).hexdigest(),
-            "engine_sha256": self.sam.engine_sha256,
+            "computed_by": self.sam.computed_by,
             "arguments": self.arguments,
         }
         done = _origin_of(json_file) == json.loads(json.dumps(origin))

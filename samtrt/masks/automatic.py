@@ -5,6 +5,8 @@ What differs is the order of the work: predicted IoUs are looked at before a mas
 that only those that pass are; masks become runs on their device; only final ones become records.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrt.decoders.graphed import HAS_TRITON, GraphedMaskDecoder
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.upscaling import cut_out_with_stability, masks_at_once
+from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
 from samtrt.masks.geometry import (
     box_areas,
@@ -22,10 +27,9 @@ from samtrt.masks.geometry import (
     near_crop_edge,
     nms,
     remove_small_regions,
-    stability_scores,
     take_masks,
 )
-from samtrt.masks.predictor import SamPredictor, check_picture
+from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.runs import (
     MaskRuns,
     area_from_rle,
@@ -33,14 +37,12 @@ from samtrt.masks.runs import (
     require_pycocotools,
     rle_to_mask,
 )
-from samtrt.modeling.prompt_encoder import LABEL_PADDING
 from samtrt.pictures.transforms import Size
 from samtrt.sam import Sam
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
-# Upscaled logits held at once, in bytes. On the CPU a few masks, so that they stay near the cache.
-_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+_MAX_CROP_LAYERS = 8
 
 
 @dataclass
@@ -82,21 +84,24 @@ _TENSORS = ("boxes", "scores", "stability", "points", "crops")
 
 @dataclass(frozen=True)
 class _Crop:
-    """A crop of the picture, encoded.
+    """A crop of the picture, embedded.
 
     Attributes:
         box: XYXY in the picture.
-        size: (H, W) of the crop.
-        input_size: (h, w) that it takes up in the model's frame.
-        features: its embedding.
+        embedded: the crop.
         picture_size: (H, W) of the picture.
     """
 
     box: list[int]
-    size: Size
-    input_size: Size
-    features: Tensor
+    embedded: EmbeddedPicture
     picture_size: Size
+
+
+Check = Callable[[], None]
+
+
+def _unwatched() -> None:
+    """The check of work that nobody stops."""
 
 
 class SamAutomaticMaskGenerator:
@@ -118,9 +123,10 @@ class SamAutomaticMaskGenerator:
         point_grids: explicit grids [N, 2] in the unit square, one for each layer.
         min_mask_region_area: islands and holes of fewer pixels are removed; 0 for none.
         output_mode: ``"binary_mask"``, ``"uncompressed_rle"`` or ``"coco_rle"`` (pycocotools).
+        decoder, decoder_precision: see ``SamPredictor``.
 
     Raises:
-        InputError: arguments that contradict each other, or an unknown output mode.
+        InputError: arguments out of range or that contradict each other.
         SamtrtError: ``coco_rle`` without pycocotools.
     """
 
@@ -140,11 +146,45 @@ class SamAutomaticMaskGenerator:
         point_grids: list[np.ndarray] | None = None,
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
+        decoder: Decoder | None = None,
+        decoder_precision: str = "auto",
     ) -> None:
-        if point_grids is None and points_per_side is not None:
-            point_grids = layer_point_grids(
-                points_per_side, crop_n_layers, crop_n_points_downscale_factor
+        _check_at_least("points_per_batch", points_per_batch, 1)
+        _check_at_least("crop_n_layers", crop_n_layers, 0)
+        _check_at_least("min_mask_region_area", min_mask_region_area, 0)
+        if crop_n_layers > _MAX_CROP_LAYERS:
+            raise InputError(
+                f"crop_n_layers is {crop_n_layers}, expected at most {_MAX_CROP_LAYERS}: layer n "
+                "has 2ⁿ × 2ⁿ crops"
             )
+        for name, value in (
+            ("pred_iou_thresh", pred_iou_thresh),
+            ("stability_score_thresh", stability_score_thresh),
+            ("stability_score_offset", stability_score_offset),
+            ("box_nms_thresh", box_nms_thresh),
+            ("crop_nms_thresh", crop_nms_thresh),
+            ("crop_overlap_ratio", crop_overlap_ratio),
+        ):
+            if not _is_number(value):
+                raise InputError(f"{name} is {value!r}, expected a finite number")
+        if not 0 <= crop_overlap_ratio < 1:
+            raise InputError(
+                f"crop_overlap_ratio is {crop_overlap_ratio}, expected 0 or more and less than 1"
+            )
+        if point_grids is None and points_per_side is not None:
+            _check_at_least("points_per_side", points_per_side, 1)
+            factor = crop_n_points_downscale_factor
+            if not _is_number(factor) or not factor > 0:
+                raise InputError(
+                    f"crop_n_points_downscale_factor is {factor!r}, expected a number above 0"
+                )
+            if points_per_side / factor**crop_n_layers < 1:
+                raise InputError(
+                    f"layer {crop_n_layers} would have {points_per_side} / {factor}**"
+                    f"{crop_n_layers} points a side, which is none; take a smaller "
+                    "crop_n_points_downscale_factor, fewer layers or more points_per_side"
+                )
+            point_grids = layer_point_grids(points_per_side, crop_n_layers, factor)
         elif point_grids is None or points_per_side is not None:
             raise InputError("give either points_per_side or point_grids, and not both")
         if len(point_grids) <= crop_n_layers:
@@ -152,16 +192,15 @@ class SamAutomaticMaskGenerator:
                 f"{crop_n_layers} crop layers need {crop_n_layers + 1} point_grids, "
                 f"got {len(point_grids)}"
             )
+        point_grids = [_checked_grid(grid) for grid in point_grids]
         if output_mode not in OUTPUT_MODES:
             raise InputError(
                 f"unknown output_mode {output_mode!r}, expected one of {', '.join(OUTPUT_MODES)}"
             )
-        if points_per_batch < 1:
-            raise InputError(f"points_per_batch is {points_per_batch}, expected at least 1")
         if output_mode == "coco_rle":
             require_pycocotools()
         self.point_grids = point_grids
-        self.predictor = SamPredictor(model)
+        self.predictor = SamPredictor(model, decoder, decoder_precision)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
@@ -173,14 +212,14 @@ class SamAutomaticMaskGenerator:
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
-        self._graphed: GraphedMaskDecoder | None = None
 
     @torch.no_grad()
-    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+    def generate(self, image: np.ndarray, check: Check = _unwatched) -> list[dict[str, Any]]:
         """The masks of a picture.
 
         Args:
             image: [H, W, 3] uint8 RGB.
+            check: called before each batch of points; what it raises ends the work.
 
         Returns:
             A record for each mask: ``segmentation`` (bool [H, W], or an RLE dict), ``area`` in
@@ -191,40 +230,53 @@ class SamAutomaticMaskGenerator:
             InputError: not a uint8 picture.
         """
         check_picture(image)
-        masks = self._all_crops(image)
+        height, width = image.shape[:2]
+        boxes, layers = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
+        parts = []
+        for box, layer in zip(boxes, layers, strict=True):
+            x0, y0, x1, y1 = box
+            if x0 >= x1 or y0 >= y1:
+                continue  # of a picture with fewer pixels than the layer has crops
+            check()
+            embedded = self.predictor.model.embed(image[y0:y1, x0:x1])
+            parts.append(self._one_crop(_Crop(box, embedded, (height, width)), layer, check))
+        return self._finish(parts)
+
+    @torch.no_grad()
+    def generate_embedded(
+        self, picture: EmbeddedPicture, check: Check = _unwatched
+    ) -> list[dict[str, Any]]:
+        """``generate`` for a picture that was embedded before; its pixels are not needed.
+
+        Raises:
+            InputError: the generator searches crops, which have to be embedded.
+        """
+        if self.crop_n_layers:
+            raise InputError(
+                f"{self.crop_n_layers} crop layers need the picture's pixels, and an embedded "
+                "picture has none; call generate, or take crop_n_layers=0"
+            )
+        height, width = picture.original_size
+        crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
+        return self._finish([self._one_crop(crop, 0, check)])
+
+    def _finish(self, parts: list[_Masks]) -> list[dict[str, Any]]:
+        """Records of the masks of all crops."""
+        masks = _Masks.concatenate(parts)
+        if len(parts) > 1:  # duplicates between crops: the smaller crop saw more detail
+            preference = 1 / box_areas(masks.crops).float()
+            masks = masks.select(nms(masks.boxes.float(), preference, self.crop_nms_thresh))
         if self.min_mask_region_area > 0 and len(masks.runs):
             masks = self._without_small_regions(masks)
         return self._records(masks)
 
-    def _all_crops(self, image: np.ndarray) -> _Masks:
-        height, width = image.shape[:2]
-        crops, layers = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
-        masks = _Masks.concatenate(
-            [self._one_crop(image, *pair) for pair in zip(crops, layers, strict=True)]
-        )
-        if len(crops) > 1:  # duplicates between crops: the smaller crop saw more detail
-            preference = 1 / box_areas(masks.crops).float()
-            masks = masks.select(nms(masks.boxes.float(), preference, self.crop_nms_thresh))
-        return masks
-
-    def _one_crop(self, image: np.ndarray, box: list[int], layer: int) -> _Masks:
-        predictor, (x0, y0, x1, y1) = self.predictor, box
-        predictor.set_image(image[y0:y1, x0:x1])
-        size = (y1 - y0, x1 - x0)
-        crop = _Crop(
-            box,
-            size,
-            predictor.transform.get_preprocess_shape(*size, predictor.model.img_size),
-            predictor.get_image_embedding(),
-            (image.shape[0], image.shape[1]),
-        )
-        if predictor.device.type == "cuda":
-            self._on_gpu().set_features(crop.features)
-        points = self.point_grids[layer] * np.array([x1 - x0, y1 - y0])
+    def _one_crop(self, crop: _Crop, layer: int, check: Check) -> _Masks:
+        height, width = crop.embedded.original_size
+        points = self.point_grids[layer] * np.array([width, height])
         parts = []
         for start in range(0, len(points), self.points_per_batch):
+            check()
             parts += self._one_batch(points[start : start + self.points_per_batch], crop)
-        predictor.reset_image()
         if not parts:
             return self._no_masks(crop)
         masks = _Masks.concatenate(parts)
@@ -232,7 +284,7 @@ class SamAutomaticMaskGenerator:
 
     def _one_batch(self, points: np.ndarray, crop: _Crop) -> list[_Masks]:
         """The masks of a batch of points (in the crop's frame) that pass all filters."""
-        low_res, scores = self._decode(points, crop)
+        low_res, scores = self._decode(points, crop.embedded)
         low_res, scores = low_res.flatten(0, 1), scores.flatten()
         masks_a_point = len(scores) // len(points)
         prompts = torch.from_numpy(points).to(scores.device)
@@ -240,12 +292,9 @@ class SamAutomaticMaskGenerator:
         if self.pred_iou_thresh > 0:
             chosen = (scores > self.pred_iou_thresh).nonzero()[:, 0]
 
-        side, (rows, columns) = self.predictor.model.img_size, crop.size
-        budget = _LOGIT_BYTES["cuda" if scores.is_cuda else "cpu"]
-        step = max(1, budget // (4 * max(side * side, rows * columns)))
         corner = torch.tensor(crop.box[:2], device=scores.device)
         parts = []
-        for which in chosen.split(step):
+        for which in chosen.split(masks_at_once(scores.device, crop.embedded)):
             if not len(which):
                 continue
             runs, boxes, stability, kept = self._cut_out(low_res[which], crop)
@@ -262,26 +311,13 @@ class SamAutomaticMaskGenerator:
             )
         return parts
 
-    def _decode(self, points: np.ndarray, crop: _Crop) -> tuple[Tensor, Tensor]:
+    def _decode(self, points: np.ndarray, picture: EmbeddedPicture) -> tuple[Tensor, Tensor]:
         """Three masks for each foreground point [n, 2]: logits [n, 3, S/4, S/4] and IoUs [n, 3]."""
-        predictor = self.predictor
-        coords = torch.from_numpy(predictor.transform.apply_coords(points, crop.size))
-        coords, labels = coords.float()[:, None], torch.ones(len(points), 1)
-        if predictor.device.type != "cuda":
-            return predictor.model.decode(crop.features, (coords, labels), None, None, True)
-        # Every batch has the size that the graph was captured with; the rest is padding.
-        missing = self.points_per_batch - len(points)
-        # A prompt without a box ends with a padding point too.
-        coords = torch.nn.functional.pad(coords, (0, 0, 0, 1, 0, missing))
-        labels = torch.nn.functional.pad(labels, (0, 1, 0, missing), value=LABEL_PADDING)
-        low_res, scores = self._on_gpu()(coords, labels)
-        return low_res[: len(points)], scores[: len(points)]
-
-    def _on_gpu(self) -> GraphedMaskDecoder:
-        """The decoder's CUDA graph on the model's GPU, captured once for all pictures."""
-        if self._graphed is None or self._graphed.device != self.predictor.device:
-            self._graphed = GraphedMaskDecoder(self.predictor.model.decoder)
-        return self._graphed
+        transform = self.predictor.transform
+        coords = torch.from_numpy(transform.apply_coords(points, picture.original_size))
+        labels = torch.ones(len(points), 1, dtype=torch.float32, device="cpu")
+        prompts = Prompts.from_tensors(picture, coords[:, None], labels)
+        return self.predictor.decoder(picture, prompts, True)
 
     def _cut_out(self, low_res: Tensor, crop: _Crop) -> tuple[MaskRuns, Tensor, Tensor, Tensor]:
         """Upscales logits [n, S/4, S/4] and filters the masks.
@@ -290,7 +326,10 @@ class SamAutomaticMaskGenerator:
             runs in the picture's frame, boxes [m, 4] in the crop's, stability scores [m], and the
             indices [m] of the masks that passed.
         """
-        masks, stability = self._upscale(low_res, crop)
+        threshold = self.predictor.model.mask_threshold
+        masks, stability = cut_out_with_stability(
+            low_res, crop.embedded, threshold, self.stability_score_offset
+        )
         kept = torch.arange(len(masks), device=masks.device)
         if self.stability_score_thresh > 0:
             kept = (stability >= self.stability_score_thresh).nonzero()[:, 0]
@@ -301,28 +340,15 @@ class SamAutomaticMaskGenerator:
             masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
         x0, y0, x1, y1 = crop.box
         height, width = crop.picture_size
-        if crop.size != crop.picture_size:
+        if crop.embedded.original_size != crop.picture_size:
             pad = (x0, width - x1, y0, height - y1)
             masks = torch.nn.functional.pad(masks, pad, value=False)
         return MaskRuns.from_masks(masks), boxes, stability[kept], kept
 
-    def _upscale(self, low_res: Tensor, crop: _Crop) -> tuple[Tensor, Tensor]:
-        """Bool masks [n, H, W] of the crop, and their stability scores [n]."""
-        model = self.predictor.model
-        threshold, offset = model.mask_threshold, self.stability_score_offset
-        if HAS_TRITON and low_res.is_cuda:
-            from samtrt.kernels.triton.mask_cut import cut_masks  # needs triton
-
-            masks, areas = cut_masks(
-                low_res.contiguous(), crop.input_size, crop.size, model.img_size, threshold, offset
-            )
-            return masks, areas[:, 0] / areas[:, 1]
-        logits = model.postprocess_masks(low_res[:, None], crop.input_size, crop.size)[:, 0]
-        return logits > threshold, stability_scores(logits, threshold, offset)
-
     def _no_masks(self, crop: _Crop) -> _Masks:
         device = self.predictor.device
-        none, boxes = torch.zeros(0, device=device), torch.zeros(0, 4, device=device).long()
+        none = torch.zeros(0, dtype=torch.float32, device=device)
+        boxes = torch.zeros(0, 4, dtype=torch.int64, device=device)
         points = torch.zeros(0, 2, dtype=torch.float64, device=device)
         return _Masks(MaskRuns.empty(crop.picture_size, device), boxes, none, none, points, boxes)
 
@@ -341,7 +367,7 @@ class SamAutomaticMaskGenerator:
         masks.runs = MaskRuns.concatenate(runs).to(device)
         masks.boxes = torch.cat(boxes).to(device)
         # Masks that needed no repair are preferred.
-        preference = torch.tensor(unchanged, device=device)
+        preference = torch.tensor(unchanged, dtype=torch.float32, device=device)
         limit_iou = max(self.box_nms_thresh, self.crop_nms_thresh)
         return masks.select(nms(masks.boxes.float(), preference, limit_iou))
 
@@ -378,3 +404,23 @@ class SamAutomaticMaskGenerator:
 
 def _xywh(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if not _is_number(value) or value != int(value) or value < least:
+        raise InputError(f"{name} is {value!r}, expected a whole number, at least {least}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
+
+
+def _checked_grid(grid: Any) -> np.ndarray:
+    points = np.asarray(grid)
+    if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "iuf":
+        raise InputError(
+            f"a point grid is {points.dtype} of shape {list(points.shape)}, expected numbers [N, 2]"
+        )
+    if not np.isfinite(points).all():
+        raise InputError("a point grid holds a number that is not finite")
+    return points

@@ -1,4 +1,4 @@
-"""The geometry of automatic masks: point grids, crops, boxes, stability, NMS, small regions.
+"""The geometry of automatic masks: point grids, crops, boxes, NMS, small regions.
 
 What each function computes follows segment_anything/utils/amg.py and torchvision's ``nms``.
 """
@@ -59,28 +59,6 @@ def crop_boxes(
                 boxes.append([x0, y0, min(x0 + crop_width, width), min(y0 + crop_height, height)])
                 layers.append(layer)
     return boxes, layers
-
-
-def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
-    """IoU of each mask cut at ``threshold + offset`` and at ``threshold - offset``.
-
-    Args:
-        logits: [B, H, W].
-
-    Returns:
-        float32 [B]; NaN where both cuts are empty, as in Meta's code.
-    """
-    # The upper cut lies inside the lower one, so the IoU is a ratio of their areas.
-    inner, outer = (_areas(logits > threshold + sign * offset) for sign in (1, -1))
-    return inner / outer
-
-
-def _areas(masks: Tensor) -> Tensor:
-    """Foreground pixels of each bool mask [B, H, W], as int64 [B]."""
-    if masks.is_cuda:
-        return masks.flatten(1).sum(1)
-    # NumPy counts a bool array many times faster than torch sums one on the CPU.
-    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
 
 
 def take_masks(masks: Tensor, indices: Tensor) -> Tensor:

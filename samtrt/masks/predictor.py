@@ -1,7 +1,11 @@
-"""Masks of one picture at a time, for any number of prompts.
+"""Masks of one picture at a time, for any number of prompts: the shortest way there is.
 
 Signatures, returns and attributes are those of ``segment_anything/predictor.py``; saving and
 loading an embedding are ours.
+
+On a GPU the picture crosses the bus once as uint8, is resized, normalised and padded there,
+encoded, decoded by CUDA graphs, and its masks are upscaled and cut there; what comes back is one
+byte a pixel. On the CPU the same stages run in place.
 """
 
 from pathlib import Path
@@ -10,15 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.upscaling import cut_out, upscaled_logits
+from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
 from samtrt.masks import embedding as embeddings
-from samtrt.masks.embedding import Embedding, image_sha256
-from samtrt.pictures.transforms import ResizeLongestSide, Size, preprocess
+from samtrt.masks.transfer import to_host
+from samtrt.pictures.transforms import Mark, ResizeLongestSide, Size, unmeasured
 from samtrt.sam import Sam
 
-# Upscaled logits held at once while masks are cut out of them, in bytes: many boxes on a large
-# picture would otherwise need several gigabytes for logits that nobody asked for.
-_LOGIT_BYTES = 256 << 20
+IMAGE_STAGES = ("upload", "preprocess", "encode")
+PROMPT_STAGES = ("decode", "upscale", "download")
 
 
 class ImageNotSetError(InputError, RuntimeError):
@@ -28,8 +35,14 @@ class ImageNotSetError(InputError, RuntimeError):
 class SamPredictor:
     """Encodes a picture once, then predicts masks for prompts on it.
 
+    For one thread; any number of predictors may share a model, in threads and streams of their
+    own.
+
     Args:
         sam_model: the model.
+        decoder: what decodes in place of the model's own mask decoder, such as an ``OnnxDecoder``.
+        decoder_precision: of the model's own: ``"auto"`` is fp16 on a GPU and fp32 on the CPU,
+            ``"fp32"`` computes as Meta's code does. docs/end_to_end.md has how far they agree.
 
     Attributes:
         model: the model.
@@ -38,34 +51,59 @@ class SamPredictor:
         features: its embedding [1, 256, S/16, S/16], or None.
         original_size: its (H, W), or None.
         input_size: the (h, w) that it takes up in the model's frame, or None.
+        mark: called with the name of each of ``IMAGE_STAGES`` and ``PROMPT_STAGES`` once its work
+            has been queued.
+
+    Raises:
+        InputError: both a decoder and a precision, or an unknown precision.
     """
 
     is_image_set: bool
     features: Tensor | None
     original_size: Size | None
     input_size: Size | None
-    _image: np.ndarray | None  # what a saved embedding is bound to
+    # Features beside the picture that they are of, and beside what computed them: programs set
+    # `features` by hand.
+    _source: tuple[Tensor | None, np.ndarray | None]
+    _computed: tuple[Tensor | None, str, str]
 
-    def __init__(self, sam_model: Sam) -> None:
+    def __init__(
+        self,
+        sam_model: Sam,
+        decoder: Decoder | None = None,
+        decoder_precision: str = "auto",
+    ) -> None:
+        if decoder is not None and decoder_precision != "auto":
+            raise InputError(
+                "a decoder was given and decoder_precision too, which is the model's own decoder's;"
+                " leave one out"
+            )
         self.model = sam_model
         self.transform = ResizeLongestSide(sam_model.img_size)
+        self.mark: Mark = unmeasured
+        self._given_decoder = decoder
+        self._decoder_precision = decoder_precision
+        if decoder is None:
+            sam_model.get_decoder(decoder_precision)  # an unknown precision fails here
         self.reset_image()
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Encodes a picture, which all later predictions are about.
+
+        On a GPU it returns before the work is done.
 
         Args:
             image: [H, W, 3] uint8.
             image_format: ``"RGB"`` or ``"BGR"``, the order of its channels.
 
         Raises:
-            InputError: another shape, dtype or format.
+            InputError: another shape, dtype or format; the picture that was set stays.
         """
         image = self._in_model_format(image, image_format)
         self.reset_image()
-        picture, input_size = preprocess(image, self.model.img_size, self.device)
-        self._set_input(picture, input_size, image.shape[:2])
-        self._image = image
+        self._set_picture(self.model.embed(image, self.mark))
+        # A copy, which the caller does not change; made while a GPU is at work.
+        self._source = (self.features, image.copy())
 
     def set_torch_image(
         self, transformed_image: Tensor, original_image_size: tuple[int, ...]
@@ -80,31 +118,31 @@ class SamPredictor:
         Raises:
             InputError: another shape.
         """
-        side = self.model.img_size
-        shape = tuple(transformed_image.shape)
-        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
+        height, width = original_image_size
+        picture = self.model.embed_resized(transformed_image, (height, width))
+        self.reset_image()
+        self._set_picture(picture)
+
+    def set_embedded_picture(self, picture: EmbeddedPicture) -> None:
+        """Sets a picture that was embedded before, such as by ``Sam.embed``.
+
+        Raises:
+            InputError: it is of a model of another size.
+        """
+        if picture.img_size != self.model.img_size:
             raise InputError(
-                f"set_torch_image takes [1, 3, h, w] with a long side of {side}, got {list(shape)};"
-                " resize the picture with predictor.transform"
+                f"the picture was embedded by a model for {picture.img_size}² pixels and this one "
+                f"is for {self.model.img_size}²; embed it again"
             )
         self.reset_image()
-        self._set_input(self.model.preprocess(transformed_image), shape[2:], original_image_size)
+        self._set_picture(picture.to(self.device))
 
-    @torch.no_grad()
-    def _set_input(
-        self, picture: Tensor, input_size: tuple[int, ...], original_size: tuple[int, ...]
-    ) -> None:
-        # An encoder may hand out its own output buffer, which its next call overwrites.
-        features = self.model.image_encoder(picture).clone()
-        self._set_features(features, input_size, original_size)
-
-    def _set_features(
-        self, features: Tensor, input_size: tuple[int, ...], original_size: tuple[int, ...]
-    ) -> None:
-        self.features = features
-        self.input_size = (input_size[0], input_size[1])
-        self.original_size = (original_size[0], original_size[1])
+    def _set_picture(self, picture: EmbeddedPicture) -> None:
+        self.features = picture.features
+        self.input_size = picture.input_size
+        self.original_size = picture.original_size
         self.is_image_set = True
+        self._computed = (picture.features, picture.computed_by, picture.parameters_sha256)
 
     def predict(
         self,
@@ -132,49 +170,15 @@ class SamPredictor:
 
         Raises:
             ImageNotSetError: no picture is set.
-            InputError: prompts of other shapes, or points without labels.
+            InputError: what ``Prompts.from_arrays`` refuses.
         """
-        _, _, original_size = self._require_image()
-        points = None
-        if point_coords is not None:
-            if point_labels is None:
-                raise InputError(
-                    "point_coords was given without point_labels; give a label for each point, "
-                    "1 for foreground and 0 for background"
-                )
-            coords = np.asarray(point_coords)
-            if (
-                coords.ndim != 2
-                or coords.shape[1] != 2
-                or np.shape(point_labels) != coords.shape[:1]
-            ):
-                raise InputError(
-                    f"point_coords {list(coords.shape)} and point_labels "
-                    f"{list(np.shape(point_labels))} do not fit; expected [N, 2] and [N]"
-                )
-            points = (
-                self._tensor(self.transform.apply_coords(coords, original_size))[None],
-                torch.as_tensor(point_labels, dtype=torch.int, device=self.device)[None],
-            )
-        boxes = None
-        if box is not None:
-            if np.size(box) != 4:
-                raise InputError(
-                    f"box has shape {list(np.shape(box))}, expected [4] (x0, y0, x1, y1); "
-                    "several boxes at once go to predict_torch"
-                )
-            boxes = self._tensor(self.transform.apply_boxes(np.asarray(box), original_size))
-        masks, scores, low_res = self.predict_torch(
-            points[0] if points else None,
-            points[1] if points else None,
-            boxes,
-            None if mask_input is None else self._tensor(mask_input)[None],
-            multimask_output,
-            return_logits,
-        )
-        return masks[0].cpu().numpy(), scores[0].cpu().numpy(), low_res[0].cpu().numpy()
+        picture = self._picture()
+        prompts = Prompts.from_arrays(picture, point_coords, point_labels, box, mask_input)
+        masks, scores, low_res = self._predict(picture, prompts, multimask_output, return_logits)
+        found = to_host(masks[0], scores[0], low_res[0])
+        self.mark("download")
+        return found[0], found[1], found[2]
 
-    @torch.no_grad()
     def predict_torch(
         self,
         point_coords: Tensor | None,
@@ -190,7 +194,8 @@ class SamPredictor:
             point_coords: [B, N, 2], mapped by ``transform.apply_coords_torch``.
             point_labels: [B, N], 1 for foreground and 0 for background.
             boxes: [B, 4], mapped by ``transform.apply_boxes_torch``.
-            mask_input: [B, 1, S/4, S/4] logits that an earlier call returned.
+            mask_input: [B, 1, S/4, S/4] logits that an earlier call returned; one for all
+                prompts is [1, 1, S/4, S/4].
             multimask_output: three masks a prompt; otherwise one.
             return_logits: logits in place of bool masks.
 
@@ -200,32 +205,27 @@ class SamPredictor:
 
         Raises:
             ImageNotSetError: no picture is set.
-            InputError: points without labels.
+            InputError: what ``Prompts.from_tensors`` refuses.
         """
-        features, _, _ = self._require_image()
-        points = None
-        if point_coords is not None:
-            if point_labels is None:
-                raise InputError("point_coords was given without point_labels")
-            points = (point_coords, point_labels)
-        low_res, scores = self.model.decode(features, points, boxes, mask_input, multimask_output)
-        return self._upscale(low_res, return_logits), scores, low_res
+        picture = self._picture()
+        prompts = Prompts.from_tensors(picture, point_coords, point_labels, boxes, mask_input)
+        return self._predict(picture, prompts, multimask_output, return_logits)
 
-    def _upscale(self, low_res: Tensor, return_logits: bool) -> Tensor:
-        """Masks or logits [B, C, H, W] of low resolution logits [B, C, S/4, S/4]."""
-        _, input_size, original_size = self._require_image()
+    def _predict(
+        self,
+        picture: EmbeddedPicture,
+        prompts: Prompts,
+        multimask_output: bool,
+        return_logits: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        low_res, scores = self.decoder(picture, prompts, multimask_output)
+        self.mark("decode")
         if return_logits:
-            return self.model.postprocess_masks(low_res, input_size, original_size)
-        shape = (*low_res.shape[:2], *original_size)
-        masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
-        prompt_bytes = (
-            4 * low_res.shape[1] * max(self.model.img_size**2, original_size[0] * original_size[1])
-        )
-        step = max(1, _LOGIT_BYTES // prompt_bytes)
-        for out, logits in zip(masks.split(step), low_res.split(step), strict=True):
-            upscaled = self.model.postprocess_masks(logits, input_size, original_size)
-            torch.gt(upscaled, self.model.mask_threshold, out=out)
-        return masks
+            masks = upscaled_logits(low_res, picture)
+        else:
+            masks = cut_out(low_res, picture, self.model.mask_threshold)
+        self.mark("upscale")
+        return masks, scores, low_res
 
     def get_image_embedding(self) -> Tensor:
         """The embedding of the picture that is set: [1, 256, S/16, S/16] float32.
@@ -233,33 +233,32 @@ class SamPredictor:
         Raises:
             ImageNotSetError: no picture is set.
         """
-        return self._require_image()[0]
+        return self._picture().features
 
     def save_embedding(self, path: str | Path) -> None:
         """Writes the embedding of the picture that is set (safetensors).
 
         Raises:
             ImageNotSetError: no picture is set.
-            InputError: it was set by ``set_torch_image``, which does not know the picture.
+            InputError: it was set by ``set_torch_image`` or by hand, so that the picture is not
+                known.
             SamtrtError: the file cannot be written.
         """
-        features, input_size, original_size = self._require_image()
-        if self._image is None:
+        picture = self._picture()
+        features, image = self._source
+        if image is None or features is not self.features:
             raise InputError(
                 "set_torch_image does not see the picture that an embedding is bound to; "
                 "use set_image before save_embedding"
             )
-        embedding = Embedding(
-            features,
-            original_size,
-            input_size,
-            image_sha256(self._image),
-            self.model.engine_sha256,
-        )
-        embeddings.save_embedding(path, embedding)
+        embeddings.save_embedding(path, picture, embeddings.image_sha256(image))
 
     def load_embedding(
-        self, path: str | Path, image: np.ndarray, image_format: str = "RGB"
+        self,
+        path: str | Path,
+        image: np.ndarray,
+        image_format: str = "RGB",
+        same_encoder: bool = True,
     ) -> None:
         """Sets a picture whose embedding was saved, without encoding it.
 
@@ -267,59 +266,61 @@ class SamPredictor:
             path: what ``save_embedding`` wrote.
             image: [H, W, 3] uint8, the picture itself.
             image_format: ``"RGB"`` or ``"BGR"``.
+            same_encoder: refuse what another encoder of the same parameters has computed, such as
+                one of another precision or backend. With False the model's encoder is not made.
 
         Raises:
-            InputError: the file is missing or damaged, or stale: of another picture or engine.
+            InputError: the file is missing or damaged, or stale: of another picture, of other
+                parameters or of another encoder.
         """
         image = self._in_model_format(image, image_format)
-        found = embeddings.load_embedding(path, image_sha256(image), self.model.engine_sha256)
-        self.reset_image()
-        features = found.features.to(self.device)
-        self._set_features(features, found.input_size, found.original_size)
-        self._image = image
+        found = embeddings.load_embedding(path, image, self.model, same_encoder)
+        self.set_embedded_picture(found)
+        self._source = (self.features, image.copy())
 
     @property
     def device(self) -> torch.device:
         """The model's device."""
         return self.model.device
 
+    @property
+    def decoder(self) -> Decoder:
+        """What decodes: the decoder that was given, or the model's own."""
+        return self._given_decoder or self.model.get_decoder(self._decoder_precision)
+
     def reset_image(self) -> None:
         """Forgets the picture."""
         self.is_image_set = False
         self.features = self.original_size = self.input_size = None
-        self._image = None
+        self._source = (None, None)
+        self._computed = (None, "", "")
 
-    def _require_image(self) -> tuple[Tensor, Size, Size]:
-        """features, input_size and original_size of the picture that is set."""
-        if self.features is None or self.input_size is None or self.original_size is None:
+    def _picture(self) -> EmbeddedPicture:
+        """The picture that is set."""
+        features = self.features
+        if (
+            not self.is_image_set
+            or features is None
+            or self.input_size is None
+            or self.original_size is None
+        ):
             raise ImageNotSetError(
                 "no image is set; call set_image before a mask or an embedding is asked for"
             )
-        return self.features, self.input_size, self.original_size
+        computed = self._computed if self._computed[0] is features else (None, "", "")
+        return EmbeddedPicture(
+            features.float(),
+            (self.original_size[0], self.original_size[1]),
+            (self.input_size[0], self.input_size[1]),
+            self.model.img_size,
+            *computed[1:],
+        )
 
     def _in_model_format(self, image: np.ndarray, image_format: str) -> np.ndarray:
-        """A private, contiguous copy of the picture in the model's channel order."""
+        """The picture in the model's channel order."""
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}, expected 'RGB' or 'BGR'")
         check_picture(image)
         if image_format != self.model.image_format:
             image = image[..., ::-1]
-        return image.copy()
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float, device=self.device)
-
-
-def check_picture(image: np.ndarray) -> None:
-    """Refuses what is not a picture, before it fails somewhere inside.
-
-    Raises:
-        InputError: anything but a uint8 array of shape [H, W, 3] with at least one pixel.
-    """
-    if not isinstance(image, np.ndarray):
-        found = f"a {type(image).__name__}"
-    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        found = f"a {image.dtype} array of shape {list(image.shape)}"
-    else:
-        return
-    raise InputError(f"the image is {found}, expected a uint8 array of shape [H, W, 3]")
+        return image

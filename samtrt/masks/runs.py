@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samtrt.errors import SamtrtError
+from samtrt.masks.transfer import to_host
 
 # COCO's order is column-major: position = x * H + y.
 
@@ -108,10 +109,7 @@ class MaskRuns:
             # The sum wraps at 256, and its parity is the mask's value all the same.
             values = toggles.cumsum(1, dtype=torch.uint8).bitwise_and_(1).bool()
             masks = values.view(-1, width, height).transpose(1, 2)
-            # Page-locked: a first touch of ordinary memory would take thirty times the transfer.
-            # torch keeps such blocks for the next picture once nobody holds their masks.
-            host = torch.empty(masks.shape, dtype=torch.bool, pin_memory=True)
-            arrays.extend(host.copy_(masks.contiguous()).numpy())
+            arrays.extend(to_host(masks)[0])
         return arrays
 
 

@@ -172,19 +172,10 @@ class PromptedMaskDecoder(nn.Module):
         grid_size: side of the grid of image tokens.
     """
 
-    image_pe: Tensor
-
     def __init__(self, img_size: int, grid_size: int) -> None:
         super().__init__()
         self.prompt_encoder = PromptEncoder(img_size, grid_size)
         self.mask_decoder = MaskDecoder()
-        self._cache_image_pe()
-        self.register_load_state_dict_post_hook(lambda module, _: module._cache_image_pe())
-
-    def _cache_image_pe(self) -> None:
-        """Keeps the positional encoding of the image tokens, which no prompt changes."""
-        image_pe = self.prompt_encoder.get_dense_pe().detach()
-        self.register_buffer("image_pe", image_pe, persistent=False)
 
     def forward(
         self,
@@ -209,6 +200,7 @@ class PromptedMaskDecoder(nn.Module):
         """
         given: list[Any] = [
             image_embeddings,
+            self.prompt_encoder.get_dense_pe(),
             point_coords,
             point_labels,
             mask_input,
@@ -229,12 +221,17 @@ class PromptedMaskDecoder(nn.Module):
     def decode(
         self,
         image_embeddings: Tensor,
+        image_pe: Tensor,
         point_coords: Tensor,
         point_labels: Tensor,
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``forward`` in one go, whatever the number of prompts; what is exported."""
+        """``forward`` in one go, whatever the number of prompts; what is exported.
+
+        Args:
+            image_pe: [1, 256, h, w] of ``PromptEncoder.get_dense_pe``, which no prompt changes.
+        """
         encoder = self.prompt_encoder
         dense = encoder.embed_no_mask()
         if mask_input is not None:
@@ -243,7 +240,7 @@ class PromptedMaskDecoder(nn.Module):
             dense = weight * mask + (1 - weight) * dense
         return self.mask_decoder.predict_masks(
             image_embeddings,
-            self.image_pe,
+            image_pe,
             encoder.embed_points(point_coords, point_labels),
             dense,
         )
@@ -261,10 +258,14 @@ def build_mask_decoder(
     Raises:
         CheckpointError: keys or shapes that are not those of SAM's decoder.
     """
-    decoder = PromptedMaskDecoder(config.img_size, config.grid_size)
-    state = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in tensors.items()}
+    with torch.device("meta"):  # no memory, and no random numbers of the caller's
+        decoder = PromptedMaskDecoder(config.img_size, config.grid_size)
+    state = {}
+    with torch.inference_mode(False):
+        for key, value in tensors.items():
+            state[key] = torch.from_numpy(np.array(value, np.float32))
     try:
-        decoder.load_state_dict(state)
+        decoder.load_state_dict(state, assign=True)
     except RuntimeError as error:
         details = " ".join(str(error).split())
         raise CheckpointError(

@@ -87,8 +87,8 @@ class PromptEncoder(nn.Module):
         """The positional encoding of the image tokens' centres, [1, C, h, w]."""
         height, width = self.image_embedding_size
         device = self.no_mask_embed.weight.device
-        y = (torch.arange(height, device=device) + 0.5) / height
-        x = (torch.arange(width, device=device) + 0.5) / width
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
         return self.pe_layer(grid).permute(2, 0, 1)[None]
 
@@ -175,8 +175,9 @@ def prompt_points(
         )
         labels_parts.append(corners.expand(coords_parts[-1].shape[0], 2))
     elif points is not None:
-        coords_parts.append(torch.zeros_like(coords_parts[0][:, :1]))
-        labels_parts.append(torch.full_like(labels_parts[0][:, :1], LABEL_PADDING))
+        coords, labels = coords_parts[0], labels_parts[0]
+        coords_parts.append(coords.new_zeros(len(coords), 1, 2))  # also where there is no point
+        labels_parts.append(labels.new_full((len(labels), 1), LABEL_PADDING))
     if not coords_parts:
         return None, None
     return torch.cat(coords_parts, dim=1), torch.cat(labels_parts, dim=1)

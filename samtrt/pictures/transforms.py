@@ -9,7 +9,9 @@ upscale the logits, crop, upscale again, *then* threshold. Sources: ``utils/tran
 Sizes are (height, width) everywhere; coordinates are (x, y) in pixels.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +23,31 @@ from torch import Tensor
 from samtrt.checkpoints.config import PIXEL_MEAN, PIXEL_STD
 
 Size = tuple[int, int]
+Mark = Callable[[str], None]  # called with a stage's name once its work has been queued
 
 IMG_SIZE = 1024
 MASK_THRESHOLD = 0.0  # a pixel belongs to the mask where its logit is greater than this
+_UPLOAD_BYTES = 1 << 20
+
+
+def unmeasured(stage: str) -> None:
+    """The mark of a call that nobody times."""
+
+
+class Placed(Protocol):
+    """What has a place in the model's frame, in (height, width) in pixels."""
+
+    @property
+    def original_size(self) -> Size:
+        """Of the picture."""
+
+    @property
+    def input_size(self) -> Size:
+        """That it takes up in the frame."""
+
+    @property
+    def img_size(self) -> int:
+        """Side of the frame."""
 
 
 class ResizeLongestSide:
@@ -116,7 +140,7 @@ def normalize_and_pad(image: Tensor, img_size: int = IMG_SIZE) -> Tensor:
     Returns:
         [B, 3, img_size, img_size] float32 on the same device.
     """
-    mean, std = _pixel_statistics(image.device)
+    mean, std = pixel_statistics(image.device)
     height, width = image.shape[-2:]
     padded = torch.zeros(
         (*image.shape[:-2], img_size, img_size), dtype=torch.float32, device=image.device
@@ -129,6 +153,7 @@ def preprocess(
     image: npt.NDArray[np.uint8],
     img_size: int = IMG_SIZE,
     device: torch.device | str = "cpu",
+    mark: Mark = unmeasured,
 ) -> tuple[Tensor, Size]:
     """A picture as the image encoder wants it: resized, normalised and padded.
 
@@ -137,6 +162,7 @@ def preprocess(
 
     Args:
         image: [H, W, 3] uint8, RGB.
+        mark: called with ``"upload"`` and ``"preprocess"``.
 
     Returns:
         The input [1, 3, img_size, img_size] float32 on ``device``, and the (height, width) that
@@ -145,12 +171,28 @@ def preprocess(
     device = torch.device(device)
     transform = ResizeLongestSide(img_size)
     if device.type == "cpu":
+        mark("upload")
         resized = torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1)[None]
     else:
-        on_device = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        on_device = _upload(torch.from_numpy(np.ascontiguousarray(image)), device)
+        mark("upload")
         resized = transform.apply_image_torch(on_device.permute(2, 0, 1)[None])
     height, width = resized.shape[-2:]
-    return normalize_and_pad(resized, img_size), (height, width)
+    frame = normalize_and_pad(resized, img_size)
+    mark("preprocess")
+    return frame, (height, width)
+
+
+def _upload(x: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, on its way: in parts, each to page-locked memory by all CPU threads
+    while the one before it crosses the bus."""
+    found = torch.empty(x.shape, dtype=x.dtype, device=device)
+    locked = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=device.type == "cuda")
+    flat, source, target = locked.view(-1), x.view(-1), found.view(-1)
+    for first in range(0, x.numel(), _UPLOAD_BYTES):
+        part = slice(first, first + _UPLOAD_BYTES)
+        target[part].copy_(flat[part].copy_(source[part]), non_blocking=True)
+    return found
 
 
 def postprocess_masks(
@@ -172,8 +214,9 @@ def postprocess_masks(
 
 
 @lru_cache
-def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation [3, 1, 1], kept on the device so that no call waits for a copy."""
-    mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1)
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        mean = torch.tensor(PIXEL_MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+        std = torch.tensor(PIXEL_STD, dtype=torch.float32, device=device).view(3, 1, 1)
     return mean, std

@@ -11,8 +11,10 @@ from torch import Tensor
 from samtrt.building.accuracy import Decode
 from samtrt.building.build import BACKEND_PRECISIONS
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.decoders.prompts import Prompts
 from samtrt.encoders.choice import why_not_cuda
 from samtrt.encoders.cpu import has_fast_bf16
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.encoders.engine import check_engine
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
 from samtrt.encoders.packed import DTYPES
@@ -124,7 +126,8 @@ def meta_decoder(parameters: Parameters) -> Decode:
     image_pe = sam.prompt_encoder.get_dense_pe()
 
     @torch.inference_mode()
-    def decode(embedding: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
+    def decode(picture: EmbeddedPicture, prompts: Prompts) -> Tensor:
+        coords, labels = prompts.coords, prompts.labels
         is_box = labels[:, 0] == LABEL_BOX_TOP_LEFT
         side = 4 * parameters.encoder_config.grid_size
         masks = torch.empty(len(coords), 4, side, side)
@@ -135,7 +138,9 @@ def meta_decoder(parameters: Parameters) -> Decode:
             boxes = coords[chosen].flatten(1) if chosen is is_box else None
             points = None if chosen is is_box else (coords[chosen, :1], labels[chosen, :1])
             sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-            masks[chosen] = sam.mask_decoder.predict_masks(embedding, image_pe, sparse, dense)[0]
+            masks[chosen] = sam.mask_decoder.predict_masks(
+                picture.features, image_pe, sparse, dense
+            )[0]
         return masks
 
     return decode

@@ -21,18 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.building.accuracy import mask_iou
+from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import Decoder
-from samtrt.modeling.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND, prompt_points
-from samtrt.pictures.transforms import (
-    MASK_THRESHOLD,
-    ResizeLongestSide,
-    Size,
-    postprocess_masks,
-    preprocess,
-)
+from samtrt.decoders.upscaling import cut_out
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.modeling.prompt_encoder import LABEL_BACKGROUND, LABEL_FOREGROUND
+from samtrt.pictures.transforms import MASK_THRESHOLD, ResizeLongestSide, Size, preprocess
 
 PROMPT_KINDS = ("1 click", "1 click, oracle", "box", "3 clicks")
-_MASKS_AT_ONCE = 16  # full-size logits of all prompts would take gigabytes
+_MASKS_AT_ONCE = 16  # full-size masks of all prompts would take gigabytes
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -130,29 +127,20 @@ class _Picture:
         boxes = torch.stack([x0, y0, x1, y1], dim=-1)
         return ResizeLongestSide(self.img_size).apply_boxes_torch(boxes, self.original_size)
 
-    def full_size(self, logits: Tensor) -> Tensor:
-        """[K, M, h, w] logits → [K, M, H, W] bool masks of the picture."""
-        full = postprocess_masks(logits, self.input_size, self.original_size, self.img_size)
-        return full > MASK_THRESHOLD
-
 
 class _Prompter:
     """Prompts one engine about one picture."""
 
     def __init__(self, encode: Encode, decoder: Decoder, picture: _Picture) -> None:
         self.decoder, self.picture = decoder, picture
-        self.embedding = encode(picture.input)
+        self.embedded = EmbeddedPicture(
+            encode(picture.input), picture.original_size, picture.input_size, picture.img_size
+        )
 
-    def decode(
-        self,
-        points: tuple[Tensor, Tensor] | None,
-        boxes: Tensor | None,
-        mask_input: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        coords, labels = prompt_points(points, boxes)
-        assert coords is not None
-        assert labels is not None
-        return self.decoder(self.embedding, coords, labels, mask_input)
+    def decode(self, multimask_output: bool, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The answers to what ``Prompts.from_tensors`` takes after the picture."""
+        prompts = Prompts.from_tensors(self.embedded, *given)
+        return self.decoder(self.embedded, prompts, multimask_output)
 
     def answers(self, rows: slice) -> dict[str, tuple[Tensor, Tensor]]:
         """By prompt kind: logits [k, M, h, w] and predicted IoUs [k, M] for masks ``rows``."""
@@ -161,10 +149,10 @@ class _Prompter:
         place, _ = deepest_points(cells)
         coords = (place * 4.0 + 1.5)[:, None]
         labels = torch.full_like(coords[..., 0], LABEL_FOREGROUND)
-        masks, scores = self.decode((coords, labels), None)
-        answers = {"1 click": (masks[:, 1:], scores[:, 1:])}
+        masks, scores = self.decode(True, coords, labels)
+        answers = {"1 click": (masks, scores)}
         each = torch.arange(len(masks), device=masks.device)
-        last = masks[each, 1 + scores[:, 1:].argmax(1)][:, None]
+        last = masks[each, scores.argmax(1)][:, None]
         for _ in range(2):
             shown = last[:, 0] > MASK_THRESHOLD
             missed, missed_depth = deepest_points(cells & ~shown)
@@ -177,11 +165,9 @@ class _Prompter:
             label = torch.where(inside, LABEL_FOREGROUND, LABEL_BACKGROUND)
             coords = torch.cat([coords, (click * 4.0 + 1.5)[:, None]], dim=1)
             labels = torch.cat([labels, label[:, None].to(labels)], dim=1)
-            masks, scores = self.decode((coords, labels), None, last)
-            last = masks[:, :1]
-        answers["3 clicks"] = (masks[:, :1], scores[:, :1])
-        masks, scores = self.decode(None, picture.boxes()[rows])
-        answers["box"] = (masks[:, :1], scores[:, :1])
+            last, scores = self.decode(False, coords, labels, None, last)
+        answers["3 clicks"] = (last, scores)
+        answers["box"] = self.decode(False, None, None, picture.boxes()[rows])
         return answers
 
 
@@ -199,7 +185,7 @@ def evaluate_picture(
 
     Args:
         encode: [1, 3, S, S] → [1, 256, S/16, S/16], S the decoder's ``img_size``.
-        decoder: returns four masks a prompt.
+        decoder: has four masks for a prompt.
         image: [H, W, 3] uint8 RGB.
         masks: [K, H, W] true masks, none of them empty.
         groups: K names for the tables.
@@ -216,13 +202,13 @@ def evaluate_picture(
         rows = slice(start, start + _MASKS_AT_ONCE)
         true = picture.masks[rows][:, None]
         answers = first.answers(rows)
-        shown = {kind: picture.full_size(logits) for kind, (logits, _) in answers.items()}
+        shown = {kind: cut_out(logits, picture) for kind, (logits, _) in answers.items()}
         ious = {kind: mask_iou(full, true) for kind, full in shown.items()}
         agreement: dict[str, Tensor] = {}
         if second is not None:
             others = second.answers(rows)
             for kind in ("1 click", "box"):
-                agreement[kind] = mask_iou(picture.full_size(others[kind][0]), shown[kind])
+                agreement[kind] = mask_iou(cut_out(others[kind][0], picture), shown[kind])
         for row in range(len(true)):
             best = int(answers["1 click"][1][row].argmax())
             records.append(

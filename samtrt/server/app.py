@@ -27,7 +27,7 @@ from samtrt.server.metrics import Metrics
 from samtrt.server.pictures import check_type
 from samtrt.server.problems import RequestError, documented
 from samtrt.server.settings import PICTURE_TYPES, Settings
-from samtrt.server.studio import EmbeddedPicture, Studio
+from samtrt.server.studio import KeptPicture, Studio
 
 BAD_BODY = (
     HTTPStatus.BAD_REQUEST,
@@ -96,7 +96,7 @@ def create_app(
 
 
 def _add_model_routes(app: FastAPI, studio: Studio) -> None:
-    def find(embedding_id: str) -> EmbeddedPicture:
+    def find(embedding_id: str) -> KeptPicture:
         picture = studio.cache.get(embedding_id)
         if picture is None:
             raise RequestError(
@@ -123,10 +123,10 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         embedding_id, picture, cached = await studio.embed(await request.body(), media_type)
         return schemas.Embedding(
             id=embedding_id,
-            original_size=list(picture.original_size),
-            input_size=list(picture.input_size),
+            original_size=list(picture.embedded.original_size),
+            input_size=list(picture.embedded.input_size),
             frame_size=studio.sam.img_size,
-            embedding_shape=list(picture.features.shape),
+            embedding_shape=list(picture.embedded.features.shape),
             cached=cached,
             seconds=picture.seconds,
         )
@@ -147,7 +147,7 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         embedding_id: Annotated[schemas.EmbeddingId, PathParameter()],
     ) -> Response:
         """The embedding itself, for a mask decoder that runs elsewhere."""
-        data = find(embedding_id).features.astype("<f4", copy=False).tobytes()
+        data = find(embedding_id).embedded.features.numpy().astype("<f4", copy=False).tobytes()
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(data, headers=headers, media_type="application/octet-stream")
 
@@ -159,7 +159,7 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
     )
     async def masks(request: schemas.MaskRequest) -> dict[str, Any]:
         """Runs the mask decoder for one object's prompt."""
-        return {"masks": await studio.masks(find(request.id), request)}
+        return {"masks": await studio.masks(find(request.id).embedded, request)}
 
     @app.post(
         "/everything",
@@ -169,7 +169,7 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
     )
     async def everything(request: schemas.EverythingRequest, connection: Request) -> dict[str, Any]:
         """Segments whatever is in the picture, as a COCO data set."""
-        work = studio.everything(find(request.id), request)
+        work = studio.everything(find(request.id).embedded, request)
         return await unless_disconnected(connection, work)
 
 

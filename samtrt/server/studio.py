@@ -6,20 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-import torch
 
+from samtrt.decoders.prompts import Prompt, Prompts
+from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.upscaling import cut_out
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import SamtrtError
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import coco_dataset
-from samtrt.masks.predictor import SamPredictor
-from samtrt.masks.prompts import Prompt
 from samtrt.masks.runs import require_pycocotools
+from samtrt.masks.transfer import to_host
 from samtrt.sam import Sam
 from samtrt.server import schemas
 from samtrt.server.cache import LRUCache
@@ -28,78 +29,47 @@ from samtrt.server.lanes import Lane
 from samtrt.server.metrics import Metrics
 from samtrt.server.settings import Settings
 
-MAX_GENERATORS = 4
-
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
+class KeptPicture:
     """What is kept of a picture: no pixels, only what prompts need.
 
     Attributes:
-        features: [1, 256, S/16, S/16] float32.
-        original_size: (height, width) of the picture.
-        input_size: (height, width) that it takes up in the model's frame.
+        embedded: the picture, in host memory.
         seconds: what resizing and encoding took.
     """
 
-    features: np.ndarray
-    original_size: tuple[int, int]
-    input_size: tuple[int, int]
+    embedded: EmbeddedPicture
     seconds: float
 
     @property
     def nbytes(self) -> int:
         """Bytes that keeping it costs."""
-        return self.features.nbytes + 1024
-
-
-class EmbeddedPredictor(SamPredictor):
-    """A predictor whose picture was embedded before; ``set_image`` is spared the encoder."""
-
-    def __init__(self, sam_model: Sam, picture: EmbeddedPicture) -> None:
-        super().__init__(sam_model)
-        self._picture = picture
-        self._restore()
-
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Sets the embedded picture again, whatever the pixels."""
-        self._restore()
-
-    def _restore(self) -> None:
-        features = torch.from_numpy(self._picture.features).to(self.device)
-        self._set_features(features, self._picture.input_size, self._picture.original_size)
+        return self.embedded.nbytes + 1024
 
 
 class AbandonedError(Exception):
     """Nobody waits for this result any more."""
 
 
-class AbandonableGenerator(SamAutomaticMaskGenerator):
-    """A generator that stops between two batches of points when its work is abandoned.
-
-    Attributes:
-        abandoned: set by another thread to stop it.
-    """
-
-    abandoned = Event()
-
-    def _decode(self, points: np.ndarray, crop: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.abandoned.is_set():
-            raise AbandonedError
-        return super()._decode(points, crop)
-
-
 class Studio:
     """A model, its worker threads and its cache.
 
-    One thread at a time runs the encoder: it is not re-entrant, and a GPU gains nothing from two.
+    One thread at a time runs the encoder: a GPU gains nothing from two.
+
+    Args:
+        decoder: what decodes; None for the model's own (``Sam.get_decoder``).
     """
 
-    def __init__(self, sam: Sam, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, sam: Sam, settings: Settings, metrics: Metrics, decoder: Decoder | None = None
+    ) -> None:
         self.sam = sam
+        self.decoder = decoder or sam.get_decoder()
+        self.computed_by = sam.computed_by
         self.settings = settings
         self.metrics = metrics
-        self.cache: LRUCache[EmbeddedPicture] = LRUCache(settings.cache_bytes)
+        self.cache: LRUCache[KeptPicture] = LRUCache(settings.cache_bytes)
         self.read_picture = PictureReader(settings)
         self.embed_seconds: float | None = None
         self.works = True
@@ -120,9 +90,7 @@ class Studio:
         on_gpu = sam.device.type == "cuda"
         self._device_lock: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
         self._encoder_lock = Lock()
-        self._embedding: dict[str, asyncio.Task[EmbeddedPicture]] = {}
-        # Kept with the CUDA graphs that they have recorded.
-        self.generator = lru_cache(MAX_GENERATORS)(self._make_generator)
+        self._embedding: dict[str, asyncio.Task[KeptPicture]] = {}
         self._mask_utils = require_pycocotools()
         metrics.watch_cache(self.cache)
         for lane in self.lanes.values():
@@ -133,7 +101,7 @@ class Studio:
         """Whether any work waits or runs."""
         return any(lane.pending for lane in self.lanes.values())
 
-    async def embed(self, data: bytes, media_type: str) -> tuple[str, EmbeddedPicture, bool]:
+    async def embed(self, data: bytes, media_type: str) -> tuple[str, KeptPicture, bool]:
         """Embeds an upload, or finds it embedded.
 
         The same picture sent several times at once is encoded once.
@@ -144,7 +112,7 @@ class Studio:
         Raises:
             RequestError: as ``decode_picture`` and ``Lane.run``.
         """
-        key = hashlib.sha256(f"{self.sam.engine_sha256} {media_type}\n".encode())
+        key = hashlib.sha256(f"{self.computed_by} {media_type}\n".encode())
         key.update(data)
         embedding_id = key.hexdigest()
         found = self.cache.get(embedding_id)
@@ -158,14 +126,12 @@ class Studio:
         # Shielded: one client that leaves must not take the result from the others.
         return embedding_id, await asyncio.shield(task), False
 
-    def _embedded(self, embedding_id: str, task: asyncio.Task[EmbeddedPicture]) -> None:
+    def _embedded(self, embedding_id: str, task: asyncio.Task[KeptPicture]) -> None:
         del self._embedding[embedding_id]
         if not task.cancelled():
             task.exception()  # seen, even where every client has left
 
-    async def _embed_in_lane(
-        self, embedding_id: str, data: bytes, media_type: str
-    ) -> EmbeddedPicture:
+    async def _embed_in_lane(self, embedding_id: str, data: bytes, media_type: str) -> KeptPicture:
         abandoned = Event()
         try:
             return await self.lanes["encode"].run(
@@ -176,23 +142,19 @@ class Studio:
 
     def _embed(
         self, embedding_id: str, data: bytes, media_type: str, abandoned: Event
-    ) -> EmbeddedPicture:
+    ) -> KeptPicture:
         image = self.read_picture(data, media_type)
         with self._encoder_lock, self._device_lock:
             if abandoned.is_set():
                 raise AbandonedError
             started = time.perf_counter()
-            predictor = SamPredictor(self.sam)
             with self._watched():
-                predictor.set_image(image)
-            features = predictor.get_image_embedding().cpu().numpy()
+                embedded = self.sam.embed(image).to("cpu")
             seconds = time.perf_counter() - started
         self.metrics.work_seconds.labels("encode").observe(seconds)
         before = seconds if self.embed_seconds is None else self.embed_seconds
         self.embed_seconds = 0.7 * before + 0.3 * seconds
-        height, width = image.shape[:2]
-        input_size = predictor.transform.get_preprocess_shape(height, width, self.sam.img_size)
-        picture = EmbeddedPicture(features, (height, width), input_size, seconds)
+        picture = KeptPicture(embedded, seconds)
         self.cache.put(embedding_id, picture)
         return picture
 
@@ -212,7 +174,9 @@ class Studio:
             raise
         self.works = True
 
-    async def masks(self, picture: EmbeddedPicture, request: schemas.MaskRequest) -> list[Any]:
+    async def masks(
+        self, picture: EmbeddedPicture, request: schemas.MaskRequest
+    ) -> list[dict[str, Any]]:
         """The masks of a prompt as ``schemas.Mask`` fields, the best first.
 
         Raises:
@@ -221,22 +185,18 @@ class Studio:
         """
         coords = [number for point in request.point_coords for number in point]
         prompt = Prompt.from_numbers(coords, request.point_labels, request.box)
-        prompt.check_inside(picture.original_size)
+        prompts = prompt.to_model_frame(picture)
         return await self.lanes["decode"].run(
-            self._masks, picture, prompt, request.multimask_output
+            self._masks, picture, prompts, request.multimask_output
         )
 
     def _masks(
-        self, picture: EmbeddedPicture, prompt: Prompt, multimask_output: bool
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> list[dict[str, Any]]:
         with self.metrics.work_seconds.labels("decode").time():
             with self._device_lock:
-                masks, scores, _ = EmbeddedPredictor(self.sam, picture).predict(
-                    np.array(prompt.point_coords) if prompt.point_coords else None,
-                    np.array(prompt.point_labels) if prompt.point_coords else None,
-                    None if prompt.box is None else np.array(prompt.box),
-                    multimask_output=multimask_output,
-                )
+                low_res, predicted = self.decoder(picture, prompts, multimask_output)
+                masks, scores = to_host(cut_out(low_res, picture)[0], predicted[0])
             encoded = self._mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
             areas, boxes = self._mask_utils.area(encoded), self._mask_utils.toBbox(encoded)
             return [
@@ -269,25 +229,24 @@ class Studio:
     def _everything(
         self, picture: EmbeddedPicture, request: schemas.EverythingRequest, abandoned: Event
     ) -> dict[str, Any]:
-        height, width = picture.original_size
-        # Without crops the generator hands the pixels to the predictor and looks at nothing but
-        # their shape, so no picture needs to be kept for it.
-        pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
-        generator = self.generator(**request.model_dump(exclude={"id"}))
-        with self.metrics.work_seconds.labels("everything").time(), self._device_lock:
-            generator.predictor = EmbeddedPredictor(self.sam, picture)
-            generator.abandoned = abandoned
-            records = generator.generate(pixels)
-        return coco_dataset(Path(request.id[:16]), (height, width), records)
+        def check() -> None:
+            if abandoned.is_set():
+                raise AbandonedError
 
-    def _make_generator(self, **options: Any) -> AbandonableGenerator:
-        return AbandonableGenerator(self.sam, output_mode="coco_rle", **options)
+        options = request.model_dump(exclude={"id"})
+        generator = SamAutomaticMaskGenerator(
+            self.sam, **options, output_mode="coco_rle", decoder=self.decoder
+        )
+        with self.metrics.work_seconds.labels("everything").time(), self._device_lock:
+            records = generator.generate_embedded(picture, check)
+        return coco_dataset(Path(request.id[:16]), picture.original_size, records)
 
     def warm_up(self) -> None:
         """Makes a first picture's work, so that no client waits for kernels to be compiled."""
-        predictor = SamPredictor(self.sam)
-        predictor.set_image(np.zeros((self.sam.img_size, self.sam.img_size, 3), np.uint8))
-        predictor.predict(np.array([[0, 0]]), np.array([1]))
+        side = self.sam.img_size
+        picture = self.sam.embed(np.zeros((side, side, 3), np.uint8))
+        prompts = Prompt(((0, 0),), (1,)).to_model_frame(picture)
+        to_host(cut_out(self.decoder(picture, prompts, True)[0], picture))
 
     def close(self) -> None:
         """Lets the worker threads end, and ends the processes that decode pictures."""

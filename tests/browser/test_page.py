@@ -21,7 +21,6 @@ from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.sam import Sam, load_sam
 from samtrt.server.app import create_app
-from samtrt.server.studio import AbandonableGenerator
 
 HEIGHT, WIDTH = 300, 420
 
@@ -62,16 +61,14 @@ def url(app: FastAPI) -> Iterator[str]:
 
 
 @pytest.fixture
-def generator_options(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def generator_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options that overrule those of the page: 1,024 points would take long."""
     options: dict[str, Any] = {"points_per_side": 2}
     monkeypatch.setattr(
-        "samtrt.server.studio.AbandonableGenerator",
-        lambda sam, **given: AbandonableGenerator(sam, **{**given, **options}),
+        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
     )
-    app.state.studio.generator.cache_clear()
-    yield options
-    app.state.studio.generator.cache_clear()
+    return options
 
 
 @pytest.fixture(scope="module")

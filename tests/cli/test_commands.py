@@ -26,9 +26,9 @@ from samtrt.cli import commands, options
 from samtrt.cli.segment import segment
 from samtrt.console import run_script
 from samtrt.decoders.load import load_decoder
+from samtrt.decoders.prompts import Prompt
 from samtrt.encoders.engine import ATTENTIONS, BACKENDS, PRECISIONS, read_engine_info
 from samtrt.encoders.load import load_encoder
-from samtrt.masks.prompts import Prompt
 
 CLI = Path(commands.__file__).parent
 

@@ -17,12 +17,13 @@ from scripts import EXAMPLES, call_script, load_script
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import Parameters, random_parameters, save_parameters
 from samtrt.cli.run import DEMO_POINT
-from samtrt.cli.segment import Mask, StageTimes, check_decoder, segment
+from samtrt.cli.segment import Mask, StageTimes, segment
 from samtrt.decoders.export import export_decoder
+from samtrt.decoders.prompts import Prompt
+from samtrt.decoders.protocol import check_fits
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.load import encoder_from_parameters
 from samtrt.errors import EngineError, InputError
-from samtrt.masks.prompts import Prompt
 from samtrt.pictures.drawing import FOREGROUND_COLOR, draw_overlay
 from samtrt.pictures.reading import load_image, save_png
 
@@ -260,9 +261,9 @@ def test_decoder_of_another_parameter_set(run: Run, tmp_path: Path) -> None:
 def test_decoder_of_another_frame(parameters: Parameters) -> None:
     """A decoder that does not say its parameters is still held against the input size."""
     encoder = encoder_from_parameters(parameters, "cpu", precision="fp32")
-    decoder = TorchDecoder(random_parameters(tiny_config(img_size=256), 5))
+    decoder = TorchDecoder.from_parameters(random_parameters(tiny_config(img_size=256), 5))
     with pytest.raises(EngineError, match="pictures of 256² pixels and the encoder for 128²"):
-        check_decoder(decoder, encoder, multimask_output=False)
+        segment(np.zeros((20, 30, 3), np.uint8), Prompt.from_numbers([3, 4]), encoder, decoder)
 
 
 def test_single_mask_decoder(parameters: Parameters) -> None:
@@ -272,17 +273,20 @@ def test_single_mask_decoder(parameters: Parameters) -> None:
         num_masks = 1
 
         def __call__(self, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            masks, ious = super().__call__(*given)
+            check_fits(self, given[0].img_size, given[2])
+            masks, ious = super().all_masks(*given[:2])
             return masks[:, 2:3], ious[:, 2:3]
 
     encoder = encoder_from_parameters(parameters, "cpu", precision="fp32")
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     prompt = Prompt.from_numbers([3, 4])
-    (mask,) = segment(image, prompt, encoder, SingleMask(parameters))
-    second = segment(image, prompt, encoder, TorchDecoder(parameters), True)[1]
+    (mask,) = segment(image, prompt, encoder, SingleMask.from_parameters(parameters))
+    second = segment(image, prompt, encoder, TorchDecoder.from_parameters(parameters), True)[1]
     assert mask.score == second.score and (mask.pixels == second.pixels).all()
     with pytest.raises(InputError, match="was exported with --return-single-mask"):
-        segment(image, prompt, encoder, SingleMask(parameters), multimask_output=True)
+        segment(
+            image, prompt, encoder, SingleMask.from_parameters(parameters), multimask_output=True
+        )
 
 
 def test_missing_engine_and_decoder(run: Run, model: Path, tmp_path: Path) -> None:
@@ -349,6 +353,6 @@ def test_stages_are_timed(parameters: Parameters) -> None:
     times = StageTimes()
     image = np.zeros((20, 30, 3), np.uint8)
     prompt = Prompt.from_numbers([3, 4])
-    masks = segment(image, prompt, encoder, TorchDecoder(parameters), True, times)
+    masks = segment(image, prompt, encoder, TorchDecoder.from_parameters(parameters), True, times)
     assert [mask.pixels.shape for mask in masks] == [(20, 30)] * 3
     assert len(times.seconds) == 4 and all(seconds > 0 for seconds in times.seconds.values())

@@ -1,6 +1,10 @@
 """The exported decoder in ONNX Runtime and the torch one against Meta's, and Meta's own export."""
 
+import copy
+import pickle
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,14 @@ from oracle import meta_sam, tiny_config
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters, random_parameters, save_parameters
 from samtrt.decoders.export import export_decoder
+from samtrt.decoders.graphed import GraphedDecoder
 from samtrt.decoders.load import load_decoder
 from samtrt.decoders.onnx import OnnxDecoder
+from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.protocol import Decoder
 from samtrt.decoders.torch import TorchDecoder
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import EngineError, InputError, SamtrtError
-from samtrt.modeling.mask_decoder import select_masks
 
 # The decoder has its full size whatever the encoder's; only the frame is smaller than SAM's.
 CONFIG = tiny_config(img_size=256)
@@ -95,6 +102,14 @@ def prompts(
     }
 
 
+def asked(given: dict[str, Any]) -> tuple[EmbeddedPicture, Prompts]:
+    """The same for a decoder of ours: a picture that fills its frame, and the prompts."""
+    features = given["image_embeddings"]
+    side = 16 * features.shape[-1]
+    picture = EmbeddedPicture(features, (side, side), (side, side), side)
+    return picture, Prompts(given["point_coords"], given["point_labels"], given["mask_input"])
+
+
 @torch.inference_mode()
 def metas_answer(meta: Any, given: dict[str, Any], single: bool) -> tuple[np.ndarray, np.ndarray]:
     """Meta's SamOnnxModel in torch, one prompt after the other: its batch is fixed at 1."""
@@ -133,7 +148,9 @@ CASES = [(1, 1, False), (1, 7, True), (3, 2, True), (64, 2, False)]
 @pytest.mark.parametrize(("batch", "points", "mask"), CASES)
 def test_onnx_equals_meta(exported: Path, meta: Any, batch: int, points: int, mask: bool) -> None:
     given = prompts(batch, points, mask)
-    assert_same(OnnxDecoder(exported)(**given), metas_answer(meta, given, single=False))
+    assert_same(
+        OnnxDecoder(exported).all_masks(*asked(given)), metas_answer(meta, given, single=False)
+    )
 
 
 @pytest.mark.parametrize(("batch", "points", "mask"), [*CASES, (2, 3, False)])
@@ -143,7 +160,7 @@ def test_single_mask_equals_metas_choice(
     given = prompts(batch, points, mask)
     decoder = OnnxDecoder(exported_single)
     assert decoder.num_masks == 1
-    assert_same(decoder(**given), metas_answer(meta, given, single=True))
+    assert_same(decoder.all_masks(*asked(given)), metas_answer(meta, given, single=True))
 
 
 @pytest.mark.slow
@@ -156,23 +173,23 @@ def test_onnx_equals_meta_at_full_size(batch: int, tmp_path: Path) -> None:
     given = prompts(batch, 2, mask=False, config=config)
     expected = metas_answer(meta_sam(config, parameters=parameters), given, single=False)
     assert expected[0].shape == (batch, 4, 256, 256)
-    assert_same(OnnxDecoder(tmp_path / "decoder.onnx")(**given), expected)
+    assert_same(OnnxDecoder(tmp_path / "decoder.onnx").all_masks(*asked(given)), expected)
 
 
 def test_single_mask_of_a_box_is_not_mask_0(exported: Path, exported_single: Path) -> None:
     """Two points count as ambiguous, so a box alone gets one of masks 1…3, as in Meta's file."""
     given = prompts(1, 2, False)
     given["point_labels"] = torch.tensor([[2.0, 3.0]])
-    masks, ious = OnnxDecoder(exported)(**given)
-    chosen, _ = OnnxDecoder(exported_single)(**given)
+    masks, ious = OnnxDecoder(exported).all_masks(*asked(given))
+    chosen, _ = OnnxDecoder(exported_single).all_masks(*asked(given))
     best = 1 + int(ious[0, 1:].argmax())
     torch.testing.assert_close(chosen[0, 0], masks[0, best])
 
 
 def test_torch_equals_onnx(exported: Path, parameters: Parameters) -> None:
     given = prompts(3, 4, True)
-    expected = OnnxDecoder(exported)(**given)
-    ours = TorchDecoder(parameters)(**given)
+    expected = OnnxDecoder(exported).all_masks(*asked(given))
+    ours = TorchDecoder.from_parameters(parameters).all_masks(*asked(given))
     assert_same(ours, (expected[0].numpy(), expected[1].numpy()))
 
 
@@ -183,14 +200,14 @@ def test_metas_own_export_is_accepted(
     decoder = OnnxDecoder(metas_export)
     assert (decoder.img_size, decoder.num_masks) == (CONFIG.img_size, 4)
     given = prompts(batch, points, mask)
-    assert_same(decoder(**given), metas_answer(meta, given, single=False))
+    assert_same(decoder.all_masks(*asked(given)), metas_answer(meta, given, single=False))
 
 
 def test_metas_single_mask_export_is_accepted(meta: Any, tmp_path: Path) -> None:
     decoder = OnnxDecoder(export_as_meta(meta, tmp_path / "single.onnx", single=True))
     assert decoder.num_masks == 1
     given = prompts(1, 2, False)
-    assert_same(decoder(**given), metas_answer(meta, given, single=True))
+    assert_same(decoder.all_masks(*asked(given)), metas_answer(meta, given, single=True))
 
 
 def test_metas_extra_metrics_export_is_refused(meta: Any, tmp_path: Path) -> None:
@@ -249,16 +266,123 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_embedding_of_another_size_is_refused(exported: Path) -> None:
     given = prompts(1, 1, False)
     given["image_embeddings"] = torch.zeros(1, 256, 64, 64)
-    with pytest.raises(InputError, match=r"256×16×16, and got \[1, 256, 64, 64\]"):
-        OnnxDecoder(exported)(**given)
+    picture, question = asked(given)
+    with pytest.raises(EngineError, match="for pictures of 256² pixels and the encoder for 1024²"):
+        OnnxDecoder(exported)(picture, question, True)
+    other = replace(
+        picture,
+        features=torch.zeros(1, 128, 16, 16),
+        img_size=CONFIG.img_size,
+        input_size=(256, 256),
+    )
+    with pytest.raises(EngineError, match=r"256×16×16, and got \[1, 128, 16, 16\]"):
+        OnnxDecoder(exported)(other, question, True)
 
 
-def test_select_masks(parameters: Parameters) -> None:
-    masks, ious = TorchDecoder(parameters)(**prompts(1, 1, False))
-    several = select_masks(masks, ious, multimask_output=True)
-    single = select_masks(masks, ious, multimask_output=False)
-    assert torch.equal(several[0], masks[:, 1:]) and torch.equal(single[0], masks[:, :1])
-    assert several[1].shape == (1, 3) and single[1].shape == (1, 1)
+@pytest.mark.parametrize("kind", ["torch", "onnx", "graphed"])
+def test_three_masks_or_one(kind: str, exported: Path, parameters: Parameters) -> None:
+    """Masks 1…3, or mask 0, of every implementation."""
+    decoders: dict[str, Callable[[], Decoder]] = {
+        "torch": lambda: TorchDecoder.from_parameters(parameters),
+        "onnx": lambda: OnnxDecoder(exported),
+        "graphed": lambda: GraphedDecoder(
+            TorchDecoder.from_parameters(parameters).module, torch.float32
+        ),
+    }
+    decoder = decoders[kind]()
+    question = asked(prompts(5, 3, True))
+    masks, ious = TorchDecoder.from_parameters(parameters).all_masks(*question)
+    for multimask, kept in ((True, slice(1, 4)), (False, slice(0, 1))):
+        found, scores = decoder(*question, multimask)
+        assert found.dtype == scores.dtype == torch.float32
+        torch.testing.assert_close(found, masks[:, kept], rtol=0, atol=1e-4)
+        torch.testing.assert_close(scores, ious[:, kept], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "metas onnx", "graphed"])
+@pytest.mark.parametrize(("batch", "points"), [(0, 2), (0, 0), (1, 0), (2, 0), (1, 300), (40, 2)])
+def test_no_prompts_no_points_and_many(
+    kind: str, batch: int, points: int, exported: Path, metas_export: Path, parameters: Parameters
+) -> None:
+    reference = TorchDecoder.from_parameters(parameters)
+    decoders: dict[str, Callable[[], Decoder]] = {
+        "torch": lambda: reference,
+        "onnx": lambda: OnnxDecoder(exported),
+        "metas onnx": lambda: OnnxDecoder(metas_export),
+        "graphed": lambda: GraphedDecoder(reference.module, torch.float32),
+    }
+    question = asked(prompts(batch, points, False))
+    masks, scores = decoders[kind]()(*question, True)
+    assert masks.shape == (batch, 3, SIDE, SIDE) and scores.shape == (batch, 3)
+    expected = reference(*question, True)
+    torch.testing.assert_close(masks, expected[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "metas onnx", "graphed"])
+def test_one_mask_is_shared_by_all_prompts(
+    kind: str, exported: Path, metas_export: Path, parameters: Parameters, meta: Any
+) -> None:
+    """Each prompt's answer is what Meta's gives it with that mask."""
+    reference = TorchDecoder.from_parameters(parameters)
+    decoders: dict[str, Callable[[], Decoder]] = {
+        "torch": lambda: reference,
+        "onnx": lambda: OnnxDecoder(exported),
+        "metas onnx": lambda: OnnxDecoder(metas_export),
+        "graphed": lambda: GraphedDecoder(reference.module, torch.float32),
+    }
+    given = prompts(1, 1, True)
+    boxes = torch.tensor([[20.0, 30, 100, 120], [60, 10, 200, 180], [5, 5, 250, 90]])
+    picture, _ = asked(given)
+    together = Prompts.from_tensors(picture, boxes=boxes, mask_input=given["mask_input"])
+    given["point_coords"], given["point_labels"] = together.coords, together.labels
+    given["mask_input"] = given["mask_input"].expand(3, -1, -1, -1)
+    expected, _ = metas_answer(meta, given, single=False)
+    found, _ = decoders[kind]()(picture, together, True)
+    assert np.abs(found.numpy() - expected[:, 1:]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_the_exported_file_itself_takes_one_mask_or_one_a_prompt(
+    exported: Path, meta: Any, masks: int
+) -> None:
+    """In ONNX Runtime as it comes, with its default optimisations."""
+    import onnxruntime
+
+    given = prompts(3, 2, True)
+    given["mask_input"] = given["mask_input"][:masks]
+    feed = {name: tensor.numpy() for name, tensor in given.items()}
+    feed["has_mask_input"] = np.ones(1, np.float32)
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    found = session.run(["low_res_masks", "iou_predictions"], feed)
+    given["mask_input"] = given["mask_input"].expand(3, -1, -1, -1)
+    expected = metas_answer(meta, given, single=False)
+    assert_same((torch.from_numpy(found[0]), torch.from_numpy(found[1])), expected)
+
+
+def test_as_many_masks_as_fit_no_prompt_are_refused_by_the_file(exported: Path) -> None:
+    import onnxruntime
+
+    given = prompts(3, 2, True)
+    given["mask_input"] = given["mask_input"][:2]
+    feed = {name: tensor.numpy() for name, tensor in given.items()}
+    feed["has_mask_input"] = np.ones(1, np.float32)
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match=r"(?i)index|bound"):
+        session.run(["low_res_masks"], feed)
+
+
+def test_three_masks_of_a_decoder_that_has_one(exported_single: Path) -> None:
+    with pytest.raises(InputError, match="--return-single-mask"):
+        OnnxDecoder(exported_single)(*asked(prompts(1, 2, False)), True)
+
+
+def test_onnx_decoders_are_copied_and_pickled(exported: Path) -> None:
+    decoder = OnnxDecoder(exported)
+    question = asked(prompts(1, 2, False))
+    expected = decoder(*question, True)
+    for other in (pickle.loads(pickle.dumps(decoder)), copy.deepcopy(decoder)):
+        torch.testing.assert_close(other(*question, True), expected, rtol=0, atol=0)
 
 
 def test_disk_full_leaves_nothing_behind(

@@ -50,10 +50,10 @@ def test_loaded_embedding_gives_the_same_masks_without_encoding(
 
     fresh = make_sam()  # the same parameters in another process
 
-    def refuse(device: torch.device) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("the picture was encoded again")
 
-    monkeypatch.setattr(fresh, "_make_encoder", refuse)
+    monkeypatch.setattr(type(fresh.image_encoder), "__call__", refuse)
     loaded = SamPredictor(fresh)
     loaded.load_embedding(saved, picture)
     assert torch.equal(loaded.get_image_embedding(), encoded.get_image_embedding())
@@ -92,7 +92,7 @@ def test_stale_embeddings_are_refused(sam: Sam, picture: np.ndarray, saved: Path
         predictor.load_embedding(saved, other)
     # A refusal leaves the picture that was set.
     assert predictor.get_image_embedding() is before
-    with pytest.raises(InputError, match="stale: it belongs to another engine"):
+    with pytest.raises(InputError, match="stale: it belongs to another parameter set"):
         SamPredictor(make_sam(seed=1)).load_embedding(saved, picture)
     same_bytes = picture.reshape(120, 90, 3)
     assert image_sha256(same_bytes) != image_sha256(picture)

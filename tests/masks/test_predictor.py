@@ -1,7 +1,6 @@
 """SamPredictor against Meta's, by one script that runs on both packages with the same weights."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from oracle import meta_sam, tiny_config
 
 import samtrt.sam
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.decoders import upscaling
 from samtrt.errors import CheckpointError, EngineError, InputError
 from samtrt.masks.predictor import ImageNotSetError, SamPredictor
 from samtrt.reports.peers import import_segment_anything
@@ -261,16 +261,14 @@ def test_second_picture_never_sees_the_first_ones_embedding(model: Sam) -> None:
     assert torch.equal(held, before), "an embedding that was handed out was overwritten"
 
 
-def test_a_picture_that_fails_leaves_none_set(model: Sam) -> None:
+def test_a_picture_that_fails_leaves_none_set(model: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = SamPredictor(model)
     predictor.set_image(picture(4))
 
-    def fail(x: torch.Tensor) -> torch.Tensor:
+    def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    predictor.model = SimpleNamespace(  # type: ignore[assignment]
-        image_encoder=fail, img_size=256, image_format="RGB", device=torch.device("cpu")
-    )
+    monkeypatch.setattr(type(model.image_encoder), "__call__", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         predictor.set_image(picture(5))
     with pytest.raises(ImageNotSetError):
@@ -284,18 +282,21 @@ def test_masks_of_many_boxes_are_cut_in_bounded_memory(
     predictor.set_image(picture(4))
     at_once = batched_boxes(predictor)
     sizes = []
-    postprocess = Sam.postprocess_masks
+    postprocess = upscaling.postprocess_masks
 
-    def recording(self: Sam, masks: torch.Tensor, *sizes_: Any) -> torch.Tensor:
+    def recording(masks: torch.Tensor, *sizes_: Any) -> torch.Tensor:
         sizes.append(len(masks))
-        return postprocess(self, masks, *sizes_)
+        return postprocess(masks, *sizes_)
 
-    monkeypatch.setattr("samtrt.masks.predictor._LOGIT_BYTES", 2 * 4 * 256 * 256)
-    monkeypatch.setattr(Sam, "postprocess_masks", recording)
+    monkeypatch.setattr(upscaling, "_LOGIT_BYTES", {"cpu": 2 * 4 * 256 * 256})
+    monkeypatch.setattr(upscaling, "postprocess_masks", recording)
     in_parts = batched_boxes(predictor)
     assert sizes == [2, 1]
     for a, b in zip(at_once, in_parts, strict=True):
         assert torch.equal(a, b)
+    sizes.clear()
+    predictor.predict(POINT, LABELS[:1], return_logits=True)
+    assert sizes == [2, 1]
 
 
 @pytest.mark.parametrize(

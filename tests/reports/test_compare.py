@@ -81,7 +81,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prompts_lie_inside_the_picture(picture: Path) -> None:
     loaded = load_picture(picture, 128)
     assert loaded.input_size == (96, 128)
-    coords, labels = prompts_of(loaded)
+    prompts = prompts_of(loaded)
+    coords, labels = prompts.coords, prompts.labels
     assert coords.shape == (14, 2, 2) and labels.shape == (14, 2)
     inside = (coords >= 0) & (coords <= torch.tensor([128.0, 96.0]))
     assert inside.all()
@@ -90,10 +91,10 @@ def test_prompts_lie_inside_the_picture(picture: Path) -> None:
 
 def test_both_decoders_give_the_same_masks(parameters: Parameters, picture: Path) -> None:
     embedding = torch.randn(1, 256, 8, 8, generator=torch.Generator().manual_seed(0))
-    coords, labels = prompts_of(load_picture(picture, 128))
-    expected = meta_decoder(parameters)(embedding, coords, labels)
-    with torch.inference_mode():
-        masks = fp32_decoder(parameters)(embedding, coords, labels)
+    loaded = load_picture(picture, 128)
+    given = loaded.embedded(embedding), prompts_of(loaded)
+    expected = meta_decoder(parameters)(*given)
+    masks = fp32_decoder(parameters)(*given)
     assert relative_l2(masks, expected) < 1e-5
     assert relative_l2(expected[:9], expected[1:10]) > 0.01  # prompts matter
 

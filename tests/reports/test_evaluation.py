@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from samtrt.decoders.prompts import Prompts
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.modeling.mask_decoder import select_masks
 from samtrt.reports.evaluation import correlation, evaluate_picture, summarise
 
 HEIGHT, WIDTH, SIZE = 96, 128, 128  # the picture fills the model's frame across
@@ -35,12 +38,12 @@ class KnowingDecoder:
 
     def __call__(
         self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
+        picture: EmbeddedPicture,
+        prompts: Prompts,
+        multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
+        point_coords, point_labels = prompts.coords, prompts.labels
+        mask_input = prompts.mask_input
         self.calls.append((point_coords, point_labels, mask_input))
         side = SIZE // 4
         truth = torch.zeros(len(MASKS), side, side)
@@ -61,7 +64,7 @@ class KnowingDecoder:
                 logits[row, :, :, columns[-self.damage :]] = -8.0
         scores = torch.full((len(point_coords), 4), 0.2)
         scores[:, self.favourite] = 0.9
-        return logits, scores
+        return select_masks(logits, scores, multimask_output)
 
 
 def records(decoder: KnowingDecoder) -> dict[str, float]:

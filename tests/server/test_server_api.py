@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from server_support import encoded, picture, running, tiny_model
 
+from samtrt.decoders.torch import TorchDecoder
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.sam import Sam, load_sam
@@ -340,15 +341,16 @@ class SlowEncoder:
         self.started = threading.Semaphore(0)
         self.gate = threading.Event()
         self.calls = 0
-        encode = sam.image_encoder
+        encoder = type(sam.image_encoder)
+        encode = encoder.__call__
 
-        def slow(x: Any) -> Any:
+        def slow(*arguments: Any) -> Any:
             self.calls += 1
             self.started.release()
             assert self.gate.wait(30)
-            return encode(x)
+            return encode(*arguments)
 
-        monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: slow))
+        monkeypatch.setattr(encoder, "__call__", slow)
 
 
 @pytest.fixture
@@ -439,17 +441,18 @@ def test_clients_that_leave_are_forgotten(sam: Sam) -> None:
         assert post_picture(url, 50).status_code == 200
 
 
-def test_everything_stops_when_nobody_waits(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_stops_when_nobody_waits(sam: Sam) -> None:
     batches = []
-    decode_batch = SamAutomaticMaskGenerator._decode
 
-    def counted(self: SamAutomaticMaskGenerator, *arguments: Any) -> Any:
-        batches.append(arguments)
-        time.sleep(0.1)
-        return decode_batch(self, *arguments)
+    class Slow(TorchDecoder):
+        def __call__(self, *arguments: Any) -> Any:
+            batches.append(arguments)
+            time.sleep(0.1)
+            return super().__call__(*arguments)
 
-    monkeypatch.setattr(SamAutomaticMaskGenerator, "_decode", counted)
-    with serving(sam) as url, httpx.Client(base_url=url) as client:
+    app = create_app(sam)
+    app.state.studio.decoder = Slow(sam.decoder)
+    with running(app) as url, httpx.Client(base_url=url) as client:
         body = {"id": embed(client, picture(1))["id"], "points_per_side": 64}  # 64 batches
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/everything", json=body, timeout=0.5)
@@ -463,7 +466,7 @@ def test_unexpected_errors_say_nothing_of_the_inside(
     def broken(*_: Any) -> None:
         raise RuntimeError("secret /etc/path")
 
-    monkeypatch.setattr(SamPredictor, "get_image_embedding", broken)
+    monkeypatch.setattr(Sam, "embed", broken)
     with serving(sam) as url:
         response = post_picture(url, 60)
     assert_problem(response, 500, "its log has the reason")

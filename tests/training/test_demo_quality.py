@@ -21,7 +21,7 @@ SCENES, MASKS_A_SCENE = 40, 3  # 120 masks: the mean IoU is known to about 0.01
 def summary() -> dict[str, Any]:
     parameters = read_checkpoint(CHECKPOINT)
     encoder = encoder_from_parameters(parameters, backend="cpu", precision="fp32")
-    decoder = TorchDecoder(parameters, "cpu")
+    decoder = TorchDecoder.from_parameters(parameters)
     records = []
     for index, (image, masks, groups) in enumerate(examples(UNSEEN_SEED, SCENES)):
         # Which masks are asked for changes from scene to scene: slots are sorted by size.

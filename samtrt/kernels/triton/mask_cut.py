@@ -53,6 +53,8 @@ def _cut_kernel(
     threshold,
     offset,
     BLOCK: tl.constexpr,
+    BY_COLUMNS: tl.constexpr,
+    COUNT: tl.constexpr,
 ):
     mask_index = tl.program_id(0).to(tl.int64)
     x = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
@@ -69,13 +71,13 @@ def _cut_kernel(
     bottom += _sample(logits_ptr, y1, x1, ly, lx, lh, lw, inside) * weight_x
     logit = top * (1 - weight_y) + bottom * weight_y
 
-    tl.store(
-        masks_ptr + mask_index * width * height + x * height + y, logit > threshold, mask=inside
-    )
-    inner = tl.sum(((logit > threshold + offset) & inside).to(tl.int32))
-    outer = tl.sum(((logit > threshold - offset) & inside).to(tl.int32))
-    tl.atomic_add(areas_ptr + 2 * mask_index, inner)
-    tl.atomic_add(areas_ptr + 2 * mask_index + 1, outer)
+    place = x * height + y if BY_COLUMNS else y * width + x
+    tl.store(masks_ptr + mask_index * width * height + place, logit > threshold, mask=inside)
+    if COUNT:
+        inner = tl.sum(((logit > threshold + offset) & inside).to(tl.int32))
+        outer = tl.sum(((logit > threshold - offset) & inside).to(tl.int32))
+        tl.atomic_add(areas_ptr + 2 * mask_index, inner)
+        tl.atomic_add(areas_ptr + 2 * mask_index + 1, outer)
 
 
 @launches
@@ -85,9 +87,8 @@ def cut_masks(
     original_size: tuple[int, int],
     img_size: int,
     threshold: float,
-    offset: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks at the picture's size and the areas that their stability scores are made of.
+) -> torch.Tensor:
+    """Masks at the picture's size.
 
     Args:
         logits: [n, h, w] fp32 of the mask decoder, contiguous.
@@ -95,32 +96,72 @@ def cut_masks(
         original_size: (H, W) of the picture.
         img_size: side of the model's frame.
         threshold: a pixel belongs to the mask where its logit is greater.
+
+    Returns:
+        Bool masks [n, H, W], contiguous.
+    """
+    masks = torch.empty(len(logits), *original_size, dtype=torch.bool, device=logits.device)
+    _cut(logits, masks, None, input_size, original_size, img_size, threshold, 0.0)
+    return masks
+
+
+def cut_and_count(
+    logits: torch.Tensor,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    img_size: int,
+    threshold: float,
+    offset: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``cut_masks``, and the areas that stability scores are made of.
+
+    Args:
         offset: above and below the threshold, where the areas are counted.
 
     Returns:
         Bool masks [n, H, W], column by column in memory (as runs are encoded), and int32 areas
         [n, 2] of the cuts at ``threshold + offset`` and ``threshold - offset``.
     """
-    count, low_height, low_width = logits.shape
-    height, width = original_size
+    count, (height, width) = len(logits), original_size
     masks = torch.empty(count, width, height, dtype=torch.bool, device=logits.device)
     areas = torch.zeros(count, 2, dtype=torch.int32, device=logits.device)
-    _cut_kernel[(count, triton.cdiv(width, _BLOCK), triton.cdiv(height, _BLOCK))](
-        logits,
-        masks,
-        areas,
-        low_height,
-        low_width,
-        *input_size,
-        height,
-        width,
-        low_height / img_size,
-        low_width / img_size,
-        input_size[0] / height,
-        input_size[1] / width,
-        threshold,
-        offset,
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+    _cut(logits, masks, areas, input_size, original_size, img_size, threshold, offset)
     return masks.transpose(1, 2), areas
+
+
+def _cut(
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    areas: torch.Tensor | None,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    img_size: int,
+    threshold: float,
+    offset: float,
+) -> None:
+    """Fills masks: by rows without areas, by columns with them."""
+    count, low_height, low_width = logits.shape
+    if not count:
+        return
+    height, width = original_size
+    with torch.cuda.device_of(logits):
+        _cut_kernel[(count, triton.cdiv(width, _BLOCK), triton.cdiv(height, _BLOCK))](
+            logits,
+            masks,
+            masks if areas is None else areas,
+            low_height,
+            low_width,
+            *input_size,
+            height,
+            width,
+            low_height / img_size,
+            low_width / img_size,
+            input_size[0] / height,
+            input_size[1] / width,
+            threshold,
+            offset,
+            BLOCK=_BLOCK,
+            BY_COLUMNS=areas is not None,
+            COUNT=areas is not None,
+            num_warps=4,
+        )

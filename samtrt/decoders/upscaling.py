@@ -1,0 +1,128 @@
+"""Where logits become masks: upscale, crop, upscale again, *then* cut; in bounded memory.
+
+On a GPU with Triton one kernel does all of it and writes no logit; elsewhere
+``transforms.postprocess_masks`` upscales a part of the masks at a time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.kernels import HAS_TRITON
+from samtrt.modeling.torch_state import as_written
+from samtrt.pictures.transforms import MASK_THRESHOLD, Placed, postprocess_masks
+
+# Upscaled logits held at once, in bytes. On the CPU a few masks, so that they stay near the cache.
+_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+
+
+def upscaled_logits(low_res: Tensor, picture: Placed) -> Tensor:
+    """Logits [B, M, 4h, 4w] → [B, M, H, W] float32 at the picture's size, on the same device."""
+    shape = (*low_res.shape[:2], *picture.original_size)
+    found = torch.empty(shape, dtype=torch.float32, device=low_res.device)
+    for part, logits in _parts(low_res.flatten(0, 1), picture):
+        found.flatten(0, 1)[part] = logits
+    return found
+
+
+def cut_out(low_res: Tensor, picture: Placed, threshold: float = MASK_THRESHOLD) -> Tensor:
+    """Logits [B, M, 4h, 4w] → bool masks [B, M, H, W] at the picture's size, on the same device.
+
+    Args:
+        threshold: a pixel belongs to the mask where its logit is greater.
+    """
+    shape = (*low_res.shape[:2], *picture.original_size)
+    flat = low_res.flatten(0, 1)
+    if _on_triton(flat):
+        from samtrt.kernels.triton.mask_cut import cut_masks  # needs triton
+
+        sizes = picture.input_size, picture.original_size, picture.img_size
+        return cut_masks(flat.float().contiguous(), *sizes, threshold).view(shape)
+    masks = torch.empty(shape, dtype=torch.bool, device=low_res.device)
+    for part, logits in _parts(flat, picture):
+        torch.gt(logits, threshold, out=masks.flatten(0, 1)[part])
+    return masks
+
+
+def cut_out_with_stability(
+    low_res: Tensor, picture: Placed, threshold: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """Masks and how little they depend on the threshold.
+
+    Args:
+        low_res: [n, 4h, 4w] logits.
+        offset: of the two cuts whose IoU is the score.
+
+    Returns:
+        Bool masks [n, H, W], by rows or by columns in memory, and float32 scores [n]; see
+        ``stability_scores``.
+    """
+    if _on_triton(low_res):
+        from samtrt.kernels.triton.mask_cut import cut_and_count  # needs triton
+
+        sizes = picture.input_size, picture.original_size, picture.img_size
+        masks, areas = cut_and_count(low_res.float().contiguous(), *sizes, threshold, offset)
+        return masks, _ratio(areas[:, 0], areas[:, 1])
+    count, device = len(low_res), low_res.device
+    masks = torch.empty(count, *picture.original_size, dtype=torch.bool, device=device)
+    scores = torch.empty(count, dtype=torch.float32, device=device)
+    for part, logits in _parts(low_res, picture):
+        torch.gt(logits, threshold, out=masks[part])
+        scores[part] = stability_scores(logits, threshold, offset)
+    return masks, scores
+
+
+def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
+    """IoU of each mask cut at ``threshold + offset`` and at ``threshold - offset``.
+
+    Args:
+        logits: [B, H, W].
+
+    Returns:
+        float32 [B]; 0 where both cuts are empty. Meta's code has 0/0 = NaN there, which its filter
+        drops as it drops 0, and which no JSON can hold.
+    """
+    # The upper cut lies inside the lower one, so the IoU is a ratio of their areas.
+    inner, outer = (_areas(logits > threshold + sign * offset) for sign in (1, -1))
+    return _ratio(inner, outer)
+
+
+def masks_at_once(device: torch.device, picture: Placed) -> int:
+    """How many masks are upscaled at once on that device; at least 1."""
+    rows, columns = picture.original_size
+    pixels = max(picture.img_size**2, rows * columns)
+    return max(1, _LOGIT_BYTES["cuda" if device.type == "cuda" else "cpu"] // (4 * pixels))
+
+
+def _parts(low_res: Tensor, picture: Placed) -> Iterator[tuple[slice, Tensor]]:
+    """Places and upscaled logits [k, H, W] of [n, 4h, 4w], a few at a time."""
+    step = masks_at_once(low_res.device, picture)
+    for start in range(0, len(low_res), step):
+        part = slice(start, start + step)
+        with as_written():
+            logits = postprocess_masks(
+                low_res[part, None].float(),
+                picture.input_size,
+                picture.original_size,
+                picture.img_size,
+            )
+        yield part, logits[:, 0]
+
+
+def _on_triton(low_res: Tensor) -> bool:
+    return HAS_TRITON and low_res.is_cuda
+
+
+def _areas(masks: Tensor) -> Tensor:
+    """Foreground pixels of each bool mask [B, H, W], as int64 [B]."""
+    if masks.is_cuda:
+        return masks.flatten(1).sum(1)
+    # NumPy counts a bool array many times faster than torch sums one on the CPU.
+    areas = [np.count_nonzero(mask) for mask in masks.numpy()]
+    return torch.tensor(areas, dtype=torch.int64, device="cpu")
+
+
+def _ratio(inner: Tensor, outer: Tensor) -> Tensor:
+    return inner.float() / outer.clamp(min=1)

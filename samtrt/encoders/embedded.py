@@ -1,0 +1,128 @@
+"""One embedded picture: what every decoder takes, and the one function that makes it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrt.encoders.protocol import ImageEncoder
+from samtrt.errors import InputError
+from samtrt.modeling.torch_state import as_written
+from samtrt.pictures.transforms import Mark, Size, preprocess, unmeasured
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPicture:
+    """A picture's embedding, where the picture lies in the model's frame, and what computed it.
+
+    Attributes:
+        features: [1, C, h, w] float32, h = w tokens a side, on any device.
+        original_size: (H, W) of the picture, in pixels.
+        input_size: (height, width) that it takes up in the model's square frame, in pixels.
+        img_size: side S of that frame, in pixels.
+        computed_by: ``ImageEncoder.computed_by`` of the encoder; empty where it is not known.
+        parameters_sha256: of the parameter set; empty where it is not known.
+
+    Raises:
+        InputError: features of another shape or dtype, or sizes that no picture has.
+    """
+
+    features: Tensor
+    original_size: Size
+    input_size: Size
+    img_size: int
+    computed_by: str = ""
+    parameters_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        shape = self.features.shape
+        if len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3] or not shape[2]:
+            raise InputError(f"the embedding has shape {list(shape)}, expected [1, C, h, h]")
+        if self.features.dtype != torch.float32:
+            raise InputError(f"the embedding is {self.features.dtype}, expected torch.float32")
+        inside = all(0 < side <= self.img_size for side in self.input_size)
+        if len(self.input_size) != 2 or not inside:
+            raise InputError(
+                f"input_size is {tuple(self.input_size)}, expected (height, width) in "
+                f"1…{self.img_size} pixels of the model's frame"
+            )
+        if len(self.original_size) != 2 or min(self.original_size) < 1:
+            raise InputError(
+                f"original_size is {tuple(self.original_size)}, expected the picture's "
+                "(height, width) in pixels"
+            )
+
+    @property
+    def mask_side(self) -> int:
+        """Side 4h of the decoder's logits and of a mask prompt."""
+        return 4 * self.features.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return self.features.nbytes
+
+    def to(self, device: torch.device | str) -> "EmbeddedPicture":
+        """The same with its features on another device."""
+        return replace(self, features=self.features.to(device))
+
+
+def embed_picture(
+    encoder: ImageEncoder,
+    image: np.ndarray,
+    parameters_sha256: str = "",
+    mark: Mark = unmeasured,
+) -> EmbeddedPicture:
+    """Resizes, normalises, pads and encodes a picture; on a GPU it returns before that is done.
+
+    Args:
+        image: [H, W, 3] uint8 RGB, in host memory; read before the call returns.
+        parameters_sha256: the encoder's parameter set.
+        mark: called with ``"upload"``, ``"preprocess"`` and ``"encode"`` once each is queued.
+
+    Raises:
+        InputError: anything but a uint8 picture.
+    """
+    check_picture(image)
+    with as_written():
+        frame, input_size = preprocess(image, encoder.img_size, encoder.device, mark)
+    size = (image.shape[0], image.shape[1])
+    picture = embed_frame(encoder, frame, input_size, size, parameters_sha256)
+    mark("encode")
+    return picture
+
+
+def embed_frame(
+    encoder: ImageEncoder,
+    frame: Tensor,
+    input_size: Size,
+    original_size: Size,
+    parameters_sha256: str = "",
+) -> EmbeddedPicture:
+    """Encodes a frame [1, 3, S, S] that ``transforms`` has made of a picture of those sizes."""
+    with as_written():
+        features = encoder(frame)
+    return EmbeddedPicture(
+        features,
+        original_size,
+        input_size,
+        encoder.img_size,
+        encoder.computed_by,
+        parameters_sha256,
+    )
+
+
+def check_picture(image: np.ndarray) -> None:
+    """Refuses what is not a picture, before it fails somewhere inside.
+
+    Raises:
+        InputError: anything but a uint8 array of shape [H, W, 3] with at least one pixel.
+    """
+    if not isinstance(image, np.ndarray):
+        found = f"a {type(image).__name__}"
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"a {image.dtype} array of shape {list(image.shape)}"
+    else:
+        return
+    raise InputError(f"the image is {found}, expected a uint8 array of shape [H, W, 3]")
