@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from samtrt.pictures.transforms import Size, preprocess
 
 # P prompts on a picture → logits [P, 4, 4h, 4w]
 Decode = Callable[[EmbeddedPicture, Prompts], Tensor]
+
+PictureSource = str | Path | npt.NDArray[np.uint8]
 
 _PROMPTS_AT_ONCE = 8  # full-size masks of all prompts would take gigabytes
 
@@ -120,15 +123,18 @@ def load_pictures(paths: Sequence[str | Path], img_size: int) -> list[Picture]:
     return [load_picture(path, img_size) for path in paths]
 
 
-def load_picture(path: str | Path, img_size: int) -> Picture:
-    """Reads a picture from a file.
+def load_picture(source: PictureSource, img_size: int) -> Picture:
+    """Reads a picture from a file, or takes an array [H, W, 3] uint8 RGB.
 
     Raises:
         InputError: it is missing or not a picture.
     """
-    image = load_image(path)
+    if isinstance(source, np.ndarray):
+        name, image = "a drawn picture", source
+    else:
+        name, image = Path(source).name, load_image(source)
     pixels, input_size = preprocess(image, img_size)
-    return Picture(Path(path).name, pixels, input_size, (image.shape[0], image.shape[1]))
+    return Picture(name, pixels, input_size, (image.shape[0], image.shape[1]))
 
 
 def prompts_of(picture: Picture, points_a_side: int = 3) -> Prompts:

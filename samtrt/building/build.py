@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samtrt.building.parity import MAX_RELATIVE_L2, MIN_MEAN_MASK_IOU, check_parity
+from samtrt.building.accuracy import PictureSource, load_picture
+from samtrt.building.gate_pictures import drawn_pictures
+from samtrt.building.parity import LIMITS, check_parity
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.encoders.choice import fastest_backend
 from samtrt.encoders.cpu import CPU_PRECISIONS
@@ -58,7 +60,7 @@ class BuildOptions:
 def build_encoder(
     parameters: Parameters,
     output_dir: str | Path,
-    pictures: Sequence[str | Path],
+    pictures: Sequence[PictureSource] = (),
     options: BuildOptions = BuildOptions(),
 ) -> EngineInfo:
     """Builds the engine, passes it through the parity gate, and writes the engine folder.
@@ -66,12 +68,14 @@ def build_encoder(
     A failed build or a failed gate leaves the folder as it was. What ``auto`` chose is logged.
 
     Args:
-        pictures: files that the parity gate compares on.
+        pictures: files, or arrays [H, W, 3] uint8 RGB, that the parity gate compares on; without
+            any it draws two.
 
     Returns:
         The sidecar that was written.
 
     Raises:
+        InputError: a picture cannot be read; before anything is built.
         EngineError: the combination cannot be built, or the gate failed.
         SamtrtError: the folder cannot be written.
     """
@@ -82,6 +86,10 @@ def build_encoder(
     if "auto" in (options.backend, options.precision):
         logger.info("chosen: %s backend, %s", backend, precision)
     chosen = replace(options, backend=backend, precision=precision)
+    if not options.skip_parity_gate:
+        pictures = pictures or drawn_pictures()
+        for picture in pictures:
+            load_picture(picture, parameters.encoder_config.img_size)
     try:
         return _build(parameters, Path(output_dir), pictures, chosen)
     except ParityError as error:
@@ -94,12 +102,14 @@ def build_encoder(
 class ParityError(EngineError):
     """An engine whose output is too far from fp32."""
 
-    def __init__(self, result: ParityResult) -> None:
+    def __init__(self, result: ParityResult, precision: str) -> None:
         self.result = result
+        limits = LIMITS[precision]
         super().__init__(
-            f"the engine did not pass the parity gate and was not written ({result}; allowed: "
-            f"{MAX_RELATIVE_L2:.0%}, IoU ≥ {MIN_MEAN_MASK_IOU}); build with --precision bf16 or "
-            "fp32, or keep it unchecked with --skip-parity-gate"
+            f"the engine did not pass the parity gate and was not written ({result}; allowed in "
+            f"{precision}: {limits.relative_l2:.2g}, mean IoU ≥ {limits.mean_mask_iou}, worst ≥ "
+            f"{limits.worst_mask_iou}); build with another --precision, or keep it unchecked with "
+            "--skip-parity-gate"
         )
 
 
@@ -123,7 +133,10 @@ def _refuse_impossible(options: BuildOptions) -> None:
 
 
 def _build(
-    parameters: Parameters, output_dir: Path, pictures: Sequence[str | Path], options: BuildOptions
+    parameters: Parameters,
+    output_dir: Path,
+    pictures: Sequence[PictureSource],
+    options: BuildOptions,
 ) -> EngineInfo:
     _refuse_impossible(options)
 
@@ -183,7 +196,7 @@ def _gate(
     engine_file: Path,
     info: EngineInfo,
     parameters: Parameters,
-    pictures: Sequence[str | Path],
+    pictures: Sequence[PictureSource],
     options: BuildOptions,
 ) -> ParityResult:
     if options.skip_parity_gate:
@@ -198,7 +211,7 @@ def _gate(
         # An engine may be built on one machine for another whose GPU TensorRT does support.
         logger.warning("%s: %s", NOT_CHECKED, error)
         return ParityResult(NOT_CHECKED)
-    result = check_parity(encoder, parameters, pictures)
+    result = check_parity(encoder, parameters, pictures, info.precision, info.max_batch_size)
     if result.status == FAILED:
-        raise ParityError(result)
+        raise ParityError(result, info.precision)
     return result

@@ -47,7 +47,9 @@ def add_options(options: Options) -> None:
         default="fused",
         help="TensorRT's own attention layer, or matmul-softmax-matmul (default: fused)",
     )
-    options.add_pictures("--pictures", "what the engine is compared with fp32 on")
+    options.add_pictures(
+        "--pictures", "what the engine is compared with fp32 on; without any, two drawn ones"
+    )
     options.add(
         "--skip-parity-gate",
         action="store_true",

@@ -50,6 +50,7 @@ class ParityResult:
         relative_l2: the worst picture's ‖output − fp32‖ / ‖fp32‖ of the embedding.
         mean_mask_iou: mean IoU between the masks decoded from the two embeddings.
         pictures: how many pictures were compared.
+        worst_mask_iou: the smallest of those IoUs; None from versions that did not look.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -58,13 +59,15 @@ class ParityResult:
     relative_l2: float | None = None
     mean_mask_iou: float | None = None
     pictures: int = 0
+    worst_mask_iou: float | None = None
 
     def __str__(self) -> str:
         if self.relative_l2 is None or self.mean_mask_iou is None:
             return self.status
+        worst = f"worst {self.worst_mask_iou:.4f}, " if self.worst_mask_iou is not None else ""
         return (
             f"{self.status}: embedding off by {self.relative_l2:.3%} (relative L2), "
-            f"mean mask IoU {self.mean_mask_iou:.4f}, {self.pictures} pictures"
+            f"mean mask IoU {self.mean_mask_iou:.4f}, {worst}{self.pictures} pictures"
         )
 
 

@@ -14,6 +14,7 @@ from scripts import call_script, load_script
 
 from samtrt.building import build
 from samtrt.building.build import BuildOptions, ParityError, build_encoder
+from samtrt.building.gate_pictures import drawn_pictures
 from samtrt.checkpoints.parameters import Parameters, random_parameters, save_parameters
 from samtrt.encoders import packed as packing
 from samtrt.encoders.cpu import has_fast_bf16
@@ -28,7 +29,7 @@ from samtrt.encoders.engine import (
 )
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.packed import read_packed, write_packed
-from samtrt.errors import EngineError
+from samtrt.errors import EngineError, InputError
 from samtrt.files import read_whole
 from samtrt.pictures.reading import save_png
 
@@ -52,10 +53,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def script(pictures: list[Path]) -> ModuleType:
-    module = load_script("build")
-    module.gate_pictures = lambda: pictures  # type: ignore[attr-defined]
-    return module
+def script() -> ModuleType:
+    return load_script("build")
 
 
 def error_line(result: tuple[int, str, str]) -> str:
@@ -194,10 +193,23 @@ def test_no_parameters(script: ModuleType, tmp_path: Path) -> None:
     assert "make one with params_convert.py" in line
 
 
-def test_no_picture_for_the_gate(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="at least one picture"):
-        build_encoder(PARAMETERS, tmp_path, [], BuildOptions("cpu", "fp32"))
-    assert list(tmp_path.iterdir()) == []
+def test_without_pictures_the_gate_draws_its_own(tmp_path: Path) -> None:
+    info = build_encoder(PARAMETERS, tmp_path, options=BuildOptions("cpu", "fp32"))
+    assert (info.parity.status, info.parity.pictures) == (PASSED, 2)
+    first, second = drawn_pictures()
+    assert first.shape != second.shape and first.dtype == second.dtype == np.uint8
+    assert all(len(np.unique(p.reshape(-1, 3), axis=0)) > 1000 for p in (first, second))
+    assert np.array_equal(first, drawn_pictures()[0])
+
+
+def test_a_picture_that_cannot_be_read_is_told_before_the_build(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "write_engine", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(InputError, match="no picture at"):
+        build_encoder(
+            PARAMETERS, tmp_path, [*pictures, tmp_path / "none.png"], BuildOptions("cpu", "fp32")
+        )
 
 
 def test_a_folder_that_cannot_be_written(script: ModuleType, params: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_errors_are_one_line(
         (["no picture"], ("compare", model)),
         (["none.pth"], ("convert", tmp_path / "none.pth")),
         (["config.json is missing"], ("build", tmp_path)),
-        (["at least one picture"], ("build", model, "--output-dir", tmp_path)),
+        (["no picture"], ("build", model, "--pictures", tmp_path / "none.png")),
         (["at least one point"], run),
         (["outside the picture"], (*run, "--point-coords", "900", "10")),
         (["no folder"], everything),
