@@ -83,7 +83,8 @@ def segment_folder(
         )
     generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
     pictures = find_pictures(folder, output_dir)
-    job = _Job(sam, folder, output_dir, "png" in formats, generator, arguments)
+    recorded = json.loads(json.dumps(arguments, default=_plain))
+    job = _Job(sam, folder, output_dir, "png" in formats, generator, recorded)
     report = FolderReport()
     with ProgressBar(len(pictures), show=show_progress) as bar:
         for number, name in enumerate(pictures, start=1):
@@ -105,6 +106,8 @@ def _outcome(job: "_Job", name: Path, report: FolderReport) -> str:
     """
     try:
         masks = job.segment(name)
+    except InputError as error:
+        reason = str(error)
     except SamtrtError as error:
         if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
             raise
@@ -157,8 +160,7 @@ class _Job:
             "computed_by": self.sam.computed_by,
             "arguments": self.arguments,
         }
-        done = _origin_of(json_file) == json.loads(json.dumps(origin))
-        if done and (not self.painted or png_file.is_file()):
+        if _origin_of(json_file) == origin and (not self.painted or png_file.is_file()):
             return None
         image = decode_image(content, str(self.folder / name))
         self._check_outputs(json_file, png_file)
@@ -232,6 +234,16 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return True  # reading it will say why it cannot be read
+
+
+def _plain(value: Any) -> Any:
+    """An array, a tensor or one of their numbers as JSON has it."""
+    try:
+        return value.tolist()
+    except AttributeError:
+        raise InputError(
+            f"an argument is of the type {type(value).__name__}; expected numbers, texts or arrays"
+        ) from None
 
 
 def _origin_of(json_file: Path) -> Any:

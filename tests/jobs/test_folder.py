@@ -299,6 +299,34 @@ def test_a_name_that_leaves_no_room_for_a_suffix_is_a_row(sam: Sam, tmp_path: Pa
     assert list(report.segmented) == [Path("a.png")]
 
 
+def test_a_picture_on_a_bad_sector_is_a_row(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = two(tmp_path)
+    opened = Path.open
+
+    def damaged(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "a.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", damaged)
+    report = run(sam, folder, out)
+    assert os.strerror(errno.EIO) in report.failed[Path("a.png")]
+    assert list(report.segmented) == [Path("b.png")]
+
+
+def test_arguments_are_recorded_as_json_has_them(sam: Sam, tmp_path: Path) -> None:
+    folder, out = two(tmp_path)
+    changes = {"points_per_side": None, "point_grids": [np.array([[0.25, 0.75]])]}
+    assert len(run(sam, folder, out, **changes).segmented) == 2
+    assert len(run(sam, folder, out, **changes).resumed) == 2
+    other = {"points_per_side": None, "point_grids": [np.array([[0.25, 0.5]])]}
+    assert len(run(sam, folder, out, **other).segmented) == 2
+    arguments = json.loads((out / "a.png.json").read_text())["samtrt"]["arguments"]
+    assert arguments["point_grids"] == [[[0.25, 0.5]]]
+
+
 def test_a_full_disk_ends_the_run(
     sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
