@@ -63,8 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Segments, writes the masks and prints their scores and the time of each stage."""
     from rich.console import Console
 
-    from samtrt.cli.report import print_masks, print_times, write_masks
-    from samtrt.cli.segment import StageTimes, segment
+    from samtrt.cli.segment import StageTimes, print_masks, print_times, segment, write_masks
     from samtrt.decoders.load import load_decoder
     from samtrt.decoders.prompts import Prompt
     from samtrt.encoders.engine import read_engine_info
