@@ -93,9 +93,16 @@ class Sam(nn.Module):
             device = self.device
             if self._encoder is None or self._encoder_device != device:
                 self._encoder = None  # the old one's memory goes first
-                self._encoder = self._make_encoder(device)
+                self._encoder = self._made(device)
                 self._encoder_device = device
             return self._encoder
+
+    def _made(self, device: torch.device) -> ImageEncoder:
+        try:
+            return self._make_encoder(device)
+        except AttributeError as error:
+            # Out of a property, nn.Module would take it for "no attribute image_encoder".
+            raise RuntimeError(f"the image encoder cannot be made: {error}") from error
 
     @property
     def prompt_encoder(self) -> PromptEncoder:

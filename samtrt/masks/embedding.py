@@ -7,21 +7,37 @@ and are wrong.
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
+from samtrt.console import one_line
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError
-from samtrt.files import replacing
-from samtrt.pictures.transforms import ResizeLongestSide, Size
+from samtrt.files import read_whole, replacing
+from samtrt.pictures.transforms import ResizeLongestSide
+from samtrt.records import SHA256, STRICT, parse_record
 from samtrt.sam import Sam
 
 _FORMAT = "samtrt-embedding-2"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a file says of its features."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    img_size: int
+    computed_by: str
+    parameters_sha256: str
+    image_sha256: Annotated[str, SHA256]
+    features_sha256: Annotated[str, SHA256]
 
 
 def image_sha256(image: np.ndarray) -> str:
@@ -37,17 +53,19 @@ def save_embedding(path: str | Path, picture: EmbeddedPicture, image_sha256: str
     Raises:
         SamtrtError: the file cannot be written.
     """
-    record = {
-        "original_size": picture.original_size,
-        "input_size": picture.input_size,
-        "img_size": picture.img_size,
-        "computed_by": picture.computed_by,
-        "parameters_sha256": picture.parameters_sha256,
-        "image_sha256": image_sha256,
-    }
-    tensors = {"features": picture.features.cpu().contiguous()}
+    features = RawTensor.of(picture.features.cpu().numpy())
+    record = _Record(
+        picture.original_size,
+        picture.input_size,
+        picture.img_size,
+        picture.computed_by,
+        picture.parameters_sha256,
+        image_sha256,
+        hashlib.sha256(features.content.data).hexdigest(),
+    )
+    metadata = {"format": _FORMAT, "embedding": json.dumps(asdict(record))}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": _FORMAT, "embedding": json.dumps(record)})
+        write_tensors(temporary, {"features": features}, metadata)
 
 
 def load_embedding(
@@ -64,35 +82,35 @@ def load_embedding(
             picture, of other parameters or of another encoder.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            is_ours = metadata.get("format") == _FORMAT
-            record: dict[str, Any] = json.loads(metadata["embedding"]) if is_ours else {}
-            features = file.get_tensor("features") if is_ours else None
+        tensors, metadata = read_tensors(read_whole(Path(path)))
+        if metadata.get("format") != _FORMAT:
+            raise InputError(
+                f"{path} is not an embedding of this version; expected {_FORMAT}; "
+                "encode the picture again"
+            )
+        record = parse_record(metadata["embedding"], _Record)
+        raw = tensors["features"]
+        features = torch.from_numpy(raw.to_numpy())
     except FileNotFoundError:
         raise InputError(
             f"no embedding at {path}; make one with SamPredictor.save_embedding"
         ) from None
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
-    if features is None:
-        raise InputError(
-            f"{path} is not an embedding of this version; expected {_FORMAT}; "
-            "encode the picture again"
-        )
+    if hashlib.sha256(raw.content.data).hexdigest() != record.features_sha256:
+        raise _damaged(path, ValueError("its features do not have the recorded hash"))
     try:
         found = EmbeddedPicture(
             features,
-            _size(record["original_size"]),
-            _size(record["input_size"]),
-            int(record["img_size"]),
-            str(record["computed_by"]),
-            str(record["parameters_sha256"]),
+            record.original_size,
+            record.input_size,
+            record.img_size,
+            record.computed_by,
+            record.parameters_sha256,
         )
-        sha256 = str(record["image_sha256"])
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except InputError as error:
         raise _damaged(path, error) from error
-    _check_binding(path, "picture", sha256, image_sha256(image))
+    _check_binding(path, "picture", record.image_sha256, image_sha256(image))
     _check_binding(path, "parameter set", found.parameters_sha256, sam.parameters_sha256)
     if same_encoder:
         _check_binding(path, "encoder", found.computed_by, sam.image_encoder.computed_by)
@@ -107,8 +125,8 @@ def _damaged(path: str | Path, error: Exception) -> InputError:
 def _check_binding(path: str | Path, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise InputError(
-            f"the embedding {path} is stale: it belongs to another {what} ({found[:60]}, expected "
-            f"{expected[:60]}); encode the picture again"
+            f"the embedding {path} is stale: it belongs to another {what} ({one_line(found[:60])}, "
+            f"expected {expected[:60]}); encode the picture again"
         )
 
 
@@ -132,10 +150,3 @@ def _check_content(path: str | Path, found: EmbeddedPicture, image: np.ndarray, 
         raise InputError(
             f"the embedding {path} holds numbers that are not finite; encode the picture again"
         )
-
-
-def _size(value: Any) -> Size:
-    height, width = value
-    if type(height) is not int or type(width) is not int:
-        raise TypeError(f"a size is {value!r}, expected two whole numbers")
-    return height, width

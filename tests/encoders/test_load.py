@@ -19,7 +19,7 @@ from samtrt.encoders.load import default_precision, encoder_from_parameters, loa
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError, InputError
 from samtrt.files import sha256_of
-from samtrt.sam import load_sam
+from samtrt.sam import load_sam, sam_from_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,3 +207,14 @@ def test_a_model_refuses_a_backend_without_engine_when_it_is_loaded(tmp_path: Pa
     save_parameters(PARAMETERS, tmp_path)
     with pytest.raises(EngineError, match="runs engines only"):
         load_sam(tmp_path, backend="tensorrt", device="cpu")
+
+
+def test_an_error_of_the_encoders_making_is_told_as_it_is() -> None:
+    sam = sam_from_parameters(PARAMETERS, device="cpu")
+
+    def fail(_: torch.device) -> None:
+        raise AttributeError("module 'missing' has no attribute 'thing'")
+
+    sam._make_encoder = fail  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="cannot be made: module 'missing' has no attribute"):
+        sam.image_encoder  # noqa: B018

@@ -110,6 +110,10 @@ def test_damaged_files_are_refused(
     truncated.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
         predictor.load_embedding(truncated, picture)
+    altered = tmp_path / "altered.safetensors"
+    altered.write_bytes(saved.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(InputError, match="do not have the recorded hash"):
+        predictor.load_embedding(altered, picture)
     text = tmp_path / "text.safetensors"
     text.write_text("not an embedding at all")
     with pytest.raises(InputError, match="damaged"):
