@@ -29,6 +29,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLES_README = "examples/sam/README.md"
 # Their tests take these blocks from the README, and fail when they are not there.
 ELSEWHERE = {"tests/browser/test_demo.py", "tests/benchmarks/test_benchmark_report.py"}
+PACKAGE = ROOT / "samtrt"
 MAKE_TARGETS = {"make run\n", "make test\n"}  # CI runs the one, and is the other
 
 
@@ -177,6 +178,30 @@ def test_speed_table_is_the_records() -> None:
     command = [sys.executable, ROOT / "benchmarks/report.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_automatic_masks_table_is_the_records() -> None:
+    record = json.loads((ROOT / "benchmarks/results/automatic_masks_cpu.json").read_text("utf-8"))
+    document = (ROOT / "docs/end_to_end.md").read_text("utf-8")
+    for name, seconds in record["cpu_seconds"].items():
+        assert f"| {name} | {record['masks'][name]} | {seconds:.2f} |" in document
+
+
+DOCUMENTS = [
+    "README.md",
+    "examples/sam/README.md",
+    "training/README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_documents_name_are_there(document: str) -> None:
+    """Paths in backquotes are from the checkout's root or the package's."""
+    text = (ROOT / document).read_text("utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)+[\w.-]+\.(?:py|cu|cuh|json|md))`", text)
+    missing = [name for name in named if not any((p / name).exists() for p in (ROOT, PACKAGE))]
+    assert not missing, missing
 
 
 def test_links_and_pictures_exist() -> None:
