@@ -11,6 +11,7 @@ from oracle import meta_sam, tiny_config
 import samtrt.sam
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
 from samtrt.decoders import upscaling
+from samtrt.decoders.torch import TorchDecoder
 from samtrt.errors import CheckpointError, EngineError, InputError
 from samtrt.masks.predictor import ImageNotSetError, SamPredictor
 from samtrt.reports.peers import import_segment_anything
@@ -158,7 +159,47 @@ def portrait(predictor: Any) -> Any:
     return box(predictor)
 
 
+def no_points(predictor: Any) -> Any:
+    return predictor.predict(np.zeros((0, 2)), np.zeros(0))
+
+
+def one_mask_for_all_boxes(predictor: Any) -> Any:
+    boxes = predictor.transform.apply_boxes_torch(torch.as_tensor(BOXES), (150, 200))
+    _, _, low_res = predictor.predict(POINT, LABELS[:1], multimask_output=False)
+    return predictor.predict_torch(None, None, boxes, mask_input=torch.as_tensor(low_res)[None])
+
+
+def reversed_prompts(predictor: Any) -> Any:
+    # Copied for Meta's, which takes no negative strides.
+    coords, labels = POINTS[::-1], LABELS[::-1]
+    if type(predictor) is not SamPredictor:
+        coords, labels = coords.copy(), labels.copy()
+    return predictor.predict(coords, labels)
+
+
+def features_set_by_hand(predictor: Any) -> Any:
+    kept = predictor.features.clone(), predictor.original_size, predictor.input_size
+    predictor.set_image(picture(9, 80, 60))
+    predictor.reset_image()
+    predictor.features, predictor.original_size, predictor.input_size = kept
+    predictor.is_image_set = True
+    return several_points(predictor)
+
+
+def views_of_pictures(predictor: Any) -> Any:
+    image, found = picture(4), []
+    for view in (
+        image[..., ::-1], image[::-1], image[:, ::-1], image.transpose(1, 0, 2),
+        np.asfortranarray(image), np.broadcast_to(image[:1], image.shape),
+        np.repeat(image, 2, 1)[:, ::2],
+    ):  # fmt: skip
+        predictor.set_image(view)
+        found += one_point(predictor)
+    return found
+
+
 SCRIPTS = [
+    no_points, one_mask_for_all_boxes, reversed_prompts, features_set_by_hand, views_of_pictures,
     one_point, one_point_one_mask, several_points, box, box_of_one_row, box_and_points, logits,
     mask_input, mask_input_alone, nothing, batched_boxes, batched_points_and_boxes, batched_masks,
     repeated_calls, embedding, torch_image, bgr, portrait,
@@ -175,6 +216,72 @@ def test_same_script_on_both_packages(
         predictor.set_image(picture(4))
         results.append(script(predictor))
     assert_same(*results)
+
+
+def test_no_boxes_give_no_masks(model: Sam) -> None:
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(4))
+    for multimask, count in ((True, 3), (False, 1)):
+        found = predictor.predict_torch(None, None, torch.zeros(0, 4), multimask_output=multimask)
+        assert [tuple(x.shape) for x in found] == [
+            (0, count, 150, 200), (0, count), (0, count, 64, 64)
+        ]  # fmt: skip
+        assert [x.dtype for x in found] == [torch.bool, torch.float32, torch.float32]
+
+
+def test_tensors_given_to_predict_are_taken(model: Sam) -> None:
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(4))
+    expected = predictor.predict(POINTS, LABELS, BOX)
+    found = predictor.predict(torch.tensor(POINTS), torch.tensor(LABELS), torch.tensor(BOX))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_decoder_is_passed_in(model: Sam) -> None:
+    """Nobody overrides anything to have masks of another decoder."""
+    asked = []
+
+    class Recording(TorchDecoder):
+        def __call__(self, *question: Any) -> Any:
+            asked.append(question)
+            return super().__call__(*question)
+
+    predictor = SamPredictor(model, Recording(model.decoder))
+    predictor.set_image(picture(4))
+    found = one_point(predictor)
+    ((embedded, prompts, multimask),) = asked
+    assert embedded.features is predictor.features and len(prompts) == 1 and multimask
+    plain = SamPredictor(model)
+    plain.set_image(picture(4))
+    for a, b in zip(found, one_point(plain), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_picture_embedded_before_is_set(model: Sam) -> None:
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(4))
+    expected = one_point(predictor)
+    other = SamPredictor(model)
+    other.set_embedded_picture(model.embed(picture(4)))
+    for a, b in zip(one_point(other), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    smaller = sam_from_parameters(random_parameters(tiny_config(), 3), device="cpu")
+    with pytest.raises(InputError, match="for 128² pixels and this one is for 256²"):
+        other.set_embedded_picture(smaller.embed(picture(4)))
+    assert other.is_image_set
+
+
+def test_results_survive_the_next_call_and_the_next_picture(model: Sam) -> None:
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(4))
+    first = one_point(predictor)
+    kept = [array.copy() for array in first]
+    predictor.set_image(picture(5, 100, 80))
+    assert box(predictor)[0].shape == (1, 100, 80)
+    for a, b in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.flags.writeable
 
 
 def test_model_attributes_that_programs_use(packages: list[tuple[Any, Any]]) -> None:
