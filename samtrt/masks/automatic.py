@@ -79,6 +79,7 @@ class _Masks:
         )
 
 
+_RECORDS_AT_ONCE = 64
 _TENSORS = ("boxes", "scores", "stability", "points", "crops")
 
 
@@ -97,10 +98,12 @@ class _Crop:
     picture_size: Size
 
 
-Check = Callable[[], None]
+# Called now and then with how many masks the crop at work holds, and their run lengths' bytes; what
+# it raises ends the work.
+Check = Callable[[int, int], None]
 
 
-def _unwatched() -> None:
+def _unwatched(masks: int, nbytes: int) -> None:
     """The check of work that nobody stops."""
 
 
@@ -219,7 +222,8 @@ class SamAutomaticMaskGenerator:
 
         Args:
             image: [H, W, 3] uint8 RGB.
-            check: called before each batch of points; what it raises ends the work.
+            check: called before each few masks with how many the crop at work holds so far, and
+                the bytes of their run lengths; what it raises ends the work.
 
         Returns:
             A record for each mask: ``segmentation`` (bool [H, W], or an RLE dict), ``area`` in
@@ -237,10 +241,10 @@ class SamAutomaticMaskGenerator:
             x0, y0, x1, y1 = box
             if x0 >= x1 or y0 >= y1:
                 continue  # of a picture with fewer pixels than the layer has crops
-            check()
+            check(0, 0)
             embedded = self.predictor.model.embed(image[y0:y1, x0:x1])
             parts.append(self._one_crop(_Crop(box, embedded, (height, width)), layer, check))
-        return self._finish(parts)
+        return self._finish(parts, check)
 
     @torch.no_grad()
     def generate_embedded(
@@ -258,32 +262,34 @@ class SamAutomaticMaskGenerator:
             )
         height, width = picture.original_size
         crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
-        return self._finish([self._one_crop(crop, 0, check)])
+        return self._finish([self._one_crop(crop, 0, check)], check)
 
-    def _finish(self, parts: list[_Masks]) -> list[dict[str, Any]]:
+    def _finish(self, parts: list[_Masks], check: Check) -> list[dict[str, Any]]:
         """Records of the masks of all crops."""
         masks = _Masks.concatenate(parts)
         if len(parts) > 1:  # duplicates between crops: the smaller crop saw more detail
             preference = 1 / box_areas(masks.crops).float()
             masks = masks.select(nms(masks.boxes.float(), preference, self.crop_nms_thresh))
         if self.min_mask_region_area > 0 and len(masks.runs):
-            masks = self._without_small_regions(masks)
-        return self._records(masks)
+            masks = self._without_small_regions(masks, check)
+        return self._records(masks, check)
 
     def _one_crop(self, crop: _Crop, layer: int, check: Check) -> _Masks:
         height, width = crop.embedded.original_size
         points = self.point_grids[layer] * np.array([width, height])
-        parts = []
+        parts: list[_Masks] = []
         for start in range(0, len(points), self.points_per_batch):
-            check()
-            parts += self._one_batch(points[start : start + self.points_per_batch], crop)
+            self._one_batch(points[start : start + self.points_per_batch], crop, parts, check)
         if not parts:
             return self._no_masks(crop)
         masks = _Masks.concatenate(parts)
         return masks.select(nms(masks.boxes.float(), masks.scores, self.box_nms_thresh))
 
-    def _one_batch(self, points: np.ndarray, crop: _Crop) -> list[_Masks]:
-        """The masks of a batch of points (in the crop's frame) that pass all filters."""
+    def _one_batch(
+        self, points: np.ndarray, crop: _Crop, parts: list[_Masks], check: Check
+    ) -> None:
+        """Adds to ``parts`` the masks of points (in the crop's frame) that pass all filters."""
+        check(*_held(parts))
         low_res, scores = self._decode(points, crop.embedded)
         low_res, scores = low_res.flatten(0, 1), scores.flatten()
         masks_a_point = len(scores) // len(points)
@@ -293,10 +299,10 @@ class SamAutomaticMaskGenerator:
             chosen = (scores > self.pred_iou_thresh).nonzero()[:, 0]
 
         corner = torch.tensor(crop.box[:2], device=scores.device)
-        parts = []
         for which in chosen.split(masks_at_once(scores.device, crop.embedded)):
             if not len(which):
                 continue
+            check(*_held(parts))
             runs, boxes, stability, kept = self._cut_out(low_res[which], crop)
             which = which[kept]
             parts.append(
@@ -309,7 +315,6 @@ class SamAutomaticMaskGenerator:
                     boxes.new_tensor(crop.box).expand(len(which), 4),
                 )
             )
-        return parts
 
     def _decode(self, points: np.ndarray, picture: EmbeddedPicture) -> tuple[Tensor, Tensor]:
         """Three masks for each foreground point [n, 2]: logits [n, 3, S/4, S/4] and IoUs [n, 3]."""
@@ -352,11 +357,12 @@ class SamAutomaticMaskGenerator:
         points = torch.zeros(0, 2, dtype=torch.float64, device=device)
         return _Masks(MaskRuns.empty(crop.picture_size, device), boxes, none, none, points, boxes)
 
-    def _without_small_regions(self, masks: _Masks) -> _Masks:
+    def _without_small_regions(self, masks: _Masks, check: Check) -> _Masks:
         """Fills small holes, removes small islands, then drops what has become a duplicate."""
         limit = self.min_mask_region_area
         runs, boxes, unchanged = [], [], []
         for rle in masks.runs.to_coco():
+            check(*_held([masks]))
             mask, holes_filled = remove_small_regions(rle_to_mask(rle), limit, "holes")
             mask, islands_removed = remove_small_regions(mask, limit, "islands")
             batch = torch.from_numpy(np.ascontiguousarray(mask))[None]
@@ -371,7 +377,15 @@ class SamAutomaticMaskGenerator:
         limit_iou = max(self.box_nms_thresh, self.crop_nms_thresh)
         return masks.select(nms(masks.boxes.float(), preference, limit_iou))
 
-    def _records(self, masks: _Masks) -> list[dict[str, Any]]:
+    def _records(self, masks: _Masks, check: Check) -> list[dict[str, Any]]:
+        records = []
+        # A few at a time: as lists of Python's numbers, runs take five times their bytes.
+        for few in torch.arange(len(masks.runs), device=masks.boxes.device).split(_RECORDS_AT_ONCE):
+            check(*_held([masks]))
+            records += self._few_records(masks.select(few))
+        return records
+
+    def _few_records(self, masks: _Masks) -> list[dict[str, Any]]:
         rles = masks.runs.to_coco()
         segmentations: list[Any] = rles
         if self.output_mode == "binary_mask":
@@ -400,6 +414,11 @@ class SamAutomaticMaskGenerator:
             }
             for segmentation, rle, box, score, point, stability, crop in columns
         ]
+
+
+def _held(parts: list[_Masks]) -> tuple[int, int]:
+    """Masks, and the bytes of their run lengths."""
+    return sum(len(part.runs) for part in parts), sum(part.runs.nbytes for part in parts)
 
 
 def _xywh(boxes: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ class MaskRuns:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the changes and lengths."""
+        return self.changes.nbytes + self.lengths.nbytes
+
     @classmethod
     def empty(cls, size: tuple[int, int], device: torch.device | str = "cpu") -> "MaskRuns":
         """No masks of that size."""

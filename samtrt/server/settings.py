@@ -26,6 +26,9 @@ class Settings:
         decode_queue: mask requests that wait or run.
         decode_workers: mask requests that run at once.
         everything_queue: "everything" requests that wait or run; one runs at a time.
+        everything_queue_per_client: the same for one address; more get 429.
+        everything_masks: masks of one "everything" that pass its filters, duplicates included.
+        everything_bytes: their run lengths, which the server holds five times over at most.
         max_requests: requests in work at once, all clients together; more get 503.
         max_requests_per_client: the same for one address; more get 429.
         max_connections: open connections; past it the one that has waited longest is closed.
@@ -58,6 +61,9 @@ class Settings:
     decode_queue: int = 32
     decode_workers: int = 2
     everything_queue: int = 4
+    everything_queue_per_client: int = 1
+    everything_masks: int = 6_000
+    everything_bytes: int = 256 * MIB
     max_requests: int = 64
     max_requests_per_client: int = 8
     max_connections: int = 256
@@ -67,7 +73,7 @@ class Settings:
     answer_timeout: float = 60.0
     encode_timeout: float = 120.0
     decode_timeout: float = 30.0
-    everything_timeout: float = 600.0
+    everything_timeout: float = 300.0
     drain_seconds: float = 20.0
     trusted_proxies: tuple[str, ...] = ()
     token: str | None = None

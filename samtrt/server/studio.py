@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -27,7 +28,8 @@ from samtrt.server.cache import LRUCache
 from samtrt.server.decoding import PictureReader
 from samtrt.server.lanes import Lane
 from samtrt.server.metrics import Metrics
-from samtrt.server.settings import Settings
+from samtrt.server.problems import RequestError
+from samtrt.server.settings import MIB, Settings
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Studio:
         """Automatic masks as a COCO data set (``schemas.CocoDataset`` fields).
 
         Raises:
-            RequestError: as ``Lane.run``.
+            RequestError: as ``Lane.run``; 422 where more masks pass the filters than are kept.
         """
         abandoned = Event()
         try:
@@ -229,9 +231,18 @@ class Studio:
     def _everything(
         self, picture: EmbeddedPicture, request: schemas.EverythingRequest, abandoned: Event
     ) -> dict[str, Any]:
-        def check() -> None:
+        settings = self.settings
+
+        def check(masks: int, nbytes: int) -> None:
             if abandoned.is_set():
                 raise AbandonedError
+            if masks > settings.everything_masks or nbytes > settings.everything_bytes:
+                raise RequestError(
+                    HTTPStatus.UNPROCESSABLE_ENTITY,
+                    f"more than {settings.everything_masks:,} masks, or "
+                    f"{settings.everything_bytes / MIB:g} MiB of them, pass the filters; raise "
+                    "pred_iou_thresh or stability_score_thresh, or lower points_per_side",
+                )
 
         options = request.model_dump(exclude={"id"})
         generator = SamAutomaticMaskGenerator(

@@ -561,3 +561,25 @@ def test_runs_select_and_concatenate() -> None:
     for found, expected in zip(both.select(order).to_arrays(), masks[order].numpy(), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert MaskRuns.empty((12, 9)).to_coco() == []
+
+
+def test_work_ends_where_its_check_says_so(disc_models: tuple[Any, Sam]) -> None:
+    """The check hears how many masks are held, and stops the work at any of its steps."""
+    arguments = {**DISC_ARGUMENTS, "points_per_batch": 16, "min_mask_region_area": 4}
+    generator = SamAutomaticMaskGenerator(disc_models[1], decoder=DiscDecoder(), **arguments)
+    heard: list[tuple[int, int]] = []
+    whole = generator.generate(PICTURE, lambda *held: heard.append(held))
+    assert whole and heard[-1][0] == len(whole) and all(size >= 8 * n for n, size in heard)
+    assert max(masks for masks, _ in heard) > len(whole)  # duplicates were held too
+    for step in range(0, len(heard), len(heard) // 5):
+        calls = 0
+
+        def stop(masks: int, nbytes: int, step: int = step) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > step:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            generator.generate(PICTURE, stop)
+        assert calls == step + 1

@@ -101,6 +101,16 @@ class GuardedProtocol(H11Protocol):
         else:
             self._time_head()
 
+    def send_400_response(self, msg: str) -> None:
+        # In the midst of a request uvicorn's answer would collide with the application's.
+        try:
+            if self.is_idle:
+                super().send_400_response(msg)
+                return
+        except h11.LocalProtocolError:
+            pass  # nothing can be said on this connection any more
+        self.end()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.is_idle:  # the next request had arrived with the last

@@ -113,17 +113,20 @@ class Guard:
         self._check_origin(headers)
         self._check_json(scope, headers)
         client = scope["client"][0] if scope.get("client") else ""
+        counted = [client]
         self._check_room(client)
+        if scope["path"] == "/everything":
+            counted.append(f"everything of {client}")
+            self._check_everything(counted[1])
         self.in_work += 1
-        self.in_work_of[client] += 1
+        self.in_work_of.update(counted)
         try:
             body = await self._read_body(scope, headers, receive)
             await self.app(scope, _replay(body, receive), send)
         finally:
             self.in_work -= 1
-            self.in_work_of[client] -= 1
-            if not self.in_work_of[client]:
-                del self.in_work_of[client]
+            self.in_work_of.subtract(counted)
+            self.in_work_of = +self.in_work_of  # without those at zero
 
     async def _check_host(self, scope: Scope, receive: Receive) -> None:
         admitted = False
@@ -189,6 +192,15 @@ class Guard:
             raise RequestError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{settings.max_requests} requests are in work already; try again in a moment",
+                retry_after=1,
+            )
+
+    def _check_everything(self, key: str) -> None:
+        limit = self.settings.everything_queue_per_client
+        if self.in_work_of[key] >= limit:
+            raise RequestError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f'"everything" of this client is in work already ({limit} at once); wait for it',
                 retry_after=1,
             )
 

@@ -5,9 +5,9 @@ const TOKEN = "samtrt-token";
 
 /** Keeps the token of the address (#token=…) for this tab, and takes it out of the address. */
 export function takeToken() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!token) return;
-  sessionStorage.setItem(TOKEN, token);
+  const found = /^#token=(.+)$/.exec(location.hash); // URLSearchParams would read + as a space
+  if (!found) return;
+  sessionStorage.setItem(TOKEN, found[1]);
   history.replaceState(null, "", location.pathname + location.search);
 }
 

@@ -237,14 +237,17 @@ addEventListener("keydown", (event) => {
 
 // Start
 
+let answered = true; // else the mask decoder is not there for the same reason
 try {
   const limits = await session.health();
   byId("sample").hidden = byId("try-sample").hidden = !limits.sample;
   byId("note").textContent = limits.note && `About this model: ${limits.note}`;
   byId("limits").textContent = `JPEG, PNG or WebP, up to ${Math.round(limits.max_upload_bytes / 2 ** 20)} MB and ${Math.round(limits.max_pixels / 1e6)} megapixels.`;
 } catch (error) {
+  answered = false;
   complain(error, () => location.reload());
 }
-decoder.ready.catch((error) =>
-  complain(new Error(`The mask decoder could not start in this browser: ${error.message}`), () => location.reload()),
-);
+decoder.ready.catch((error) => {
+  const reason = new Error(`The mask decoder could not start in this browser: ${error.message}`);
+  if (answered) complain(reason, () => location.reload());
+});
