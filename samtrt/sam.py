@@ -89,6 +89,7 @@ class Sam(nn.Module):
     @property
     def image_encoder(self) -> ImageEncoder:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
+        self._require_own_process()
         with self._lock:  # one encoder, however many threads ask first
             device = self.device
             if self._encoder is None or self._encoder_device != device:
@@ -175,7 +176,9 @@ class Sam(nn.Module):
 
         Raises:
             InputError: another precision.
+            EngineError: CUDA was started before this process was forked.
         """
+        self._require_own_process()
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         if precision == "fp32":
@@ -191,6 +194,13 @@ class Sam(nn.Module):
                     self.decoder, dtype, self.parameters_sha256, self.note
                 )
             return self._graphed[dtype]
+
+    def _require_own_process(self) -> None:
+        if self.device.type == "cuda" and torch.cuda._is_in_bad_fork():
+            raise EngineError(
+                "this process was forked from one that uses CUDA, which works in neither then; "
+                "start it by spawn: multiprocessing.set_start_method('spawn')"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``to``, ``cpu``, ``half`` and their like come down to."""

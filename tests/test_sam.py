@@ -2,6 +2,7 @@
 
 import copy
 import io
+import multiprocessing
 import pickle
 import sys
 import threading
@@ -17,7 +18,7 @@ from oracle import meta_sam, tiny_config
 
 import samtrt
 from samtrt.checkpoints.parameters import random_parameters
-from samtrt.errors import InputError
+from samtrt.errors import EngineError, InputError
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.sam import Sam, sam_from_parameters
@@ -249,6 +250,31 @@ def test_torchs_settings_change_nothing(state: str, precision: str) -> None:
     weight = torch.ones(1, requires_grad=True)
     (plain.get_image_embedding() * weight).sum().backward()
     assert weight.grad is not None
+
+
+def test_a_forked_process_is_told_to_spawn(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert ready(sam).is_image_set  # the CPU does not mind
+    monkeypatch.setattr(Sam, "device", property(lambda _: torch.device("cuda")))
+    for use in (lambda: sam.embed(PICTURE), sam.get_decoder):
+        with pytest.raises(EngineError, match=r"forked from one that uses CUDA.*spawn"):
+            use()
+
+
+def spawned(predictor: SamPredictor, queue: Any) -> None:
+    predictor.set_image(PICTURE)
+    queue.put(answer(predictor))
+
+
+def test_spawned_processes_take_a_predictor(sam: Sam) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=spawned, args=(SamPredictor(sam), queue))
+    process.start()
+    found = queue.get(timeout=120)
+    process.join()
+    for a, b in zip(found, answer(ready(sam)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_names_that_programs_of_segment_anything_use(sam: Sam) -> None:

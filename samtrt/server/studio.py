@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -87,10 +87,6 @@ class Studio:
                 "everything", 1, settings.everything_queue, settings.everything_timeout
             ),
         }
-        # A CUDA graph must not be recorded while another thread launches work; on the CPU the
-        # lanes run side by side.
-        on_gpu = sam.device.type == "cuda"
-        self._device_lock: AbstractContextManager[Any] = Lock() if on_gpu else nullcontext()
         self._encoder_lock = Lock()
         self._embedding: dict[str, asyncio.Task[KeptPicture]] = {}
         self._mask_utils = require_pycocotools()
@@ -146,7 +142,7 @@ class Studio:
         self, embedding_id: str, data: bytes, media_type: str, abandoned: Event
     ) -> KeptPicture:
         image = self.read_picture(data, media_type)
-        with self._encoder_lock, self._device_lock:
+        with self._encoder_lock:
             if abandoned.is_set():
                 raise AbandonedError
             started = time.perf_counter()
@@ -196,9 +192,8 @@ class Studio:
         self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> list[dict[str, Any]]:
         with self.metrics.work_seconds.labels("decode").time():
-            with self._device_lock:
-                low_res, predicted = self.decoder(picture, prompts, multimask_output)
-                masks, scores = to_host(cut_out(low_res, picture)[0], predicted[0])
+            low_res, predicted = self.decoder(picture, prompts, multimask_output)
+            masks, scores = to_host(cut_out(low_res, picture)[0], predicted[0])
             encoded = self._mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
             areas, boxes = self._mask_utils.area(encoded), self._mask_utils.toBbox(encoded)
             return [
@@ -248,7 +243,7 @@ class Studio:
         generator = SamAutomaticMaskGenerator(
             self.sam, **options, output_mode="coco_rle", decoder=self.decoder
         )
-        with self.metrics.work_seconds.labels("everything").time(), self._device_lock:
+        with self.metrics.work_seconds.labels("everything").time():
             records = generator.generate_embedded(picture, check)
         return coco_dataset(Path(request.id[:16]), picture.original_size, records)
 
