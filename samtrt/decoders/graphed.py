@@ -21,7 +21,7 @@ from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
-from samtrt.modeling.torch_state import as_written
+from samtrt.modeling.torch_state import any_algorithm, as_written
 
 Result = TypeVar("Result")
 
@@ -241,7 +241,7 @@ class _Copy:
         caller, stream = torch.cuda.current_stream(), self._capture_stream
         stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), any_algorithm():
             # Libraries allocate and choose algorithms in their first calls, which no graph may
             # hold.
             work()

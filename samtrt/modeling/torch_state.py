@@ -1,5 +1,6 @@
 """The caller's torch settings are the caller's: what we compute does not change with them."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -22,3 +23,25 @@ def as_written() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+@contextmanager
+def any_algorithm() -> Iterator[None]:
+    """Lets torch choose algorithms that `use_deterministic_algorithms` refuses without the
+    environment variables that it asks for.
+
+    That mode belongs to the whole process, so this is for the first call of a shape alone, and
+    for one thread at a time. The matrix products it is about repeat to the bit on one stream.
+    """
+    with _ONE_AT_A_TIME:
+        mode = torch.get_deterministic_debug_mode()
+        if mode:
+            torch.set_deterministic_debug_mode("default")
+        try:
+            yield
+        finally:
+            if mode:
+                torch.set_deterministic_debug_mode(mode)
+
+
+_ONE_AT_A_TIME = threading.RLock()

@@ -3,8 +3,9 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,16 @@ def test_answers_are_the_callers_own(device: str) -> None:
         assert torch.equal(a, b)
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_torchs_settings_change_nothing(device: str) -> None:
     dtype = DTYPES[device]
@@ -180,6 +191,7 @@ def test_torchs_settings_change_nothing(device: str) -> None:
         torch.inference_mode,
         torch.enable_grad,
         lambda: torch.autocast(device, torch.bfloat16),
+        deterministic,
     ]
     for make in makers:
         for fresh in (GraphedDecoder(make_module(device), dtype), decoder):
