@@ -60,13 +60,17 @@ def writing(target: Path) -> Iterator[None]:
     """Tells an ``OSError`` of the block as "cannot write ``target``", for a user to read.
 
     Raises:
-        SamtrtError: in place of the ``OSError``. One that names a file elsewhere goes through: it
-            is not the write's own.
+        SamtrtError: in place of the ``OSError``. One that names a file elsewhere, or that is not
+            the operating system's (a shared library is missing), goes through: it is not the
+            write's own.
     """
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and not _is_beside(Path(error.filename), target):
+        is_elsewhere = isinstance(error.filename, str) and not _is_beside(
+            Path(error.filename), target
+        )
+        if is_elsewhere or error.errno is None:
             raise
         reason = error.strerror or str(error)
         raise SamtrtError(

@@ -312,6 +312,8 @@ def test_only_the_writes_own_errors_say_cannot_write(tmp_path: Path) -> None:
     target = tmp_path / "mask.png"
     with pytest.raises(FileNotFoundError), replacing(target):
         (tmp_path.parent / "no picture").read_bytes()
+    with pytest.raises(OSError, match="libmissing"), replacing(target):
+        raise OSError("libmissing.so: cannot open shared object file")
     with (
         pytest.raises(SamtrtError, match=r"cannot write .*mask\.png: No space left"),
         writing(target),

@@ -157,3 +157,13 @@ def test_every_place_of_the_largest_batch_is_compared(picture: Path, pictures: i
 def test_nothing_to_compare_on_is_an_error() -> None:
     with pytest.raises(InputError, match="at least one picture"):
         check_parity(Changed(lambda y: y), PARAMETERS, [], "fp32")
+
+
+def test_the_documented_limits_are_these() -> None:
+    readme = Path(__file__).parents[2] / "examples/sam/README.md"
+    text = readme.read_text("utf-8")
+    for precision, limits in parity.LIMITS.items():
+        assert (
+            f"| {precision} | above {100 * limits.relative_l2:.2g} % | "
+            f"below {limits.mean_mask_iou} | below {limits.worst_mask_iou} |"
+        ) in text

@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -271,6 +272,24 @@ def test_errors_are_one_line(
         (["no picture"], (*serve, "--sample", tmp_path / "none.jpg")),
     ):
         assert_one_line_error(capsys, words, *arguments)
+
+
+def test_an_engine_that_cannot_be_used_is_refused_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    with (folder / "engine" / "encoder.engine").open("r+b") as file:
+        file.truncate(1000)
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encoded(picture(1)))
+    (tmp_path / "in").mkdir()
+    for command in (
+        ("serve", "--params", folder, "--port", "0", "--no-page"),
+        ("everything", tmp_path / "in", "--params", folder, "--output-dir", tmp_path / "out"),
+        ("run", photo, "--params", folder, "--point-coords", "60", "70"),
+    ):
+        assert_one_line_error(capsys, ["was altered after its build"], *command)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_page_of_another_model_is_refused(
