@@ -69,7 +69,7 @@ def segment_folder(
         formats: which of ``"json"`` and ``"png"``; JSON is written always, because it is what an
             interrupted run is resumed by.
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
-        **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode``.
+        **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``.
 
     Raises:
         InputError: no such folder, no pictures in it, or an unknown format or argument value.

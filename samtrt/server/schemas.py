@@ -126,7 +126,7 @@ class CocoAnnotation(BaseModel):
     bbox: Box
     iscrowd: Literal[0, 1]
     predicted_iou: float | None
-    stability_score: float | None = Field(description="null where no pixel is near the mask.")
+    stability_score: float | None
     point_coords: list[Point]
 
 

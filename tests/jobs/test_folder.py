@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from oracle import tiny_config
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -339,6 +340,38 @@ def test_a_full_disk_ends_the_run(
     with pytest.raises(SamtrtError, match="No space left"):
         run(sam, folder, out)
     assert not list(out.iterdir())
+
+
+class OneSquare:
+    """Of three masks the second is a square; no logit of the others is near the threshold."""
+
+    img_size, num_masks, parameters_sha256, note = 128, 4, "", ""
+    device = torch.device("cpu")
+
+    def __call__(self, picture: Any, prompts: Any, multimask_output: bool) -> Any:
+        logits = torch.full((1, 3, 32, 32), -100.0)
+        logits[:, 1, 8:16, 8:16] = 100.0
+        return logits, torch.full((1, 3), 0.9)
+
+
+def test_an_empty_masks_file_is_json(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stability would be 0 / 0, and JSON has no NaN."""
+    folder, out = two(tmp_path)
+    monkeypatch.setattr(Sam, "get_decoder", lambda *_: OneSquare())
+    report = run(sam, folder, out, points_per_side=1, box_nms_thresh=1.0)
+    assert not report.failed
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    text = (out / "a.png.json").read_text()
+    annotations = json.loads(text, parse_constant=refuse)["annotations"]
+    assert {annotation["stability_score"] for annotation in annotations} == {0.0, 1.0}
+    for annotation in annotations:
+        assert annotation["bbox"] == mask_utils.toBbox(annotation["segmentation"]).tolist()
+    assert run(sam, folder, out, points_per_side=1, box_nms_thresh=1.0).resumed
 
 
 def test_undefined_figures_are_null() -> None:
