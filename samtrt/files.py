@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -273,8 +274,13 @@ def _try_lock(file: FileIO) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning("this file system has no locks: let only one process write there at a time")
+        _warn_of_no_locks()
     return True
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    logger.warning("this file system has no locks: let only one process write a file at a time")
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -284,6 +284,20 @@ def test_any_name_that_the_disk_takes(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_file_system_without_locks_is_written_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    files._warn_of_no_locks.cache_clear()
+    for number in range(2):
+        write_one_engine(tmp_path, number)
+        assert ENGINE.read(tmp_path) == number
+    assert caplog.text.count("has no locks") == 1
+
+
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
