@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,11 +20,12 @@ from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
+from samtrt.kernels.graph import GraphedWork
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
 from samtrt.modeling.torch_state import any_algorithm, as_written
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 # Prompts of one graph. A batch is cut into these sizes, so that every number of prompts is
 # answered by a few graphs.
@@ -143,9 +145,8 @@ class _Copy:
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 self._pool = torch.cuda.graph_pool_handle()
-                self._capture_stream = torch.cuda.Stream()
                 self._last_use = torch.cuda.Event()
-                self._refreshing, _ = self._captured(self._refresh)
+                self._refreshing: GraphedWork[None] = GraphedWork(self.device, self._pool)
 
     def is_current(self) -> bool:
         """Whether the modules still are where they were."""
@@ -180,7 +181,7 @@ class _Copy:
             torch.empty(count, kinds, dtype=torch.float32, device=self.device),
         )
         with torch.cuda.device(self.device), self._in_turn():
-            self._refreshing.replay()
+            self._refreshing(partial(_freely, self._refresh))
             self._features.copy_(picture.features, non_blocking=True)
             start = 0
             for size in batches(count):
@@ -188,8 +189,11 @@ class _Copy:
                 start += size
                 mask = None if prompts.mask_input is None else prompts.mask_input[part]
                 graph = self._graph(size, points, mask is not None)
-                answers = graph.replay(prompts.coords[part], prompts.labels[part], mask)
-                answers = select_masks(*answers, multimask_output)
+                graph.fill(prompts.coords[part], prompts.labels[part], mask)
+                given = graph.coords, graph.labels, graph.mask_input
+                masks, scores = graph.work(partial(_freely, self._forward, *given))
+                used = part.stop - part.start
+                answers = select_masks(masks[:used], scores[:used], multimask_output)
                 for out, answer in zip(found, answers, strict=True):
                     out[part].copy_(answer)
         return found
@@ -233,44 +237,25 @@ class _Copy:
         side = 4 * self._features.shape[-1]
         given = zeros(batch, points, 2), zeros(batch, points)
         mask_input = zeros(batch, 1, side, side) if has_mask else None
-        graph, (masks, scores) = self._captured(lambda: self._forward(*given, mask_input))
-        return _Graph(graph, *given, mask_input, masks, scores)
+        return _Graph(GraphedWork(self.device, self._pool), *given, mask_input)
 
-    def _captured(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-        """The work as a graph on this device, and the outputs that its replays fill."""
-        caller, stream = torch.cuda.current_stream(), self._capture_stream
-        stream.wait_stream(caller)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream), any_algorithm():
-            # Libraries allocate and choose algorithms in their first calls, which no graph may
-            # hold.
-            work()
-            # Begun by hand: `torch.cuda.graph` collects garbage and empties the allocator first.
-            # thread_local: another thread may allocate meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                outputs = work()
-            finally:
-                graph.capture_end()
-        caller.wait_stream(stream)
-        return graph, outputs
+
+def _freely(work: Callable[..., _Result], *given: Any) -> _Result:
+    with any_algorithm():
+        return work(*given)
 
 
 @dataclass
 class _Graph:
-    """A captured call: its buffers are filled, it is replayed, its outputs are read."""
+    """A call and its buffers, which are filled before each."""
 
-    graph: torch.cuda.CUDAGraph
+    work: GraphedWork[tuple[Tensor, Tensor]]
     coords: Tensor
     labels: Tensor
     mask_input: Tensor | None
-    masks: Tensor
-    scores: Tensor
 
-    def replay(
-        self, coords: Tensor, labels: Tensor, mask_input: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """All four masks of at most as many prompts as it has room for, in its own buffers."""
+    def fill(self, coords: Tensor, labels: Tensor, mask_input: Tensor | None) -> None:
+        """With at most as many prompts as there is room for."""
         count = len(coords)
         self.coords[:count].copy_(coords, non_blocking=True)
         self.labels[:count].copy_(labels, non_blocking=True)
@@ -278,8 +263,6 @@ class _Graph:
             self.mask_input[:count].copy_(mask_input, non_blocking=True)
         if count < len(self.coords):
             self.labels[count:].fill_(LABEL_PADDING)
-        self.graph.replay()
-        return self.masks[:count], self.scores[:count]
 
 
 class _Watch:

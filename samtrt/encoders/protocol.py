@@ -74,7 +74,8 @@ def wait_when_deleted(encoder: ImageEncoder, work: torch.cuda.Event | torch.cuda
 
 
 def _wait(work: torch.cuda.Event | torch.cuda.Stream, process: int) -> None:
-    if os.getpid() == process:  # and not a fork of it
+    # (In a fork there is nothing to wait for; amid a recording nobody may.)
+    if os.getpid() == process and not torch.cuda.is_current_stream_capturing():
         work.synchronize()
 
 

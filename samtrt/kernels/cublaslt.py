@@ -3,7 +3,7 @@
 Not through torch, whose products follow settings of the whole process (reduced-precision sums,
 ``use_deterministic_algorithms``, the preferred library) and keep a workspace for ever. The
 algorithm is the first of cuBLASLt's heuristic: choosing by time would make results vary from run to
-run.
+run, and gains nothing over a whole encoder (docs/performance.md).
 """
 
 import ctypes
@@ -123,7 +123,7 @@ class Product:
 
     Attributes:
         candidates: how many algorithms there are to choose from.
-        choice: the one in use.
+        choice: the one in use; the first unless somebody sets another.
     """
 
     def __init__(
@@ -204,28 +204,6 @@ class Product:
                 c_void_p(torch.cuda.current_stream().cuda_stream),
             )
         _check(status, f"matmul {self._shape}")
-
-    def choose(
-        self, a: Tensor, weights: list[Tensor], bias: Tensor | None, out: Tensor, calls: int = 24
-    ) -> None:
-        """Times every candidate on the current stream and keeps the fastest; overwrites ``out``.
-
-        Args:
-            weights: taken in turn, so that they come from memory as in the network.
-            calls: launches a candidate.
-        """
-        times = []
-        for choice in range(self.candidates):
-            self.choice = choice
-            self(a, weights[0], bias, out)
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for i in range(calls):
-                self(a, weights[i % len(weights)], bias, out)
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop))
-        self.choice = times.index(min(times))
 
     def _set(self, attribute: int, value: ctypes._SimpleCData) -> None:
         status = _library().cublasLtMatmulDescSetAttribute(

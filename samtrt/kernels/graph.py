@@ -1,85 +1,132 @@
-"""CUDA graphs: what a function queues, recorded once to be replayed.
+"""Work that is queued by hand once, recorded, and replayed as a CUDA graph from then on.
 
-Other threads may work on the same GPU meanwhile. What they do to torch's allocator concerns their
-own streams; but CUDA makes a recording void when anybody waits for the whole device, and so does
-``torch.cuda.graph`` itself before it records. Hence one recording at a time in a process, without
-that wait, and again when somebody else's wait has voided it.
+Other threads may allocate, launch and wait for their streams on the same GPU meanwhile. But a
+recording is void when anybody waits for the whole device (``torch.cuda.synchronize``, which
+``torch.cuda.graph`` itself does before it records), and that call raises as well, as
+``torch.cuda.empty_cache`` does and, in torch 2.11, a draw from the GPU's default generator: CUDA's
+and torch's rules for any recording. So there is one at a time in a process, without that wait, and
+where it was voided the work is queued by hand.
 """
 
-import contextlib
 import gc
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from samtrt.errors import EngineError
-
-ATTEMPTS = 5
+ATTEMPTS = 3  # in a row
 _Result = TypeVar("_Result")
 _one_at_a_time = threading.Lock()
+# torch's allocators go on asking a voided graph whether an allocation is its own.
+_voided: list[torch.cuda.CUDAGraph] = []
 logger = logging.getLogger(__name__)
 
 
-def record_graph(
-    run: Callable[[], _Result],
-    device: torch.device,
-    pool: Any | None = None,
-    warm_ups: int = 1,
-) -> tuple[torch.cuda.CUDAGraph, _Result]:
-    """Runs ``run`` and then records it, after the work on the device's current stream.
+class GraphedWork(Generic[_Result]):
+    """Work on a GPU; calls queue it on the device's current stream, one call at a time.
 
     Args:
-        run: queues work on the current stream of ``device``, the same whenever it is called, and
-            does not wait for it.
-        device: a GPU, with its index.
+        device: the GPU, with its index.
         pool: ``torch.cuda.graph_pool_handle()``, to share memory with graphs that are never
-            replayed at the same time; None for memory of its own, freed with the graph.
-        warm_ups: calls before the recorded one: libraries load, compile and allocate in them.
-
-    Returns:
-        The graph, and what the recorded call returned: tensors that each replay writes.
-
-    Raises:
-        EngineError: the recording was voided again and again.
+            replayed at the same time; None for memory of its own, given back with the object.
     """
-    with _one_at_a_time, torch.cuda.device(device):
+
+    def __init__(self, device: torch.device, pool: Any | None = None) -> None:
+        self._device, self._pool = device, pool
+        self._recorded: tuple[torch.cuda.CUDAGraph, _Result] | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the next call replays a graph."""
+        return self._recorded is not None
+
+    def __call__(self, run: Callable[[], _Result]) -> _Result:
+        """What ``run`` returned: tensors that the next call may write again.
+
+        Args:
+            run: queues the work on the current stream and does not wait for it; the same work in
+                every call. (Not kept: it mostly belongs to who keeps this.)
+        """
+        with torch.cuda.device(self._device):
+            if self._recorded is None:
+                self._recorded = _recording(run, self._pool)
+            if self._recorded is None:
+                return run()
+            graph, result = self._recorded
+            graph.replay()
+            return result
+
+
+class _VoidedError(Exception):
+    pass
+
+
+def _recording(
+    run: Callable[[], _Result], pool: Any | None
+) -> tuple[torch.cuda.CUDAGraph, _Result] | None:
+    """The work as a graph, on the current device; None where others voided it each time."""
+    with _one_at_a_time:
         caller = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()  # torch's own would be on the first GPU that recorded
+        stream = _stream(torch.cuda.current_device())
         stream.wait_stream(caller)
-        with torch.cuda.stream(stream):
-            for _ in range(warm_ups):
-                run()
-            for attempt in range(1, ATTEMPTS + 1):
-                gc.collect()  # what is freed in a recording might void it
-                try:
-                    recorded = _record(run, pool)
-                    break
-                except RuntimeError as error:
-                    reason = str(error).splitlines()[0]
-                    if "captur" not in reason.lower():
-                        raise
-                    logger.info("CUDA graph, attempt %d: %s", attempt, reason)
-            else:
-                raise EngineError(
-                    f"CUDA voided the recording of a graph {ATTEMPTS} times ({reason}): other "
-                    "threads wait for the whole device meanwhile; call once before they start"
-                )
-        caller.wait_stream(stream)
-    return recorded
+        collects = gc.isenabled()
+        try:
+            with torch.cuda.stream(stream):
+                run()  # libraries load, compile and allocate in their first calls
+                gc.collect()
+                gc.disable()  # what is freed in a recording might void it
+                for _ in range(ATTEMPTS):
+                    try:
+                        return _record(run, pool)
+                    except _VoidedError as error:
+                        logger.info("CUDA graph not recorded: %s", str(error))
+        finally:
+            if collects:
+                gc.enable()
+            caller.wait_stream(stream)
+    return None
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """Of the current device, for all its recordings: torch keeps cuBLAS's memory for each stream.
+
+    (The one that ``torch.cuda.graph`` keeps is on the first GPU that recorded.)
+    """
+    return torch.cuda.Stream()
 
 
 def _record(run: Callable[[], _Result], pool: Any | None) -> tuple[torch.cuda.CUDAGraph, _Result]:
     graph = torch.cuda.CUDAGraph()
-    # thread_local: other threads may allocate and wait for their own streams.
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
+    failure: BaseException | None = None
+    # thread_local: other threads may do what the recording one may not.
     graph.capture_begin(pool, capture_error_mode="thread_local")
     try:
-        result = run()
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # run's own error says more
+        try:
+            result = run()
+        except BaseException as error:
+            failure = error
+        try:
             graph.capture_end()
-        raise
-    graph.capture_end()
-    return graph, result
+        except RuntimeError as error:
+            _forget(graph, pool)
+            if failure is None or isinstance(failure, Exception):
+                raise _VoidedError(str(failure or error).split("\n")[0]) from None
+        if failure is not None:
+            raise failure
+        return graph, result
+    finally:
+        failure = None  # (its traceback has this frame)
+
+
+def _forget(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Ends what ``capture_end`` leaves open when it raises: the allocator would believe that a
+    recording went on for ever, and give no memory back."""
+    _voided.append(graph)
+    device = torch.cuda.current_device()
+    torch._C._cuda_endAllocateToPool(device, pool)
+    torch._C._cuda_releasePool(device, pool)

@@ -27,9 +27,6 @@ class Product:
     def __init__(self, *sizes: Any) -> None:
         pass
 
-    def choose(self, *operands: Any) -> None:
-        pass
-
     def __call__(
         self, a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
     ) -> None:
@@ -42,6 +39,11 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> tuner.Tuner:
     monkeypatch.setattr(hopper.window_attention, "window_attention", window_attention)
     monkeypatch.setattr(hopper.global_attention, "global_attention", global_attention)
     monkeypatch.setattr(hopper, "Product", Product)
+    monkeypatch.setattr(
+        hopper,
+        "event_milliseconds",
+        lambda calls, repeats, warmup: [call() or 1.0 for call in calls],
+    )
     monkeypatch.setattr(hopper, "make_workspace", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(tuner, "graph_microseconds", lambda calls: 10.0 * len(calls))

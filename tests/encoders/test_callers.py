@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from oracle import meta_encoder, relative_l2, tiny_config
-from triton_kernels import DEVICE
+from triton_kernels import DEVICE, ON_GPU
 
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders.cpu import CpuImageEncoder
 from samtrt.encoders.cuda import FusedImageEncoder
@@ -28,19 +29,38 @@ from samtrt.errors import EngineError, InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = tiny_config(depth=2, img_size=32, window_size=3, global_attn_indexes=(1,))
-PARAMETERS = random_parameters(CONFIG, 5)
-X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+# Sizes that Hopper has kernels of its own for.
+HOPPER_CONFIG = tiny_config(embed_dim=192, num_heads=3, depth=2, img_size=256, window_size=14)
+PARAMETERS = {config: random_parameters(config, 5) for config in (CONFIG, HOPPER_CONFIG)}
+
+
+def pictures(encoder: ImageEncoder, count: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    side = encoder.img_size
+    return torch.randn(3, 3, side, side, generator=generator)[:count].to(encoder.device)
 
 
 def make_cpu() -> ImageEncoder:
-    return CpuImageEncoder(CONFIG, PARAMETERS.encoder(), "fp32", max_batch_size=2)
+    return CpuImageEncoder(CONFIG, PARAMETERS[CONFIG].encoder(), "fp32", max_batch_size=2)
 
 
-def make_cuda() -> ImageEncoder:
-    return FusedImageEncoder(CONFIG, PARAMETERS.encoder(), "fp16", DEVICE, max_batch_size=2)
+def make_cuda(config: EncoderConfig = CONFIG) -> ImageEncoder:
+    return FusedImageEncoder(config, PARAMETERS[config].encoder(), "fp16", DEVICE, max_batch_size=2)
 
 
-MAKERS = pytest.mark.parametrize("make", [make_cpu, make_cuda], ids=["cpu", "cuda"])
+def make_hopper() -> ImageEncoder:
+    return make_cuda(HOPPER_CONFIG)
+
+
+ALL = {
+    "cpu": make_cpu,
+    "cuda": make_cuda,
+    "hopper": pytest.param(
+        make_hopper,
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU")],
+    ),
+}
+MAKERS = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 
 
 @contextlib.contextmanager
@@ -78,17 +98,19 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[make_cpu, make_cuda], ids=["cpu", "cuda"])
+@pytest.fixture(scope="module", params=ALL.values(), ids=ALL.keys())
 def made(request: pytest.FixtureRequest) -> tuple[Callable[[], ImageEncoder], ImageEncoder, Any]:
     """How to make an encoder, one that has made nothing of its caller's, and its embedding."""
     encoder = request.param()
-    return request.param, encoder, encoder(X[:1].to(encoder.device))
+    return request.param, encoder, encoder(pictures(encoder))
 
 
 def test_the_embedding_is_metas(made: tuple[Any, ImageEncoder, torch.Tensor]) -> None:
+    make, encoder, embedding = made
+    config = HOPPER_CONFIG if make is make_hopper else CONFIG
     with torch.no_grad():
-        expected = meta_encoder(CONFIG, seed=5)(X[:1])
-    assert relative_l2(made[2].cpu(), expected) < 5e-3
+        expected = meta_encoder(config, seed=5)(pictures(encoder).cpu())
+    assert relative_l2(embedding.cpu(), expected) < 5e-3
 
 
 @pytest.mark.filterwarnings("ignore:.*Anomaly Detection:UserWarning")
@@ -97,7 +119,7 @@ def test_modes_change_nothing(
     mode: str, made: tuple[Callable[[], ImageEncoder], ImageEncoder, torch.Tensor]
 ) -> None:
     make, plain, expected = made
-    x = X[:1].to(plain.device)
+    x = pictures(plain)
     with MODES[mode]():
         inside = make()
         outputs = [inside(x), plain(x)]
@@ -113,7 +135,7 @@ def test_modes_change_nothing(
 @MAKERS
 def test_pictures_may_be_of_any_kind(make: Callable[[], ImageEncoder]) -> None:
     encoder = make()
-    x = X[:2].to(encoder.device)
+    x = pictures(encoder, 2)
     expected = encoder(x)
     with torch.inference_mode():
         inference = x.clone()
@@ -129,7 +151,7 @@ def test_the_users_random_numbers_are_untouched(make: Callable[[], ImageEncoder]
     expected = torch.rand(4), torch.rand(4, device=DEVICE)
     torch.manual_seed(3)
     encoder = make()
-    encoder(X[:1].to(encoder.device))
+    encoder(pictures(encoder))
     found = torch.rand(4), torch.rand(4, device=DEVICE)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -138,8 +160,10 @@ def test_the_users_random_numbers_are_untouched(make: Callable[[], ImageEncoder]
 def test_threads_get_their_own_embeddings(make: Callable[[], ImageEncoder]) -> None:
     """Also in their first calls, at once; on a GPU each on a stream of its own."""
     reference = make()
-    pictures = [X[i : i + 1].to(reference.device) for i in range(3)]
-    expected = [reference(x) for x in pictures]
+    inputs = pictures(reference, 3).split(1)
+    expected = [reference(x) for x in inputs]
+    if ON_GPU:
+        torch.cuda.synchronize()  # the threads' streams do not wait for the pictures
     encoder = make()
     start = threading.Barrier(3)
     wrong: list[object] = []
@@ -152,7 +176,7 @@ def test_threads_get_their_own_embeddings(make: Callable[[], ImageEncoder]) -> N
             with stream:
                 start.wait(30)
                 for _ in range(1 if DEVICE.type == "cpu" else 200):
-                    if not torch.equal(encoder(pictures[index]), expected[index]):
+                    if not torch.equal(encoder(inputs[index]), expected[index]):
                         wrong.append(index)
         except BaseException as error:
             wrong.append(error)
@@ -165,35 +189,36 @@ def test_threads_get_their_own_embeddings(make: Callable[[], ImageEncoder]) -> N
     assert not wrong
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_parameters_take_any_number_of_pictures(kind: str) -> None:
+@MAKERS
+def test_parameters_take_any_number_of_pictures(make: Callable[[], ImageEncoder]) -> None:
     """As Meta's module does; an engine was built for a largest batch and keeps to it."""
-    device = torch.device("cpu") if kind == "cpu" else DEVICE
-    precision = "fp32" if kind == "cpu" else "fp16"
-    if kind == "cuda" and DEVICE.type == "cpu":
+    limited = make()
+    config = HOPPER_CONFIG if make is make_hopper else CONFIG
+    if make is not make_cpu and not ON_GPU:
         encoder: ImageEncoder = FusedImageEncoder(  # `load` knows no interpreter
-            CONFIG, PARAMETERS.encoder(), device=DEVICE, max_batch_size=2, any_batch_size=True
+            *(config, PARAMETERS[config].encoder(), "fp16", DEVICE),
+            max_batch_size=2,
+            any_batch_size=True,
         )
     else:
-        encoder = encoder_from_parameters(PARAMETERS, kind, device, precision, max_batch_size=2)
-    with torch.no_grad():
-        expected = meta_encoder(CONFIG, seed=5)(X)
-    output = encoder(X.to(device))
-    assert relative_l2(output.cpu(), expected) < 5e-3
-    single = make_cpu() if kind == "cpu" else make_cuda()
-    assert torch.equal(output, torch.cat([single(x.to(device)) for x in X.split((2, 1))]))
-    with pytest.raises(InputError, match=r"\[1…2, 3, 32, 32\]"):
-        single(X.to(device))
-    with pytest.raises(InputError, match=r"\[1…, 3, 32, 32\]"):
-        encoder(X[:0].to(device))
+        precision = "fp32" if make is make_cpu else "fp16"
+        encoder = encoder_from_parameters(
+            PARAMETERS[config], "auto", limited.device, precision, max_batch_size=2
+        )
+    x = pictures(encoder, 3)
+    assert torch.equal(encoder(x), torch.cat([limited(part) for part in x.split(2)]))
+    with pytest.raises(InputError, match=rf"\[1…2, 3, {config.img_size}, {config.img_size}\]"):
+        limited(x)
+    with pytest.raises(InputError, match=r"\[1…, 3, "):
+        encoder(x[:0])
 
 
 def test_the_callers_tensors_are_not_kept() -> None:
     """Parameters that a caller goes on to train do not change the encoder by half."""
-    tensors = {name: torch.tensor(value) for name, value in PARAMETERS.encoder().items()}
-    tensors = {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
+    parameters = PARAMETERS[CONFIG].encoder()
+    tensors = {name: torch.tensor(value, device=DEVICE) for name, value in parameters.items()}
     encoder = FusedImageEncoder(CONFIG, tensors, device=DEVICE)
-    x = X[:1].to(DEVICE)
+    x = pictures(encoder)
     expected = encoder(x)
     for tensor in tensors.values():
         tensor.zero_()
@@ -210,14 +235,15 @@ def test_an_encoder_of_a_gpu_is_not_copied(copied: Callable[[object], object]) -
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
 def test_the_cpus_encoder_is_copied(copied: Callable[[ImageEncoder], ImageEncoder]) -> None:
     encoder = make_cpu()
-    assert torch.equal(copied(encoder)(X[:2]), encoder(X[:2]))
+    x = pictures(encoder, 2)
+    assert torch.equal(copied(encoder)(x), encoder(x))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_forked_process_it_says_so() -> None:
     encoder = make_cuda()
-    x = X[:1].to(DEVICE)
+    x = pictures(encoder)
     encoder(x)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(False)

@@ -27,7 +27,7 @@ from samtrt.errors import EngineError
 from samtrt.kernels.cublaslt import Products
 from samtrt.kernels.device import architecture, resolved
 from samtrt.kernels.digest import kernels_digest
-from samtrt.kernels.graph import record_graph
+from samtrt.kernels.graph import GraphedWork
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
 from samtrt.modeling.torch_state import as_written
@@ -106,7 +106,7 @@ class FusedImageEncoder(NotCopied):
         self._index = -1 if self.device.type == "cpu" else self.device.index
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphed: dict[int, GraphedWork[None]] = {}
         with as_written(), torch.cuda.device(self._index):
             self._prepare(EncoderParameters(config, tensors, self.dtype, self.device))
         self.computed_by = " ".join(
@@ -155,11 +155,9 @@ class FusedImageEncoder(NotCopied):
         stream.wait_event(self._last_use)  # of the buffers, on whichever stream that was
         try:
             self._image[:batch].copy_(x)
-            graph = self._graphs.get(batch)
-            if graph is None:
-                graph, _ = record_graph(partial(self._forward, batch), self.device)
-                self._graphs[batch] = graph
-            graph.replay()
+            if batch not in self._graphed:
+                self._graphed[batch] = GraphedWork(self.device)
+            self._graphed[batch](partial(self._forward, batch))
             return self._embedding[:batch].clone()
         finally:
             self._last_use.record(stream)
