@@ -137,8 +137,13 @@ class _Copy:
         if HAS_TRITON and self.device.type == "cuda" and dtype != torch.float32:
             _use_row_norms(self._mask_decoder)
         self._mask_decoder.to(dtype)
-        self._live = [tensor.detach() for tensor in live.values()]
-        self._own = [own[name].detach() for name in live]
+        # Own and live tensors by their dtypes: torch copies a list of one kind in a few kernels.
+        self._pairs: dict[tuple[torch.dtype, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for name, tensor in live.items():
+            kind = own[name].dtype, tensor.dtype
+            mine, theirs = self._pairs.setdefault(kind, ([], []))
+            mine.append(own[name].detach())
+            theirs.append(tensor.detach())
         self._image_pe = self._prompt_encoder.get_dense_pe().to(dtype)
         self._features = torch.empty_like(self._image_pe)
         self._graphs: OrderedDict[tuple[int, int, bool], _Graph] = OrderedDict()
@@ -159,7 +164,8 @@ class _Copy:
 
     def _refresh(self) -> None:
         """Takes over the parameters and buffers as they are now."""
-        torch._foreach_copy_(self._own, self._live)
+        for own, live in self._pairs.values():
+            torch._foreach_copy_(own, live)
         self._image_pe.copy_(self._prompt_encoder.get_dense_pe())
 
     def decode(

@@ -25,6 +25,7 @@ def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
         source = tensor.detach().contiguous().view(-1)
         if source.is_cuda:
             under_way += _start(source, target)
+            target.zero_()  # the pages are mapped by all CPU threads while the GPU is at work
         else:
             target.copy_(source)
     for part, locked, arrived in under_way:
