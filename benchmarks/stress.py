@@ -5,9 +5,9 @@
 An asynchronous kernel can be right a million times and wrong once, when a warp, a copy or another
 process comes at an unlucky moment. So: random sizes, tiles and orders; kernels as they are and with
 random waits before every operation on a barrier (samtrt/kernels/hopper/device, ``JITTER``); alone
-on the GPU and beside seven other processes; whole encoders at batches of 1 to 8; SamPredictor and
-SamAutomaticMaskGenerator; and all of it, in short, under compute-sanitizer. First outputs are
-compared with float64 (but those of the last two programs), all others with the first, bit by bit.
+on the GPU, and beside eighteen other processes that run whole encoders at batches of 1 to 8,
+SamPredictor and SamAutomaticMaskGenerator; and, in short, under compute-sanitizer. First outputs
+are compared with float64 (but those of the last two), all others with the first, bit by bit.
 
     python benchmarks/stress.py --sections kernels --variants "racing, jittered" --until-found
 
@@ -27,7 +27,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,33 @@ from benchmarks.stressing import kernels
 from benchmarks.stressing.variants import VARIANTS, programs_changed
 from benchmarks.stressing.watch import NO_CACHING, NoCorrectOutputError, Watched
 from samtrt.files import write_json
+from samtrt.kernels.hopper import compiler as hopper_compiler
 from samtrt.reports.benchmarking import environment
 
 SECTIONS = ("kernels", "triton", "encoders", "programs")
 # Each process has one model; ViT-B, whose calls are short, makes most of them.
 MODELS = ("vit_b", "vit_l", "vit_b", "vit_h", "vit_b", "vit_l", "vit_b", "vit_b")
 TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")
-SHARE_OF_JITTERED = 0.25  # calls, for each one of ordinary kernels: they take longer
+PROCESSES = {"kernels": 8, "triton": 1, "encoders": 8, "programs": 2}  # at the same time
+SHARE_OF_JITTERED = {"kernels": 0.25, "encoders": 0.1}  # calls: they take longer than ordinary ones
 TELL = 5.0  # seconds between two lines
 WAIT_CALLS = 32  # calls queued before a process waits for the GPU
-PAUSES = 0.05  # of them, so many are followed by a pause of up to 5 ms
-# Ours, among what a sanitizer names.
-OUR_KERNELS = (
-    "linear", "window_attention", "global_attention", "_linear_gelu", "_relative_positions",
-    "_window_attention", "_global_attention", "_layer_norm", "_patchify", "_gelu", "_mask",
-)  # fmt: skip
+PAUSES = 0.02  # of them, so many are followed by a pause of up to 5 ms
+# Our kernels' sources, which a sanitizer names.
+OUR_FILES = {
+    path.name
+    for folder in (hopper_compiler.FOLDER, hopper_compiler.FOLDER.parents[1] / "triton")
+    for path in folder.iterdir()
+}
+# What racecheck takes for hazards, since it does not know what orders them.
+BLIND = {
+    ("global_attention.cu", "store", "consume"): "a warp's own lanes, around a __syncwarp of which "
+    "ptxas leaves nothing where the warp is converged",
+    ("window_attention.cu", "load_matrix_x4", "gather"): "table rows beyond the last are read "
+    "where the scratch lies, and not used",
+    ("window_attention.cu", "write_padding", "load_matrix_x4_transposed"): "the padding of one "
+    "unit and the values of the one before in its stage, which mbarriers and a copy order",
+}
 
 
 @dataclass
@@ -169,9 +182,8 @@ def run(work: Work, tell: Any = None) -> Counts:
                 note(counts[variant])
                 if work.until_found:
                     return counts
-        weights = [
-            case.weight * (SHARE_OF_JITTERED if name == "jittered" else 1.0) for name, case in made
-        ]
+        share = SHARE_OF_JITTERED.get(work.section, 1.0)
+        weights = [case.weight * (share if name == "jittered" else 1.0) for name, case in made]
         begin = time.perf_counter()
         number = 0
         while made and time.perf_counter() - begin < work.seconds:
@@ -199,10 +211,15 @@ def run(work: Work, tell: Any = None) -> Counts:
     return counts
 
 
-def process(work: Work, messages: Any) -> None:
+def process(work: Work, messages: Any, turn: Any) -> None:
     """The main function of a process: counts, now and then and at the end."""
-    counts = run(work, lambda counts: messages.put((work.rank, False, counts)))
-    messages.put((work.rank, True, counts))
+    if work.section in ("encoders", "programs"):
+        from benchmarks.stressing.encoders import set_turn
+
+        set_turn(turn)
+    name = work.section, work.rank
+    counts = run(work, lambda counts: messages.put((name, False, counts)))
+    messages.put((name, True, counts))
 
 
 # ---- all processes -------------------------------------------------------------------------------
@@ -226,36 +243,46 @@ def line(section: str, processes: int, counts: Counts) -> str:
     return f"{section}, {processes} process{'es' * (processes > 1)}: {'; '.join(texts)}"
 
 
-def run_together(work: Work, processes: int) -> Counts:
-    """The same section in several processes at once."""
+def run_together(works: dict[str, Work], processes: dict[str, int]) -> dict[str, Counts]:
+    """Sections at the same time, each in so many processes."""
     context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
+    messages, turn = context.Queue(), context.Lock()
     started = {}
-    for rank in range(processes):
-        own = Work(**{**asdict(work), "rank": rank})
-        started[rank] = context.Process(target=process, args=(own, messages))
-        started[rank].start()
-    last: dict[int, Counts] = {}
+    for section, work in works.items():
+        for rank in range(processes[section]):
+            own = replace(work, rank=rank)
+            started[section, rank] = context.Process(target=process, args=(own, messages, turn))
+            started[section, rank].start()
+    last: dict[tuple[str, int], Counts] = {}
+
+    def so_far() -> dict[str, Counts]:
+        return {
+            section: total([counts for (name, _), counts in last.items() if name == section])
+            for section in works
+        }
+
     running = set(started)
     told = time.perf_counter()
     while running:
         try:
-            rank, is_end, counts = messages.get(timeout=1.0)
-            last[rank] = counts
+            name, is_end, counts = messages.get(timeout=1.0)
+            last[name] = counts
             if is_end:
-                running.discard(rank)
+                running.discard(name)
         except queue.Empty:
-            for rank in [rank for rank in running if started[rank].exitcode is not None]:
-                running.discard(rank)  # it died without a word
-                counts = last.setdefault(rank, {name: Count() for name in work.variants})
-                code = started[rank].exitcode
-                counts[work.variants[-1]].failures.append(f"process ended with {code}")
+            for name in [name for name in running if started[name].exitcode is not None]:
+                running.discard(name)  # it died without a word
+                variants = works[name[0]].variants
+                counts = last.setdefault(name, {variant: Count() for variant in variants})
+                text = f"process ended with {started[name].exitcode}"
+                counts[variants[-1]].failures.append(text)
         if time.perf_counter() - told > TELL:
             told = time.perf_counter()
-            print(line(work.section, processes, total(list(last.values()))), flush=True)
+            for section, counts in so_far().items():
+                print(line(section, processes[section], counts), flush=True)
     for each in started.values():
         each.join()
-    return total(list(last.values()))
+    return so_far()
 
 
 # ---- compute-sanitizer ---------------------------------------------------------------------------
@@ -265,14 +292,14 @@ def sanitize(tool: str, section: str, seconds: float, seed: int) -> dict[str, An
     """A few calls of a section under one tool of compute-sanitizer.
 
     Returns:
-        tool, section, calls, differing, errors (of our kernels), others (of libraries' kernels), or
-        failure.
+        tool, section, calls, differing, failures, and of ``read_sanitizer``; or failure.
     """
     command = [
-        "compute-sanitizer", "--tool", tool, "--print-limit", "200", "--target-processes", "all",
-        sys.executable, str(Path(__file__).resolve()), "--sections", section, "--processes", "1",
-        "--calls", "150" if section == "kernels" else "6", "--cases", "12", "--seed", str(seed),
-        "--seconds", str(seconds), "--variants", "ordinary", "--in-process",
+        "compute-sanitizer", "--tool", tool, "--print-limit", "500", "--target-processes", "all",
+        *(("--report-api-errors", "no") if tool == "memcheck" else ()),
+        sys.executable, str(Path(__file__).resolve()), "--sections", section, "--in-process",
+        "--calls", "80" if section == "kernels" else "12", "--cases", "8", "--seed", str(seed),
+        "--seconds", str(seconds), "--variants", "ordinary",
     ]  # fmt: skip
     row: dict[str, Any] = {"tool": tool, "section": section}
     variables = dict(os.environ)
@@ -283,29 +310,53 @@ def sanitize(tool: str, section: str, seconds: float, seed: int) -> dict[str, An
             command, capture_output=True, text=True, timeout=seconds, env=variables
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return row | {"failure": f"{type(error).__name__}: {error}"[:200]}
+        return row | {"failure": f"{type(error).__name__}: {error}"[-200:]}
     return row | read_sanitizer(done.stdout + done.stderr)
 
 
 def read_sanitizer(text: str) -> dict[str, Any]:
-    """Errors by the kernel that they name, and what the program under the sanitizer counted."""
-    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", text)
+    """What a sanitizer says, by the source file that it names first in each report.
+
+    Returns:
+        errors: reports of our kernels; explained: of those in ``BLIND``, by their reason; others:
+        of libraries' kernels; places: reports by file and function; and what the program itself
+        counted. Or failure.
+    """
     counted = re.findall(r"^COUNTS (\{.*\})$", text, re.MULTILINE)
-    if not summary or not counted:
+    if "SUMMARY" not in text or not counted:
         last = [each for each in text.splitlines() if each.strip()][-1:]
         return {"failure": f"the program did not end: {' '.join(last)[:200]}"}
-    where = Counter(
-        re.findall(r"^=========.*?\bat (?:void )?([A-Za-z_][\w:]*).*\+0x", text, re.MULTILINE)
-    )
-    ours = {name: count for name, count in where.items() if name.startswith(OUR_KERNELS)}
+    places: Counter[str] = Counter()
+    explained: Counter[str] = Counter()
+    errors = others = 0
+    # A report begins with a line that names what it is about, and goes on to an empty one.
+    for report in re.split(r"^=========\s*$", text, flags=re.MULTILINE):
+        found = re.findall(
+            r"\bat (?:void )?([A-Za-z_][\w:]*).*?\+0x[0-9a-f]+ in (\S+?):\d+", report
+        )
+        unknown = re.search(r"\bat (?:void )?([A-Za-z_][\w:]*).*?\+0x", report)
+        if not found and not unknown:
+            continue
+        functions = [function for function, _ in found] or [unknown[1] if unknown else ""]
+        file = Path(found[0][1]).name if found else ""
+        is_ours = file in OUR_FILES
+        reasons = [why for key, why in BLIND.items() if {*key} <= {file, *functions}]
+        places[f"{file} {functions[0]}".strip()] += 1
+        if reasons and "Race reported" in report:
+            explained[f"{file}: {reasons[0]}"] += 1
+        elif is_ours:
+            errors += 1
+        else:
+            others += 1
     entry = json.loads(counted[-1])
     return {
         "calls": sum(count["calls"] for count in entry.values()),
         "differing": sum(count["differing"] for count in entry.values()),
         "failures": [text for count in entry.values() for text in count["failures"]],
-        "errors": sum(ours.values()),
-        "others": int(summary[-1]) - sum(ours.values()),
-        "kernels": dict(where),
+        "errors": errors,
+        "explained": dict(explained),
+        "others": others,
+        "places": dict(places.most_common(20)),
     }
 
 
@@ -316,11 +367,10 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ordinary", "jittered"])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 8])
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of each section with each number of processes"
-    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of calls of a section")
+    parser.add_argument("--alone-seconds", type=float, help="instead, where it is alone")
     parser.add_argument("--encoder-seconds", type=float, help="instead, of whole encoders")
+    parser.add_argument("--alone", action="store_true", help="each section in one process, alone")
     parser.add_argument("--cases", type=int, default=32, help="a process, of the kernels")
     parser.add_argument("--calls", type=int, help="a process, at most")
     parser.add_argument(
@@ -334,13 +384,29 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
+def work_of(section: str, arguments: argparse.Namespace) -> Work:
+    is_long = section == "encoders" and arguments.encoder_seconds is not None
+    return Work(
+        section,
+        ("ordinary",) if section == "triton" else tuple(arguments.variants),
+        arguments.encoder_seconds if is_long else arguments.seconds,
+        arguments.seed,
+        cases=arguments.cases,
+        calls=arguments.calls,
+        until_found=arguments.until_found,
+    )
+
+
 def table(record: dict[str, Any]) -> str:
     rows = [("section", "kernels", "processes", "cases", "calls", "differ", "failures")]
     for row in record["rows"]:
         numbers = [f"{row[name]:,}" for name in ("processes", "cases", "calls", "differing")]
         rows.append((row["section"], row["variant"], *numbers, str(len(row["failures"]))))
     for row in record["sanitizer"]:
-        text = f"{row['errors']} errors of ours" if "errors" in row else row["failure"]
+        text = row.get("failure") or (
+            f"{row['errors']} errors of ours, {sum(row['explained'].values())} explained, "
+            f"{row['others']} of libraries"
+        )
         rows.append((row["section"], row["tool"], "1", "", str(row.get("calls", "")), text, ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -366,34 +432,40 @@ def main() -> None:
         "rows": [],
         "sanitizer": [],
     }
-    for section in arguments.sections:
-        is_long = section == "encoders" and arguments.encoder_seconds is not None
-        work = Work(
-            section,
-            ("ordinary",) if section == "triton" else tuple(arguments.variants),
-            arguments.encoder_seconds if is_long else arguments.seconds,
-            arguments.seed,
-            cases=arguments.cases,
-            calls=arguments.calls,
-            until_found=arguments.until_found,
-        )
-        # Kernels alone and beside others; the rest beside others, where more goes wrong.
-        together = arguments.processes if section == "kernels" else [max(arguments.processes)]
-        for processes in together:
-            start = time.perf_counter()
-            counts = run(work) if arguments.in_process else run_together(work, processes)
-            seconds = round(time.perf_counter() - start, 1)
-            print(line(section, processes, counts), flush=True)
-            if arguments.in_process:
-                print("COUNTS", json.dumps({k: asdict(count) for k, count in counts.items()}))
-            for variant, count in counts.items():
-                row = {"section": section, "variant": variant, "processes": processes}
+    works = {section: work_of(section, arguments) for section in arguments.sections}
+
+    def note(counts: dict[str, Counts], processes: dict[str, int], start: float) -> None:
+        seconds = round(time.perf_counter() - start, 1)
+        for section, variants in counts.items():
+            print(line(section, processes[section], variants), flush=True)
+            for variant, count in variants.items():
+                row = {"section": section, "variant": variant, "processes": processes[section]}
                 record["rows"].append(row | {"seconds": seconds} | asdict(count))
-    for tool in arguments.tools:
-        for section in arguments.sections:
-            row = sanitize(tool, section, arguments.tool_seconds, arguments.seed)
-            record["sanitizer"].append(row)
-            print(row, flush=True)
+        if arguments.output:
+            write_json(arguments.output, record)
+
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        for section, work in works.items():  # alone
+            if section == "kernels" or arguments.alone or arguments.in_process:
+                start = time.perf_counter()
+                one = {section: 1}
+                work = replace(work, seconds=arguments.alone_seconds or work.seconds)
+                counts = {section: run(work)} if arguments.in_process else {}
+                note(counts or run_together({section: work}, one), one, start)
+        tools: list[Future[dict[str, Any]]] = [
+            pool.submit(sanitize, tool, section, arguments.tool_seconds, arguments.seed)
+            for section in ("kernels", "programs")
+            for tool in arguments.tools
+        ]
+        if not (arguments.alone or arguments.in_process):
+            start = time.perf_counter()
+            note(run_together(works, PROCESSES), PROCESSES, start)
+        for tool in tools:
+            record["sanitizer"].append(tool.result())
+            print(record["sanitizer"][-1], flush=True)
+    if arguments.in_process:
+        counts = {row["variant"]: row for row in record["rows"]}
+        print("COUNTS", json.dumps(counts), flush=True)
     print(table(record))
     if arguments.output:
         write_json(arguments.output, record)

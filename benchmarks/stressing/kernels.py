@@ -80,7 +80,7 @@ def normalised_linear(maker: Maker) -> Case:
     rows, columns = maker.size(4096), 8 * maker.size(400)
     inner = 8 * parts * choice.randint(1, 160 // parts)
     if blocks < 8:
-        rows, columns = min(rows, 1500), min(columns, 640)
+        rows, columns = min(rows, 300), min(columns, 400)
     x = (maker.normal(rows, inner) + maker.normal(inner)).to(dtype)
     weight, bias = maker.normal(columns, inner, scale=inner**-0.5), maker.normal(columns)
     gain, offset = maker.normal(inner), maker.normal(inner)
@@ -110,7 +110,7 @@ def residual_linear(maker: Maker) -> Case:
     parts, blocks = choice.randint(1, 8), maker.blocks()
     rows, columns, inner = maker.size(9000), parts * tiles.columns, 8 * maker.size(200)
     if blocks < 8:
-        rows = min(rows, 1500)
+        rows, inner = min(rows, 300), min(inner, 640)
     repeats = rows % linear.REPEATED_ROWS == 0 and choice.random() < 0.5
     in_place = not repeats and choice.random() < 0.5
     a = maker.normal(rows, inner).to(dtype)
@@ -141,7 +141,7 @@ def windows(maker: Maker) -> Case:
     choice, dtype, blocks = maker.choice, maker.dtype(), maker.blocks()
     window, head_dim = choice.choice(WINDOWS), choice.choice(window_attention.HEAD_DIMS)
     batch, heads = choice.randint(1, 3), choice.randint(1, 6)
-    height, width = maker.size(48), maker.size(48)
+    height, width = (maker.size(48 if blocks > 8 else 20) for _ in range(2))
     qkv = maker.normal(batch, height, width, 3 * heads * head_dim).to(dtype)
     bias = maker.normal(3 * heads * head_dim).to(dtype)
     rel_pos = [maker.normal(2 * window - 1, head_dim, scale=0.3).to(dtype) for _ in range(2)]
@@ -174,7 +174,7 @@ def whole_grid(maker: Maker) -> Case:
     choice, dtype, blocks = maker.choice, maker.dtype(), maker.blocks()
     head_dim = choice.choice(global_attention.HEAD_DIMS)
     batch, heads = choice.randint(1, 3), choice.randint(1, 4)
-    height, width = min(64, maker.size(64)), min(64, maker.size(64))
+    height, width = (min(64, maker.size(64 if blocks > 8 else 20)) for _ in range(2))
     rows = choice.randint(1, height)
     qkv = maker.normal(batch, height, width, 3 * heads * head_dim).to(dtype)
     tables = [maker.normal(2 * side - 1, head_dim, scale=2.0).to(dtype) for side in (height, width)]

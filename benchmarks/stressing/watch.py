@@ -68,6 +68,7 @@ class Watched:
         device = case.initial[0].device
         self.slots = [[torch.empty_like(t) for t in case.initial] for _ in range(SLOTS)]
         self._first = self._first_correct()
+        case.expected.clear()  # float64 takes four times the memory
         self._differing = torch.zeros((), dtype=torch.int64, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda" and not os.environ.get(NO_CACHING):

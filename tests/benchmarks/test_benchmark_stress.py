@@ -164,17 +164,29 @@ SANITIZED = """\
 ========= COMPUTE-SANITIZER
 COUNTS {"ordinary": {"cases": 3, "calls": 150, "differing": 0, "failures": []}}
 ========= Invalid __shared__ read of size 4 bytes
-=========     at linear+0x2f0 in linear_tile.cuh:123
+=========     at send(const Layer &, int)+0x2f0 in linear.cu:123
 =========     by thread (0,0,0) in block (0,0,0)
+=========
 ========= Uninitialized __global__ memory read of size 2 bytes
 =========     at void at::native::vectorized_elementwise_kernel<(int)4>(int)+0x90
-========= ERROR SUMMARY: 3 errors
+=========
+========= Error: Race reported between Write access at void store<(int)36>(int)+0x20 in \
+global_attention.cu:487
+=========     and Read access at consume(Shared &)::operator ()(int) const+0x19 in \
+global_attention.cu:626 [15200 hazards]
+=========
+========= Error: Race reported between Write access at multiply(int)+0x20 in linear.cu:487
+=========     and Read access at consume(Shared &)+0x19 in linear.cu:626 [15200 hazards]
+=========
+========= ERROR SUMMARY: 4 errors
 """
 
 
 def test_a_sanitizers_words_are_read() -> None:
     row = stress.read_sanitizer(SANITIZED)
-    assert (row["calls"], row["errors"], row["others"]) == (150, 1, 2)
+    assert (row["calls"], row["errors"], row["others"]) == (150, 2, 1)
+    assert list(row["explained"].values()) == [1]
+    assert row["places"]["linear.cu send"] == 1
     clean = stress.read_sanitizer(
         "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
         + SANITIZED.splitlines()[1]
@@ -182,6 +194,8 @@ def test_a_sanitizers_words_are_read() -> None:
     assert clean["errors"] == clean["others"] == 0
     record = {"rows": [], "sanitizer": [{"tool": "memcheck", "section": "kernels"} | row]}
     assert not stress.is_clean(record)
-    assert "1 errors of ours" in stress.table(record)
+    assert "2 errors of ours" in stress.table(record)
     failed = stress.read_sanitizer("Device not supported\n")
     assert failed == {"failure": "the program did not end: Device not supported"}
+    record["sanitizer"] = [{"tool": "memcheck", "section": "kernels"} | failed]
+    assert "Device not supported" in stress.table(record)
