@@ -52,8 +52,8 @@ TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")
 PROCESSES = {"kernels": 8, "triton": 1, "encoders": 8, "programs": 2}  # at the same time
 SHARE_OF_JITTERED = {"kernels": 0.25, "encoders": 0.1}  # calls: they take longer than ordinary ones
 TELL = 5.0  # seconds between two lines
-WAIT_CALLS = 32  # calls queued before a process waits for the GPU
-PAUSES = 0.02  # of them, so many are followed by a pause of up to 5 ms
+PAUSES = 0.02  # of the calls, so many are followed by a pause of up to 5 ms
+MOST_DIFFERENCES = 5  # told of a process
 # Our kernels' sources, which a sanitizer names.
 OUR_FILES = {
     path.name
@@ -96,6 +96,7 @@ class Count:
 
     Attributes:
         differing: calls whose output was not the first correct one.
+        differences: where the first of these were.
         failures: cases without a correct output, and processes that ended with an error.
         found_after: seconds from a process's start, compilation included, after which one of
             these was noticed first.
@@ -104,6 +105,7 @@ class Count:
     cases: int = 0
     calls: int = 0
     differing: int = 0
+    differences: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     found_after: float | None = None
 
@@ -111,6 +113,7 @@ class Count:
         self.cases += other.cases
         self.calls += other.calls
         self.differing += other.differing
+        self.differences += other.differences
         self.failures += other.failures
         found = [each.found_after for each in (self, other) if each.found_after is not None]
         self.found_after = min(found, default=None)
@@ -185,24 +188,23 @@ def run(work: Work, tell: Any = None) -> Counts:
         share = SHARE_OF_JITTERED.get(work.section, 1.0)
         weights = [case.weight * (share if name == "jittered" else 1.0) for name, case in made]
         begin = time.perf_counter()
-        number = 0
         while made and time.perf_counter() - begin < work.seconds:
             if work.calls is not None and sum(case.calls for _, case in made) >= work.calls:
                 break
             variant, case = choice.choices(made, weights)[0]
+            before = case.differing
             case.call()
-            number += 1
-            if number % WAIT_CALLS == 0:
-                torch.cuda.synchronize()
-                if work.until_found and any(each.differing for each in state().values()):
+            if case.differing > before:
+                if len(counts[variant].differences) < MOST_DIFFERENCES:
+                    counts[variant].differences.append(case.what_differs())
+                note(state()[variant])
+                if work.until_found:
                     return counts
             if choice.random() < PAUSES:
-                torch.cuda.synchronize()
                 time.sleep(choice.random() * 0.005)
             if tell is not None and time.perf_counter() - told > TELL:
                 told = time.perf_counter()
                 tell(state())
-        torch.cuda.synchronize()
         state()
     except Exception as error:
         traceback.print_exc()
@@ -236,6 +238,7 @@ def total(parts: Sequence[Counts]) -> Counts:
 def line(section: str, processes: int, counts: Counts) -> str:
     texts = [
         f"{variant}: {count.calls:,} calls of {count.cases} cases, {count.differing} differ"
+        + (f" ({count.differences[0]})" if count.differences else "")
         + (f", {len(count.failures)} failures ({count.failures[0]})" if count.failures else "")
         + (f", found after {count.found_after} s" if count.found_after is not None else "")
         for variant, count in counts.items()

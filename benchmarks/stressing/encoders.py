@@ -51,6 +51,9 @@ class Repeated:
     calls: int = 1
     differing: int = 0
 
+    def what_differs(self) -> str:
+        return self.name
+
     def call(self) -> None:
         outputs = self.function()
         self.calls += 1

@@ -119,6 +119,22 @@ class Watched:
             self._graph.replay()
         self.calls += SLOTS
 
+    def what_differs(self) -> str:
+        """Of the last calls: where, by how much, and whether something was not written at all."""
+        found = []
+        for number, slot in enumerate(self.slots):
+            for index, (output, first) in enumerate(zip(slot, self._first, strict=True)):
+                places = (bits(output) != bits(first)).nonzero()
+                if len(places):
+                    low, high = places.amin(0).tolist(), places.amax(0).tolist()
+                    missing = int(output.isnan().sum())
+                    error = relative_l2(output.nan_to_num(), first.double())
+                    found.append(
+                        f"call {number} output {index}: {len(places)} elements within {low} … "
+                        f"{high}, {missing} NaN, relative L2 {error:.1e}"
+                    )
+        return f"{self.case.name}: {'; '.join(found) or 'written over since'}"
+
     @property
     def differing(self) -> int:
         """Calls so far whose output was not the first correct one; waits for them."""

@@ -51,8 +51,12 @@ def test_every_call_is_compared_bit_by_bit() -> None:
             output[0] = -0.0  # equal, but another output
 
     watched = Watched(doubling(change))
-    for _ in range(3):
-        watched.call()
+    watched.call()
+    assert watched.differing == 0 and "written over" in watched.what_differs()
+    watched.call()
+    assert watched.differing == 1
+    assert "call 1 output 0: 1 elements within [5] … [5], 0 NaN" in watched.what_differs()
+    watched.call()
     assert watched.calls == 1 + 3 * SLOTS
     assert watched.differing == 2
 
@@ -143,6 +147,7 @@ def test_a_process_counts_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = stress.run(stress.Work("kernels", ("ordinary", "jittered"), 9.0, seed=1, calls=60))
     for count in counts.values():
         assert count.cases == 2 and count.differing == 1
+        assert "doubling: call" in count.differences[0]
         assert len(count.failures) == 1 and "doubling" in count.failures[0]
     assert 60 <= sum(count.calls for count in counts.values()) < 60 + SLOTS
     assert all(count.found_after is not None for count in counts.values())
