@@ -23,6 +23,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -213,12 +214,12 @@ def run(work: Work, tell: Any = None) -> Counts:
     return counts
 
 
-def process(work: Work, messages: Any, turn: Any) -> None:
+def process(work: Work, messages: Any, turn: Any, folder: Path) -> None:
     """The main function of a process: counts, now and then and at the end."""
     if work.section in ("encoders", "programs"):
-        from benchmarks.stressing.encoders import set_turn
+        from benchmarks.stressing.encoders import share
 
-        set_turn(turn)
+        share(turn, folder)
     name = work.section, work.rank
     counts = run(work, lambda counts: messages.put((name, False, counts)))
     messages.put((name, True, counts))
@@ -248,13 +249,21 @@ def line(section: str, processes: int, counts: Counts) -> str:
 
 def run_together(works: dict[str, Work], processes: dict[str, int]) -> dict[str, Counts]:
     """Sections at the same time, each in so many processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _run_together(works, processes, Path(folder))
+
+
+def _run_together(
+    works: dict[str, Work], processes: dict[str, int], folder: Path
+) -> dict[str, Counts]:
     context = multiprocessing.get_context("spawn")
     messages, turn = context.Queue(), context.Lock()
     started = {}
     for section, work in works.items():
         for rank in range(processes[section]):
             own = replace(work, rank=rank)
-            started[section, rank] = context.Process(target=process, args=(own, messages, turn))
+            arguments = (own, messages, turn, folder)
+            started[section, rank] = context.Process(target=process, args=arguments)
             started[section, rank].start()
     last: dict[tuple[str, int], Counts] = {}
 

@@ -24,15 +24,17 @@ PICTURES = 8
 LARGEST_BATCH = 8
 # Ours may be so many times as far from float64 as Meta's own code in fp16 (benchmarks/encoder.py).
 ERROR_RATIO = 2.0
-# References in float64 take much memory: processes make them in turn (``set_turn``).
+# References in float64 take much time and memory: processes make them in turn and once a model, and
+# find the others' in the folder (``share``).
 TURN: AbstractContextManager[Any] = nullcontext()
+FOLDER: Path | None = None
 Function = Callable[[], Sequence[Tensor]]
 
 
-def set_turn(lock: AbstractContextManager[Any]) -> None:
-    """A lock that the processes share."""
-    global TURN
-    TURN = lock
+def share(lock: AbstractContextManager[Any], folder: Path) -> None:
+    """What the processes of a run have in common."""
+    global TURN, FOLDER
+    TURN, FOLDER = lock, folder
 
 
 @dataclass
@@ -67,7 +69,11 @@ class Repeated:
 class Errors:
     """Relative L2 of each picture's embedding, bounded by that of Meta's code in fp16."""
 
-    def __init__(self, config: EncoderConfig, tensors: dict[str, Tensor], pictures: Tensor) -> None:
+    def __init__(self, exact: Tensor, bounds: list[float]) -> None:
+        self.exact, self.bounds = exact, bounds
+
+    @classmethod
+    def of(cls, config: EncoderConfig, tensors: dict[str, Tensor], pictures: Tensor) -> "Errors":
         def outputs(dtype: torch.dtype) -> Tensor:
             with torch.device("meta"):
                 encoder = meta_image_encoder(config)
@@ -76,10 +82,10 @@ class Errors:
             return torch.cat([encoder(picture[None].to(dtype)) for picture in pictures])
 
         with torch.no_grad():
-            self.exact = outputs(torch.float64)
+            exact = outputs(torch.float64)
             of_meta = outputs(torch.float16)
-        pairs = zip(of_meta, self.exact, strict=True)
-        self.bounds = [ERROR_RATIO * relative_l2(*pair) for pair in pairs]
+        pairs = zip(of_meta, exact, strict=True)
+        return cls(exact, [ERROR_RATIO * relative_l2(*pair) for pair in pairs])
 
     def check(self, name: str, embeddings: Tensor, first: int = 0) -> None:
         """
@@ -107,9 +113,14 @@ def subject(model: str, seed: int, device: str) -> tuple[dict[str, Tensor], Tens
     size = config.img_size
     pictures = torch.randn(PICTURES, 3, size, size, device=device, generator=generator)
     with TURN:
-        errors = Errors(config, tensors, pictures)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        path = FOLDER and FOLDER / f"{model}-{seed}.pt"
+        if path and path.is_file():
+            errors = Errors(*torch.load(path, map_location=device))
+        else:
+            errors = Errors.of(config, tensors, pictures)
+            torch.cuda.empty_cache()
+            if path:
+                torch.save((errors.exact, errors.bounds), path)
     return tensors, pictures, errors
 
 

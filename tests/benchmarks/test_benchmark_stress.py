@@ -1,6 +1,8 @@
 """The stress program without a GPU: what it watches, counts and reads."""
 
+import contextlib
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import hopper_stand_ins
 import pytest
 import torch
 import triton_kernels as where_triton_runs  # before Triton's kernels: it chooses the interpreter
+from oracle import tiny_config
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import stress
-from benchmarks.stressing import kernels, triton_kernels, variants
+from benchmarks.stressing import encoders, kernels, triton_kernels, variants
 from benchmarks.stressing.watch import SLOTS, Case, NoCorrectOutputError, Watched
 from samtrt.kernels.hopper.linear import RESIDUAL, TALL, WIDE
 
@@ -204,3 +207,27 @@ def test_a_sanitizers_words_are_read() -> None:
     assert failed == {"failure": "the program did not end: Device not supported"}
     record["sanitizer"] = [{"tool": "memcheck", "section": "kernels"} | failed]
     assert "Device not supported" in stress.table(record)
+
+
+def test_references_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny encoder in the place of SAM's: first made, then found by the next process."""
+    monkeypatch.setattr(encoders.sizes, "vit_b", lambda: tiny_config(depth=1))
+    monkeypatch.setattr(encoders, "PICTURES", 2)
+    lock = threading.Lock()
+    encoders.share(lock, tmp_path)
+    try:
+        encoders.subject.cache_clear()
+        _, pictures, made = encoders.subject("vit_b", 0, "cpu")
+        assert [path.name for path in tmp_path.iterdir()] == ["vit_b-0.pt"]
+        monkeypatch.setattr(encoders.Errors, "of", None)
+        encoders.subject.cache_clear()
+        _, again, found = encoders.subject("vit_b", 0, "cpu")
+        assert torch.equal(again, pictures) and torch.equal(found.exact, made.exact)
+        assert found.bounds == made.bounds and all(0 < bound < 1e-2 for bound in found.bounds)
+        found.check("right", made.exact.float())
+        with pytest.raises(NoCorrectOutputError, match="wrong, picture 1"):
+            found.check("wrong", made.exact[1:].float() * 1.05, first=1)
+    finally:
+        encoders.share(contextlib.nullcontext(), tmp_path)
+        encoders.FOLDER = None
+        encoders.subject.cache_clear()
