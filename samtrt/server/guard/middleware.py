@@ -164,7 +164,10 @@ class Guard:
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
-        same = origin is None or urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            same = origin is None or urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:  # no URL
+            same = False
         if not same or headers.get("sec-fetch-site") == "cross-site":
             raise RequestError(
                 HTTPStatus.FORBIDDEN,
