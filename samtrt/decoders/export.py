@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.decoders.sealed import sealed
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing
 from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
@@ -29,6 +30,9 @@ OPSET = 18
 # Keys of the file's metadata, by which a decoder is held against an encoder engine.
 METADATA_PARAMETERS = "samtrt.parameters_sha256"
 METADATA_NOTE = "samtrt.note"
+
+PRODUCER = "samtrt"
+SEALED_VERSION = 1  # from this ``model_version`` on, files of ours end in a digest
 
 
 class ExportedDecoder(nn.Module):
@@ -114,7 +118,7 @@ def export_decoder(
         metadata = {METADATA_PARAMETERS: parameters.sha256, METADATA_NOTE: parameters.note}
         onnx.helper.set_model_props(proto, {k: v for k, v in metadata.items() if v})
         onnx.checker.check_model(proto)
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        temporary.write_bytes(sealed(proto.SerializeToString(deterministic=True)))
 
 
 def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
@@ -145,7 +149,8 @@ def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
-    proto.producer_name, proto.producer_version = "samtrt", ""
+    proto.producer_name, proto.producer_version = PRODUCER, ""
+    proto.model_version = SEALED_VERSION
     return proto
 
 

@@ -8,11 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrt.decoders.export import METADATA_NOTE, METADATA_PARAMETERS
+from samtrt.decoders.export import (
+    METADATA_NOTE,
+    METADATA_PARAMETERS,
+    PRODUCER,
+    SEALED_VERSION,
+)
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.decoders.sealed import is_sealed
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import EngineError
+from samtrt.files import read_whole
 from samtrt.modeling.mask_decoder import select_masks
 
 _REQUIRED_INPUTS = {
@@ -34,7 +41,8 @@ class OnnxDecoder:
     ``masks`` are never asked for. Answers are on the picture's device.
 
     Raises:
-        EngineError: the file is missing, damaged, or is not a SAM mask decoder.
+        EngineError: the file is missing, damaged, or is not a SAM mask decoder; when called, ONNX
+            Runtime fails on it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -46,26 +54,19 @@ class OnnxDecoder:
                 f"no mask decoder at {self.path}; make one with export_decoder.py --output "
                 f"{self.path}"
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only
-        try:
-            self.session = ort.InferenceSession(self.path, options, _providers(ort))
-        except Exception as error:  # its exceptions share no base class of their own
-            reason = " ".join(str(error).split())[:200]
-            raise EngineError(
-                f"{self.path} cannot be opened by ONNX Runtime {ort.__version__} ({reason}); "
-                "export the decoder again with export_decoder.py"
-            ) from error
+        self.session, is_ours = self._open(ort)
         self.provider: str = self.session.get_providers()[0]
 
         self._inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = {value.name: value for value in self.session.get_outputs()}
-        self._check_names(outputs)
-        _, _, mask_side, _ = self._inputs["mask_input"].shape
+        mask_side = self._check_signature(outputs)
         self._batched = not isinstance(self._inputs["point_coords"].shape[0], int)
         self._grid = mask_side // 4
         self.img_size: int = 16 * self._grid  # SAM's patches have 16 pixels
-        metadata = self.session.get_modelmeta().custom_metadata_map
+        meta = self.session.get_modelmeta()
+        if meta.producer_name == PRODUCER and meta.version >= SEALED_VERSION and not is_ours:
+            raise self._damaged("its end is missing")
+        metadata = meta.custom_metadata_map
         self.parameters_sha256 = metadata.get(METADATA_PARAMETERS, "")
         self.note = metadata.get(METADATA_NOTE, "")
         # Only what leads to the two outputs is computed, not Meta's masks at the picture's size.
@@ -125,10 +126,37 @@ class OnnxDecoder:
         }
         if _ORIG_IM_SIZE in self._inputs:
             feed[_ORIG_IM_SIZE] = np.array([self.img_size, self.img_size], np.float32)
-        masks, ious = self.session.run(_OUTPUTS, feed, self._run_options)
+        try:
+            masks, ious = self.session.run(_OUTPUTS, feed, self._run_options)
+        except Exception as error:  # they share no base class of their own
+            raise EngineError(
+                f"ONNX Runtime fails on the mask decoder {self.path} ({_reason(error)}); "
+                "export the decoder again with export_decoder.py"
+            ) from error
         return masks, ious
 
-    def _check_names(self, outputs: dict[str, Any]) -> None:
+    def _open(self, ort: Any) -> tuple[Any, bool]:
+        """A session, and whether the file ends in a digest, which then is that of its content."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # none: the exception says it
+        try:
+            content = read_whole(self.path)
+            is_ours = is_sealed(content)
+            # What was checked is what is used. Others' files may have weights in files beside them.
+            source = bytes(content) if is_ours else self.path
+            session = ort.InferenceSession(source, options, _providers(ort), enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's share no base class of their own
+            raise self._damaged(_reason(error), ort.__version__) from error
+        return session, is_ours
+
+    def _damaged(self, reason: str, version: str = "") -> EngineError:
+        return EngineError(
+            f"{self.path} cannot be opened by ONNX Runtime{f' {version}' if version else ''} "
+            f"({reason}); export the decoder again with export_decoder.py"
+        )
+
+    def _check_signature(self, outputs: dict[str, Any]) -> int:
+        """Side of the mask prompt, once inputs and outputs are those of a mask decoder."""
         names = set(self._inputs)
         fits = names - {_ORIG_IM_SIZE} == _REQUIRED_INPUTS and outputs.keys() >= set(_OUTPUTS)
         # With --return-extra-metrics Meta's script gives that name to the stability scores.
@@ -138,6 +166,16 @@ class OnnxDecoder:
                 f"{sorted(outputs)}; expected those of export_decoder.py, or of Meta's "
                 "export_onnx_model.py without --return-extra-metrics"
             )
+        shape = self._inputs["mask_input"].shape
+        side = shape[-1] if len(shape) == 4 and shape[2] == shape[3] else None
+        ranks = len(self._inputs["point_coords"].shape), len(outputs["iou_predictions"].shape)
+        if not isinstance(side, int) or side < 4 or side % 4 or ranks != (3, 2):
+            raise EngineError(
+                f"{self.path} is not a SAM mask decoder: its mask_input is {shape}, expected "
+                "[B, 1, 4h, 4h] for h×h image tokens; export the decoder again with "
+                "export_decoder.py"
+            )
+        return side
 
     def _count_masks(self, declared: Any) -> int:
         if isinstance(declared, int):
@@ -155,6 +193,10 @@ class OnnxDecoder:
 def _providers(ort: Any) -> list[str]:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     return [name for name in wanted if name in ort.get_available_providers()]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _in_host_memory(tensor: Tensor) -> np.ndarray:

@@ -251,6 +251,66 @@ def test_missing_and_damaged_files(exported: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", ["weight", "digest", "end", "cut"])
+def test_an_altered_file_is_refused(exported: Path, tmp_path: Path, fault: str) -> None:
+    content = bytearray(exported.read_bytes())
+    if fault == "weight":  # ONNX Runtime takes it for another model
+        content[len(content) // 2] ^= 1
+    elif fault == "digest":
+        content[-1] ^= 1
+    elif fault == "end":  # what stands before the digest is a whole model
+        del content[-91:]
+        content[len(content) // 2] ^= 1
+    else:
+        del content[-1:]
+    path = tmp_path / "altered.onnx"
+    path.write_bytes(content)
+    with pytest.raises(EngineError) as caught:
+        OnnxDecoder(path)
+    assert "\n" not in str(caught.value) and "export the decoder again" in str(caught.value)
+
+
+def test_a_file_without_digest_is_refused_only_where_it_had_one(
+    exported: Path, tmp_path: Path, parameters: Parameters
+) -> None:
+    """Files of our first versions and of Meta's script have none."""
+    model = onnx.load(exported)
+    assert model.metadata_props[-1].key == "samtrt.content_sha256"
+    del model.metadata_props[-1]
+    onnx.save(model, tmp_path / "cut.onnx")
+    with pytest.raises(EngineError, match="its end is missing"):
+        OnnxDecoder(tmp_path / "cut.onnx")
+    model.model_version = 0
+    onnx.save(model, tmp_path / "first.onnx")
+    assert OnnxDecoder(tmp_path / "first.onnx").parameters_sha256 == parameters.sha256
+
+
+def test_what_becomes_of_the_file_does_not_reach_a_decoder(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(exported.read_bytes())
+    decoder = OnnxDecoder(path)
+    picture, given = asked(prompts(2, 3, False))
+    expected = decoder.all_masks(picture, given)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(map(torch.equal, decoder.all_masks(picture, given), expected))
+    path.write_bytes(b"")
+    assert all(map(torch.equal, decoder.all_masks(picture, given), expected))
+
+
+def test_what_fails_in_onnx_runtime_is_one_line(
+    exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(exported)
+    model.producer_name = "another"
+    (gather,) = (n for n in model.graph.node if n.output[0] == "low_res_masks")
+    gather.input[0] = gather.output[0]
+    onnx.save(model, tmp_path / "circle.onnx")
+    with pytest.raises(EngineError, match="cannot be opened by ONNX Runtime"):
+        OnnxDecoder(tmp_path / "circle.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
