@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ SAME_PACKAGES = ("torch", "triton")
 Row = dict[str, Any]
 
 
-def source_sha256(root: Path = ROOT) -> str:
-    """A digest of the timed code: unlike a commit, it sees what is not committed.
+def source_sha256(root: Path = ROOT, names: Iterable[str] = TIMED) -> str:
+    """A digest of the code that is timed, or tried: unlike a commit, it sees what is uncommitted.
 
     It is of what stands in the files and not of where they are, so that moving them, with the
     imports that follow, leaves records valid.
     """
     files = {
         path
-        for name in TIMED
+        for name in names
         for path in (root / name, *(root / name).rglob("*"))
         if path.suffix in (".py", ".cu", ".cuh") and path.is_file()
     }
