@@ -31,7 +31,6 @@ from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import CheckpointError, EngineError, InputError
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, build_mask_decoder
 from samtrt.modeling.prompt_encoder import PromptEncoder
-from samtrt.modeling.torch_state import as_written
 from samtrt.pictures.transforms import (
     MASK_THRESHOLD,
     Mark,
@@ -41,6 +40,7 @@ from samtrt.pictures.transforms import (
     postprocess_masks,
     unmeasured,
 )
+from samtrt.torch_state import as_written
 
 MakeEncoder = Callable[[torch.device], ImageEncoder]
 

@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "samtrt"
 
 # What the modules of each part may import beside their own part's; also inside functions.
-EVERYONE = {"errors", "records", "files", "console"}
+EVERYONE = {"errors", "records", "files", "console", "torch_state"}
 MODEL = EVERYONE | {"checkpoints", "pictures", "modeling"}
 ENGINES = MODEL | {"kernels", "encoders", "decoders"}
 MASKS = ENGINES | {"building", "sam", "masks"}
 MAY_IMPORT = {
     "errors": set(),
     "records": set(),
+    "torch_state": set(),
     "files": {"errors"},
     "console": {"errors", "files"},
     "checkpoints": EVERYONE,

@@ -23,7 +23,7 @@ from samtrt.kernels import HAS_TRITON
 from samtrt.kernels.graph import GraphedWork
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
-from samtrt.modeling.torch_state import any_algorithm, as_written
+from samtrt.torch_state import any_algorithm, as_written
 
 _Result = TypeVar("_Result")
 

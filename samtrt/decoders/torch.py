@@ -14,7 +14,7 @@ from samtrt.modeling.mask_decoder import (
     build_mask_decoder,
     select_masks,
 )
-from samtrt.modeling.torch_state import as_written
+from samtrt.torch_state import as_written
 
 
 class TorchDecoder:

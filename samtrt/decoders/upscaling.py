@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from samtrt.kernels import HAS_TRITON
-from samtrt.modeling.torch_state import as_written
 from samtrt.pictures.transforms import MASK_THRESHOLD, Placed, postprocess_masks
+from samtrt.torch_state import as_written
 
 # Upscaled logits held at once, in bytes. On the CPU a few masks, so that they stay near the cache.
 _LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}

@@ -14,7 +14,7 @@ from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError
 from samtrt.modeling.image_encoder import ImageEncoderViT
-from samtrt.modeling.torch_state import as_written
+from samtrt.torch_state import as_written
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import InputError
-from samtrt.modeling.torch_state import as_written
 from samtrt.pictures.transforms import Mark, Size, preprocess, unmeasured
+from samtrt.torch_state import as_written
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +101,8 @@ def embed_frame(
     parameters_sha256: str = "",
 ) -> EmbeddedPicture:
     """Encodes a frame [1, 3, S, S] that ``transforms`` has made of a picture of those sizes."""
-    with as_written():
-        features = encoder(frame)
     return EmbeddedPicture(
-        features,
+        encoder(frame),
         original_size,
         input_size,
         encoder.img_size,

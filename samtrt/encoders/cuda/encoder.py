@@ -30,7 +30,7 @@ from samtrt.kernels.digest import kernels_digest
 from samtrt.kernels.graph import GraphedWork
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
-from samtrt.modeling.torch_state import as_written
+from samtrt.torch_state import as_written
 
 NECK_EPS = 1e-6  # LayerNorm2d of segment_anything/modeling/common.py
 

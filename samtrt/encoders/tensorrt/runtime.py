@@ -17,7 +17,7 @@ from samtrt.encoders.tensorrt.builder import INPUT, OUTPUT
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
 from samtrt.errors import EngineError
 from samtrt.kernels.device import resolved
-from samtrt.modeling.torch_state import as_written
+from samtrt.torch_state import as_written
 
 
 class TensorRTImageEncoder(NotCopied):

@@ -52,7 +52,6 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, u
         }
     };
 
-    // (Rows beyond the table's last are read from what lies there, the scratch too, but not used.)
 #pragma unroll 1
     for (u32 from = 16 * warp; from < RELATIVE; from += 16 * HELPERS) {
         float products[4] = {};
