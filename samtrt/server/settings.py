@@ -63,7 +63,7 @@ class Settings:
     everything_queue: int = 4
     everything_queue_per_client: int = 1
     everything_masks: int = 6_000
-    everything_bytes: int = 256 * MIB
+    everything_bytes: int = 128 * MIB
     max_requests: int = 64
     max_requests_per_client: int = 8
     max_connections: int = 256

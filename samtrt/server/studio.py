@@ -23,7 +23,7 @@ from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import require_pycocotools
 from samtrt.masks.transfer import to_host
 from samtrt.sam import Sam
-from samtrt.server import schemas
+from samtrt.server import memory, schemas
 from samtrt.server.cache import LRUCache
 from samtrt.server.decoding import PictureReader
 from samtrt.server.lanes import Lane
@@ -229,6 +229,7 @@ class Studio:
         settings = self.settings
 
         def check(masks: int, nbytes: int) -> None:
+            memory.release()
             if abandoned.is_set():
                 raise AbandonedError
             if masks > settings.everything_masks or nbytes > settings.everything_bytes:
