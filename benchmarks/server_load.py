@@ -186,15 +186,16 @@ def start_server(folder: Path) -> tuple["subprocess.Popen[str]", str, list[str]]
     command += ["--port", "0", "--no-page", "--backend", "cpu"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    before: list[str] = []
     said: list[str] = []
     for line in process.stderr:
-        said.append(line)
+        before.append(line)
         for word in line.split():
             if word.startswith("http://"):
                 reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
                 reader.start()
                 return process, word, said
-    raise SamtrtError(f"the server did not start: {''.join(said)}")
+    raise SamtrtError(f"the server did not start: {''.join(before)}")
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -294,7 +295,7 @@ def load(
         "ready_at_the_end": ready,
         "status": status,
         "tracebacks": sum("Traceback" in line for line in said),
-        "said": [line.strip() for line in said if "samtrt is ready" not in line][:20],
+        "said": dict(Counter(line.strip() for line in said).most_common(20)),
     }
 
 
