@@ -5,14 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAM := examples/sam
 DEMO := $(SAM)/sam_models/sam_demo
-SOURCES := samtrt training examples benchmarks tests
+SOURCES := samtrt training examples benchmarks tests .ci
 
-.PHONY: run test check lint format clean help
+.PHONY: run test check lint format lock audit third-party clean help
 
 help:
 	@echo "make run     checkpoint -> parameters -> engine -> mask, on this machine's CPU or GPU"
 	@echo "make test    lint, types and all tests"
 	@echo "make format  what the linter can mend by itself"
+	@echo "make lock    pins and hashes of all requirements, anew (needs uv)"
+	@echo "make audit   known vulnerabilities of what is pinned (needs pip-audit, npm)"
+	@echo "make third-party  THIRD_PARTY.md: the licences of what a wheel ships"
 	@echo "make clean   removes the virtual environment and everything that was built"
 
 run: $(DEMO)/engine/encoder.json $(DEMO)/mask_decoder.onnx
@@ -40,13 +43,23 @@ format: $(VENV)/test.installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-$(VENV)/%.installed: requirements.txt requirements-server.txt requirements-test.txt pyproject.toml
+$(VENV)/%.installed: requirements.txt locks/requirements.txt locks/requirements-test.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: samtrt needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements$(if $(filter test,$*),-test).txt
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r locks/requirements$(if $(filter test,$*),-test).txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+lock:
+	$(PYTHON) .ci/lock.py
+
+audit:
+	.ci/audit.sh
+
+third-party: $(VENV)/test.installed
+	$(BIN)/python .ci/third_party.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(SAM)/outputs

@@ -71,7 +71,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         studio.read_picture.start()
         yield
-        studio.close()
+        await studio.close()
 
     app = FastAPI(
         title="samtrt",

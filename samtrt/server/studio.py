@@ -23,10 +23,10 @@ from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import require_pycocotools
 from samtrt.masks.transfer import to_host
 from samtrt.sam import Sam
-from samtrt.server import memory, schemas
-from samtrt.server.cache import LRUCache
+from samtrt.server import schemas
 from samtrt.server.decoding import PictureReader
 from samtrt.server.lanes import Lane
+from samtrt.server.memory import LRUCache, release
 from samtrt.server.metrics import Metrics
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import MIB, Settings
@@ -229,7 +229,7 @@ class Studio:
         settings = self.settings
 
         def check(masks: int, nbytes: int) -> None:
-            memory.release()
+            release()
             if abandoned.is_set():
                 raise AbandonedError
             if masks > settings.everything_masks or nbytes > settings.everything_bytes:
@@ -255,8 +255,12 @@ class Studio:
         prompts = Prompt(((0, 0),), (1,)).to_model_frame(picture)
         to_host(cut_out(self.decoder(picture, prompts, True)[0], picture))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Lets the worker threads end, and ends the processes that decode pictures."""
+        embedding = list(self._embedding.values())
+        for task in embedding:
+            task.cancel()  # before its process ends, whose failure nobody would hear of
+        await asyncio.gather(*embedding, return_exceptions=True)
         self.read_picture.close()
         for lane in self.lanes.values():
             lane.close()
