@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from samtrt.server.pictures import decode_picture
 from samtrt.server.problems import RequestError
-from samtrt.server.settings import Settings
+from samtrt.server.settings import TOKEN_VARIABLE, Settings
 
 _LINE_BYTES = 65_536
 
@@ -130,13 +130,15 @@ class _Process:
             name: getattr(settings, name)
             for name in ("max_pixels", "max_side", "read_seconds", "read_bytes")
         }
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment.pop(TOKEN_VARIABLE, None)
         # No current folder before the path (-P); a session of its own, so that Ctrl-C on the
         # terminal is the server's to handle.
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "samtrt.server.decoding", json.dumps(limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=environment,
             start_new_session=True,
         )
 

@@ -17,12 +17,11 @@ from samtrt.decoders.onnx import OnnxDecoder
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.sam import load_sam
-from samtrt.server.settings import Settings
+from samtrt.server.settings import TOKEN_VARIABLE, Settings
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 256
-TOKEN_VARIABLE = "SAMTRT_TOKEN"
 MIN_TOKEN_LENGTH = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_SAMPLE = Path("examples/sam/images/demo.jpg")

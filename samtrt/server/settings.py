@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 MIB = 1 << 20
 
+# Of the environment; the processes that decode strangers' pictures do not get it.
+TOKEN_VARIABLE = "SAMTRT_TOKEN"
+
 PICTURE_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 
 

@@ -133,16 +133,27 @@ def test_the_largest_pictures_fit_the_memory(reader: Any) -> None:
         assert read(encoded(pixels, kind, **options), media_type).shape == pixels.shape
 
 
+def decoding_process() -> psutil.Process:
+    (found,) = [
+        child
+        for child in psutil.Process().children()
+        if "samtrt.server.decoding" in child.cmdline()
+    ]
+    return found
+
+
+def test_a_decoder_does_not_know_the_token(reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMTRT_TOKEN", TOKEN)
+    reader().start()
+    assert TOKEN not in " ".join(decoding_process().environ().values())
+
+
 def test_a_decoder_that_dies_takes_nothing_along(reader: Any) -> None:
     read = reader()
     image = picture(1)
     for _ in range(2):
         np.testing.assert_array_equal(read(encoded(image), "image/png"), image)
-        (process,) = [
-            child
-            for child in psutil.Process().children()
-            if "samtrt.server.decoding" in child.cmdline()
-        ]
+        process = decoding_process()
         process.kill()
         process.wait(10)
 
