@@ -14,7 +14,7 @@ from PIL import Image
 
 from samtrt.console import ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import write_json
+from samtrt.files import sha256_of, write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import coco_decode_rle
@@ -57,10 +57,10 @@ def segment_folder(
 
     For ``a/b.jpg`` it writes ``a/b.jpg.json`` (COCO: ``images``, ``annotations`` with compressed
     RLE, ``categories``; and ``samtrt``, what it was made from) and ``a/b.jpg.png`` (the picture
-    with every mask in a colour of its own). A picture is passed over when both are there and were
-    made from the same picture, model and arguments. A picture that fails, whatever the reason, is
-    reported and does not stop the rest; a failure that nobody foresaw is logged with its
-    traceback. Files that this function has not written are never replaced.
+    with every mask in a colour of its own). A picture is passed over when both are there as an
+    earlier run has written them, from the same picture, model and arguments. A picture that fails,
+    whatever the reason, is reported and does not stop the rest; a failure that nobody foresaw is
+    logged with its traceback. Files that this function has not written are never replaced.
 
     Args:
         sam: the model.
@@ -160,7 +160,7 @@ class _Job:
             "computed_by": self.sam.computed_by,
             "arguments": self.arguments,
         }
-        if _origin_of(json_file) == origin and (not self.painted or png_file.is_file()):
+        if self._are_written(json_file, png_file, origin):
             return None
         image = decode_image(content, str(self.folder / name))
         self._check_outputs(json_file, png_file)
@@ -169,16 +169,32 @@ class _Job:
             by_area = sorted(records, key=lambda record: -record["area"])
             masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
             save_png(png_file, paint_in_order(image, masks), {_MARK: origin["picture_sha256"]})
+            origin["png_sha256"] = sha256_of(png_file)
         # Last: a JSON that is there says that everything is.
         dataset = coco_dataset(name, image.shape[:2], records)
+        origin["dataset_sha256"] = _sha256_of_json(dataset)
         write_json(json_file, {**dataset, _MARK: origin})
         return len(records)
+
+    def _are_written(self, json_file: Path, png_file: Path, origin: dict[str, Any]) -> bool:
+        """Whether the outputs are those of an earlier run from the same origin, byte by byte."""
+        written = _read_json(json_file)
+        mark = written.pop(_MARK, None)
+        if not isinstance(mark, dict):
+            return False
+        expected = {**origin, "dataset_sha256": _sha256_of_json(written)}
+        if self.painted:
+            try:
+                expected["png_sha256"] = sha256_of(png_file)
+            except OSError:
+                return False
+        return {key: mark.get(key) for key in expected} == expected
 
     def _check_outputs(self, json_file: Path, png_file: Path) -> None:
         """Refuses, before the encoder runs, what cannot be written or was written by others."""
         png_is_ours = is_painting(png_file)
         # A damaged JSON beside our PNG is ours as well.
-        ours = {json_file: _origin_of(json_file) is not None or png_is_ours}
+        ours = {json_file: _MARK in _read_json(json_file) or png_is_ours}
         if self.painted:
             ours[png_file] = png_is_ours
         for file, replaceable in ours.items():
@@ -246,12 +262,18 @@ def _plain(value: Any) -> Any:
         ) from None
 
 
-def _origin_of(json_file: Path) -> Any:
-    """What an earlier run's file was made from; None without a readable one."""
+def _read_json(json_file: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no file, or none that can be read."""
     try:
-        return json.loads(json_file.read_text("utf-8"))[_MARK]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        value = json.loads(json_file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _sha256_of_json(value: Any) -> str:
+    """Of a value as JSON has it, however a file of it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _require_device(device: torch.device) -> None:

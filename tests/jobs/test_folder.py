@@ -141,6 +141,43 @@ def test_a_run_is_resumed_and_outdated_outputs_are_made_again(
     assert run_again(model=make_sam(seed=4), points_per_side=2) == (GOOD, [])
 
 
+@pytest.mark.parametrize("altered", ["annotation", "png", "cut png", "cut json", "no png"])
+def test_altered_outputs_are_made_again(
+    sam: Sam, folder: Path, tmp_path: Path, altered: str
+) -> None:
+    out = tmp_path / "masks"
+    segment_folder(sam, folder, out, **ARGUMENTS)
+    expected = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    json_file, png_file = out / "a.jpg.json", out / "a.jpg.png"
+    if altered == "annotation":
+        value = json.loads(json_file.read_text("utf-8"))
+        value["annotations"][0]["area"] += 1
+        json_file.write_text(json.dumps(value), "utf-8")
+    elif altered == "png":
+        content = bytearray(expected[png_file])
+        content[-20] ^= 1
+        png_file.write_bytes(content)
+    elif altered == "cut png":
+        os.truncate(png_file, 3000)
+    elif altered == "cut json":
+        os.truncate(json_file, len(expected[json_file]) - 9)
+    else:
+        png_file.unlink()
+    report = segment_folder(sam, folder, out, **ARGUMENTS)
+    assert list(report.segmented) == [Path("a.jpg")] and report.resumed == GOOD[1:]
+    assert {path: path.read_bytes() for path in expected} == expected
+
+
+def test_a_json_that_is_only_laid_out_anew_is_as_it_was(
+    sam: Sam, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "masks"
+    segment_folder(sam, folder, out, **ARGUMENTS)
+    path = out / "a.jpg.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8"))), "utf-8")
+    assert segment_folder(sam, folder, out, **ARGUMENTS).resumed == GOOD
+
+
 def test_json_alone(sam: Sam, folder: Path, tmp_path: Path) -> None:
     report = segment_folder(
         sam, folder, tmp_path / "o", formats=["json"], show_progress=False, **ARGUMENTS
