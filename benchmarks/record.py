@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samtrt.errors import InputError
+from samtrt.files import replacing
 from samtrt.reports.benchmarking import environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,3 +131,28 @@ def key(row: Row) -> tuple[Any, ...]:
 def measured(record: dict[str, Any]) -> set[tuple[Any, ...]]:
     """The rows that have a time."""
     return {key(row) for row in record["rows"] if "timings" in row}
+
+
+def with_table(text: str, name: str, content: str) -> str:
+    """A document with the part between ``<!-- name: begin -->`` and ``… end -->`` replaced.
+
+    Raises:
+        InputError: it has no such part.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, found, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found or not found_end:
+        raise InputError(f"the document has no {begin} … {end}")
+    return f"{head}{begin}\n{content.rstrip()}\n{end}{tail}"
+
+
+def write_table(document: Path, name: str, content: str) -> None:
+    """``with_table`` of a file.
+
+    Raises:
+        InputError: it has no such part.
+    """
+    new = with_table(document.read_text("utf-8"), name, content)
+    with replacing(document) as temporary:
+        temporary.write_text(new, "utf-8")

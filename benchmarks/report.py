@@ -15,14 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.record import Row, key, read_record
+from benchmarks.record import Row, key, read_record, with_table
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing
 from samtrt.reports.benchmarking import describe, markdown_table, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "h200.json"  # what the documents show
-BEGIN, END = "<!-- encoder benchmark: begin -->", "<!-- encoder benchmark: end -->"
+PART = "encoder benchmark"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 OURS = "samtrt"
 TITLES = {
@@ -161,13 +161,6 @@ def throughput(record: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]
     return panels
 
 
-def replaced(text: str, content: str) -> str:
-    """``text`` with the part between the markers replaced."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
-
-
 def main() -> None:
     arguments = parse_arguments()
     try:
@@ -178,9 +171,9 @@ def main() -> None:
     stale = []
     for document in DOCUMENTS:
         text = document.read_text("utf-8")
-        if BEGIN not in text or END not in text:
+        if f"<!-- {PART}: begin -->" not in text:
             continue
-        new = replaced(text, content)
+        new = with_table(text, PART, content)
         if new == text:
             continue
         stale.append(document.name)

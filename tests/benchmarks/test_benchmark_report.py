@@ -11,13 +11,14 @@ import torch
 from documents import block_for
 from PIL import Image
 
+from samtrt.errors import InputError
 from samtrt.reports.benchmarking import plot_throughput
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import encoder, report  # noqa: E402
-from benchmarks.record import Row, read_record  # noqa: E402
+from benchmarks.record import Row, read_record, with_table  # noqa: E402
 
 
 def row(encoder: str, batch_size: int, single: float, sustained: float, **more: Any) -> Row:
@@ -115,10 +116,12 @@ def test_the_plot_has_a_panel_a_protocol(tmp_path: Path) -> None:
 
 
 def test_only_the_marked_part_of_a_document_changes() -> None:
-    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.replaced(document, "new")
-    assert once == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
-    assert report.replaced(once, "new") == once
+    document = "before\n<!-- table: begin -->\nold\n<!-- table: end -->\nafter\n"
+    once = with_table(document, "table", "new")
+    assert once == document.replace("old", "new")
+    assert with_table(once, "table", "new") == once
+    with pytest.raises(InputError, match="no <!-- other: begin -->"):
+        with_table(document, "other", "new")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Mutates whatever samtrt reads, many thousand times, and counts what comes of it.
 
     python tests/fuzz/campaign.py --cases 100000 --output benchmarks/results/fuzz.json
+    python tests/fuzz/campaign.py --report benchmarks/results/fuzz.json
+
+The second command writes the record's table into docs/reliability.md.
 
 Two processes at most, whose memory is bounded. An interrupted campaign goes on where it was. The
 exit status is 1 where a case ended in a traceback, a hang or a wrong output; each is printed, and
@@ -26,12 +29,14 @@ import torch
 from harness import FAULTS, OUTCOMES, Worker, run_case
 from targets import TARGETS
 
-from benchmarks.record import source_sha256
+from benchmarks.record import ROOT, source_sha256, write_table
 from samtrt.console import ProgressBar, run_script
 from samtrt.errors import InputError
 from samtrt.files import write_json
-from samtrt.reports.benchmarking import environment
+from samtrt.reports.benchmarking import describe, environment, markdown_table
 
+DOCUMENT = ROOT / "docs" / "reliability.md"
+RECORD = ROOT / "benchmarks" / "results" / "fuzz.json"  # what the document shows
 CODE = ("samtrt", "tests/fuzz/mutations.py", "tests/fuzz/targets.py")
 CHUNK = 100  # cases between two entries of the journal
 SECONDS_A_LINE = 20.0
@@ -47,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="TARGET", choices=TARGETS, default=[])
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
     parser.add_argument("--case", type=int, metavar="N", help="runs that case of --only, here")
+    parser.add_argument("--report", type=Path, metavar="RECORD", help="writes its table, runs none")
     arguments = parser.parse_args()
     if arguments.case is not None and len(arguments.only) != 1:
         parser.error("--case needs one target: --only TARGET")
@@ -177,6 +183,22 @@ def summed(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def table(record: dict[str, Any]) -> str:
+    """The record in Markdown."""
+    heads = ("refused", "the same", "another", "tracebacks", "hangs", "wrong outputs")
+    keys = ("cases", *OUTCOMES)
+    rows = [
+        (name, *(f"{row[key]:,}" for key in keys), f"{row['slowest_cpu_seconds']:.1f} s")
+        for name, row in record["targets"].items()
+    ]
+    whole = {key: sum(row[key] for row in record["targets"].values()) for key in keys}
+    slowest = max(row["slowest_cpu_seconds"] for row in record["targets"].values())
+    total = ("all", *(f"{whole[key]:,}" for key in keys), f"{slowest:.1f} s")
+    return f"`{record['command']}`; {describe(record['environment'])}\n\n" + markdown_table(
+        ("what is read", "cases", *heads, "slowest"), [*rows, total]
+    )
+
+
 def run_here(name: str, number: int) -> int:
     """Runs one case in this process and prints what came of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -188,6 +210,10 @@ def run_here(name: str, number: int) -> int:
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.report is not None:
+        record = json.loads(arguments.report.read_text("utf-8"))
+        write_table(DOCUMENT, "fuzzing", table(record))
+        return 0
     torch.set_num_threads(1)
     if arguments.case is not None:
         os._exit(run_here(arguments.only[0], arguments.case))  # servers keep threads

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import logging
+import os
 import socket
 import warnings
 import zipfile
@@ -13,6 +14,7 @@ from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -37,8 +39,11 @@ from samtrt.decoders.prompts import Prompt
 from samtrt.encoders.engine import EngineInfo, read_engine_info, write_engine
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.packed import write_packed
-from samtrt.errors import SamtrtError
+from samtrt.errors import InputError, SamtrtError
 from samtrt.files import sha256_of
+from samtrt.jobs.folder import FolderReport, segment_folder
+from samtrt.kernels.hopper.code_cache import CACHE_VARIABLE, keep_code, read_code
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.pictures.reading import load_image
 from samtrt.sam import sam_from_parameters
@@ -351,7 +356,81 @@ def open_onnx_decoder(with_digest: bool, folder: Path) -> Case:
     return case
 
 
+# What a job finds in its output folder, and cached machine code
+
+
+def open_job_outputs(folder: Path) -> Case:
+    """Outputs of an earlier run: made again where they are altered, never another's replaced."""
+    (folder / "in").mkdir()
+    Image.fromarray(a_picture()).save(folder / "in/a.png")
+    sam = sam_from_parameters(parameters(), device="cpu", precision="fp32")
+    outputs = [folder / "out/a.png.json", folder / "out/a.png.png"]
+
+    def run() -> FolderReport:
+        return segment_folder(
+            sam, folder / "in", folder / "out", show_progress=False, points_per_side=1,
+            pred_iou_thresh=0.0, stability_score_thresh=0.0,
+        )  # fmt: skip
+
+    run()
+    valid = {path: path.read_bytes() for path in outputs}
+
+    def case(generator: Generator) -> str:
+        path = outputs[int(generator.integers(2))]
+        by_field = path.suffix == ".json" and generator.random() < 0.6
+        changed = (
+            mutated_json(valid[path].decode(), generator).encode()
+            if by_field
+            else mutated(valid[path], generator)
+        )
+        for output, content in valid.items():
+            output.write_bytes(content)
+        path.write_bytes(changed)
+        failed = run().failed
+        if failed:
+            if path.read_bytes() != changed:
+                raise WrongError("a file that is not ours was replaced")
+            raise InputError(failed[Path("a.png")])
+        # A JSON that is laid out otherwise, or has a surplus note of its origin, is the same.
+        found = {output: output.read_bytes() for output in outputs}
+        same = found == valid or (
+            found[outputs[1]] == valid[outputs[1]]
+            and _dataset(found[outputs[0]]) == _dataset(valid[outputs[0]])
+        )
+        return same_or_wrong(same, "altered outputs were taken for done")
+
+    return case
+
+
+def _dataset(content: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(content)
+    value.pop("samtrt")
+    return value
+
+
+def open_cached_code(folder: Path) -> Case:
+    here = {CACHE_VARIABLE: str(folder / "cache")}
+    code = np.random.default_rng(7).bytes(5000)
+    with patch.dict(os.environ, here):
+        keep_code("kernel", code)
+    (path,) = (folder / "cache").iterdir()
+    content = path.read_bytes()
+
+    def case(generator: Generator) -> str:
+        path.write_bytes(mutated(content, generator))
+        with patch.dict(os.environ, here):
+            found = read_code("kernel")
+        if found is None:
+            raise InputError("damaged: that kernel is compiled anew")
+        return same_or_wrong(found == code, "other machine code")
+
+    return case
+
+
 # HTTP
+
+
+_COMPARED = ("area", "predicted_iou")
 
 
 class Failures(logging.Handler):
@@ -410,8 +489,12 @@ class Service:
             )
             raise RequestError(HTTPStatus(status), detail)
 
-    def masks(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """What ``/masks`` has to answer."""
+    def expected(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a request has to be answered: masks' areas and scores."""
+        if path == "/everything":
+            options = {key: value for key, value in body.items() if key != "id"}
+            generator = SamAutomaticMaskGenerator(self.sam, **options, output_mode="coco_rle")
+            return [{key: r[key] for key in _COMPARED} for r in generator.generate(self.image)]
         predictor = SamPredictor(self.sam)
         predictor.set_image(self.image)
         points = body.get("point_coords") or []
@@ -422,7 +505,7 @@ class Service:
             multimask_output=body.get("multimask_output", True),
         )
         order = np.argsort(-scores)
-        return [{"area": int(masks[i].sum()), "predicted_iou": float(scores[i])} for i in order]
+        return [dict(zip(_COMPARED, (masks[i].sum(), scores[i]), strict=True)) for i in order]
 
 
 def _request(
@@ -438,30 +521,37 @@ def _request(
 def open_http_bodies(folder: Path) -> Case:
     """JSON bodies: what is accepted is answered as the predictor answers it."""
     service = Service(folder)
-    valid = [
-        {"id": service.id, "point_coords": [[30, 20], [50.5, 40]], "point_labels": [1, 0]},
-        {"id": service.id, "box": [10, 10, 60, 50], "multimask_output": False},
-        {"id": service.id, "point_coords": [[3, 2]], "point_labels": [1], "box": [0, 0, 80, 60]},
+    every = {"points_per_side": 2, "pred_iou_thresh": 0.1, "stability_score_thresh": 0.0}
+    valid: list[tuple[str, dict[str, Any]]] = [
+        ("/masks", {"point_coords": [[30, 20], [50.5, 40]], "point_labels": [1, 0]}),
+        ("/masks", {"box": [10, 10, 60, 50], "multimask_output": False}),
+        ("/masks", {"point_coords": [[3, 2]], "point_labels": [1], "box": [0, 0, 80, 60]}),
+        ("/everything", {**every, "box_nms_thresh": 0.9, "min_mask_region_area": 9}),
     ]
 
     def case(generator: Generator) -> str:
-        body = valid[int(generator.integers(len(valid)))]
+        path, body = valid[int(generator.integers(len(valid)))]
+        body = {"id": service.id, **body}
         text = (
             mutated_json(json.dumps(body), generator).encode()
             if generator.random() < 0.7
             else mutated(json.dumps(body).encode(), generator)
         )
-        status, answer = service.send(_request("/masks", text, "application/json"))
+        status, answer = service.send(_request(path, text, "application/json"))
         service.check(status, answer)
-        expected = service.masks(json.loads(text))
-        found = [{key: mask[key] for key in expected[0]} for mask in json.loads(answer)["masks"]]
-        same = [mask["area"] for mask in found] == [mask["area"] for mask in expected]
-        scores = [[mask["predicted_iou"] for mask in one] for one in (found, expected)]
-        if not same or not np.allclose(*scores, rtol=0, atol=1e-4):
+        expected, found = service.expected(path, json.loads(text)), _answered(path, answer)
+        areas, scores = ([[mask[key] for mask in one] for one in (found, expected)]
+                         for key in _COMPARED)  # fmt: skip
+        if areas[0] != areas[1] or not np.allclose(*scores, rtol=0, atol=1e-4):
             raise WrongError(f"{text!r} is answered by {found}, expected {expected}")
         return SAME if json.loads(text) == body else OTHER
 
     return case
+
+
+def _answered(path: str, answer: bytes) -> list[dict[str, Any]]:
+    masks = json.loads(answer)["masks" if path == "/masks" else "annotations"]
+    return [{key: mask[key] for key in _COMPARED} for mask in masks]
 
 
 def open_http_requests(folder: Path) -> Case:
@@ -517,6 +607,8 @@ TARGETS = {
         Target("engine: encoder.engine, right digest", 4, open_forged_engine, 0.2),
         Target("engine: encoder.json", 16, partial(open_engine, "encoder.json"), 0.2),
         Target("embedding", 24, open_embedding, 0.3),
+        Target("outputs of an earlier run", 4, open_job_outputs, 0.0),
+        Target("cached machine code", 6, open_cached_code, 0.5),
         Target("mask decoder: ONNX", 1, partial(open_onnx_decoder, True), 0.5, is_slow=True),
         Target(
             "mask decoder: ONNX, no digest", 1, partial(open_onnx_decoder, False), 0.1, is_slow=True
