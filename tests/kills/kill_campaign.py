@@ -27,7 +27,7 @@ import torch
 from kill_harness import Outcome, Trial, small_disk, warm_up
 from writing_commands import COMMANDS, Inputs
 
-from benchmarks.record import ROOT, write_table
+from benchmarks.record import ROOT, source_sha256, write_table
 from samtrt.console import ProgressBar, run_script
 from samtrt.errors import InputError
 from samtrt.files import write_json
@@ -35,6 +35,7 @@ from samtrt.reports.benchmarking import describe, environment, markdown_table
 
 DOCUMENT = ROOT / "docs" / "reliability.md"
 RECORD = ROOT / "benchmarks" / "results" / "kills.json"  # what the document shows
+CODE = ("samtrt", "tests/kills/kill_harness.py", "tests/kills/writing_commands.py")
 SECONDS_A_LINE = 20.0
 ROOM = (0, 1 << 13)  # bytes left of a full disk
 SHARES = (0.0, 0.9)  # of the largest file, where files are bounded
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100, help="of all commands (default: 100)")
     parser.add_argument("--only", nargs="+", metavar="COMMAND", choices=COMMANDS, default=[])
     parser.add_argument("--seed", type=int, default=0, help="of the kills' times (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON record")
+    parser.add_argument("--output", type=Path, help="JSON record; only the chosen commands' change")
     parser.add_argument("--report", type=Path, metavar="RECORD", help="writes its table, runs none")
     return parser.parse_args()
 
@@ -124,19 +125,26 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.monotonic()
     outcomes, has_disk = run(arguments.only, arguments.kills, arguments.seed)
-    rows: dict[str, Any] = {name: outcome.to_json() for name, outcome in outcomes.items()}
-    if arguments.output is not None:
+    code = source_sha256(names=CODE)
+    rows: dict[str, Any] = {
+        name: {**outcome.to_json(), "code_sha256": code} for name, outcome in outcomes.items()
+    }
+    output: Path | None = arguments.output
+    if output is not None:
+        earlier = json.loads(output.read_text("utf-8"))["commands"] if output.exists() else {}
+        known = {**earlier, **rows}
         record = {
             "command": f"python tests/kills/kill_campaign.py --kills {arguments.kills} "
             f"--seed {arguments.seed}",
             "environment": environment(),
             "seconds": round(time.monotonic() - started),
             "full_disk": has_disk,
-            "commands": rows,
+            "commands": {name: known[name] for name in COMMANDS if name in known},
         }
-        write_json(arguments.output, record)
-    for name, row in rows.items():
-        print(f"{name:<16}", *(f"{value} {key}" for key, value in row.items() if key != "faults"))
+        write_json(output, record)
+    for name, outcome in outcomes.items():
+        counts = (f"{value} {key}" for key, value in outcome.to_json().items() if key != "faults")
+        print(f"{name:<16}", *counts)
     faults = [fault for outcome in outcomes.values() for fault in outcome.faults]
     for fault in faults:
         print(fault)
