@@ -32,19 +32,18 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from benchmarks.hostile_clients import KINDS, PATIENCE, Hostile, encoded
+from benchmarks.record import ROOT, write_table
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
 from samtrt.errors import SamtrtError
-from samtrt.files import replacing, write_json
+from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.reports.benchmarking import environment
 from samtrt.sam import Sam, load_sam
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- server load: begin -->", "<!-- server load: end -->"
 CONFIG = EncoderConfig(
     embed_dim=32, depth=3, num_heads=2, global_attn_indexes=(1,), window_size=5, img_size=256
 )
@@ -352,15 +351,7 @@ def table(record: dict[str, Any]) -> str:
 
 def write_report(path: Path) -> None:
     """Puts the record's table into docs/reliability.md."""
-    text = DOCUMENT.read_text("utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SamtrtError(f"{DOCUMENT.name} has no {BEGIN} … {END}")
-    with replacing(DOCUMENT) as temporary:
-        temporary.write_text(
-            f"{head}{BEGIN}\n{table(json.loads(path.read_text('utf-8')))}{END}{tail}", "utf-8"
-        )
+    write_table(DOCUMENT, "server load", table(json.loads(path.read_text("utf-8"))))
 
 
 def main() -> int:

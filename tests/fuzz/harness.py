@@ -8,6 +8,7 @@ memory, which is ended when the case takes too long.
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,8 +143,9 @@ class Worker:
             if self._opened == target:
                 return self._process
             self.close()
+        self._folder = tempfile.mkdtemp(prefix="samtrt-fuzz-", dir=_memory_folder())
         self._process = process = subprocess.Popen(
-            [sys.executable, _WORKER, self._module, target],
+            [sys.executable, _WORKER, self._module, target, self._folder],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -178,6 +180,12 @@ class Worker:
             self._process.kill()
             self._process.wait()
             self._process = None
+            shutil.rmtree(self._folder)
+
+
+def _memory_folder() -> str | None:
+    """Where files need no disk."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -1,13 +1,12 @@
 """A campaign's worker: number in on stdin, outcome out on stdout, memory bounded.
 
-Started by ``harness.Worker`` with the module and the name of a target.
+Started by ``harness.Worker`` with the module and the name of a target, and a folder for its files.
 """
 
 import json
 import os
 import resource
 import sys
-import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -26,25 +25,19 @@ def main() -> None:
     """Runs cases until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints, prints to the log
-    module, name = sys.argv[1:]
+    module, name, folder = sys.argv[1:]
     target = import_module(module).TARGETS[name]
-    with tempfile.TemporaryDirectory(prefix="samtrt-fuzz-", dir=_memory_folder()) as folder:
-        case = target.open(Path(folder))
-        _limit_memory()
-        answers.write("\n")
+    case = target.open(Path(folder))
+    _limit_memory()
+    answers.write("\n")
+    answers.flush()
+    for line in sys.stdin:
+        begun = time.process_time()
+        outcome, detail = run_case(target, case, int(line))
+        seconds = time.process_time() - begun
+        answer = {"outcome": outcome, "detail": detail, "cpu_seconds": round(seconds, 3)}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
-        for line in sys.stdin:
-            begun = time.process_time()
-            outcome, detail = run_case(target, case, int(line))
-            seconds = time.process_time() - begun
-            answer = {"outcome": outcome, "detail": detail, "cpu_seconds": round(seconds, 3)}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-
-
-def _memory_folder() -> str | None:
-    """Where files need no disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _limit_memory() -> None:
