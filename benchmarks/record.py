@@ -8,7 +8,7 @@ import ast
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,11 @@ def key(row: Row) -> tuple[Any, ...]:
 def measured(record: dict[str, Any]) -> set[tuple[Any, ...]]:
     """The rows that have a time."""
     return {key(row) for row in record["rows"] if "timings" in row}
+
+
+def commands_of(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The commands that made the rows, in Markdown, each once."""
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(r["command"] for r in rows.values()))
 
 
 def with_table(text: str, name: str, content: str) -> str:

@@ -237,12 +237,13 @@ def main() -> int:
     rows = {
         name: summed(entry for entry in done.values() if entry["target"] == name) for name in chosen
     }
+    command = f"python tests/fuzz/campaign.py --cases {arguments.cases}"
+    rows = {name: {**row, "command": command} for name, row in rows.items()}
     faults = [fault for entry in done.values() for fault in entry["faults"]]
     if output is not None:
         earlier = json.loads(output.read_text("utf-8")) if output.exists() else {"targets": {}}
         rows = {**earlier["targets"], **rows}
         record = {
-            "command": f"python tests/fuzz/campaign.py --cases {arguments.cases}",
             "environment": environment(),
             "seconds": round(time.monotonic() - started),
             "targets": {name: rows[name] for name in TARGETS if name in rows},

@@ -125,17 +125,19 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.monotonic()
     outcomes, has_disk = run(arguments.only, arguments.kills, arguments.seed)
-    code = source_sha256(names=CODE)
+    origin = {
+        "command": f"python tests/kills/kill_campaign.py --kills {arguments.kills}"
+        f" --seed {arguments.seed}" + " --only " * bool(arguments.only) + " ".join(arguments.only),
+        "code_sha256": source_sha256(names=CODE),
+    }
     rows: dict[str, Any] = {
-        name: {**outcome.to_json(), "code_sha256": code} for name, outcome in outcomes.items()
+        name: {**outcome.to_json(), **origin} for name, outcome in outcomes.items()
     }
     output: Path | None = arguments.output
     if output is not None:
         earlier = json.loads(output.read_text("utf-8"))["commands"] if output.exists() else {}
         known = {**earlier, **rows}
         record = {
-            "command": f"python tests/kills/kill_campaign.py --kills {arguments.kills} "
-            f"--seed {arguments.seed}",
             "environment": environment(),
             "seconds": round(time.monotonic() - started),
             "full_disk": has_disk,
