@@ -29,7 +29,7 @@ import torch
 from harness import FAULTS, OUTCOMES, Worker, run_case
 from targets import TARGETS
 
-from benchmarks.record import ROOT, source_sha256, write_table
+from benchmarks.record import ROOT, commands_of, source_sha256, write_table
 from samtrt.console import ProgressBar, run_script
 from samtrt.errors import InputError
 from samtrt.files import write_json
@@ -194,8 +194,9 @@ def table(record: dict[str, Any]) -> str:
     whole = {key: sum(row[key] for row in record["targets"].values()) for key in keys}
     slowest = max(row["slowest_cpu_seconds"] for row in record["targets"].values())
     total = ("all", *(f"{whole[key]:,}" for key in keys), f"{slowest:.1f} s")
-    return f"`{record['command']}`; {describe(record['environment'])}\n\n" + markdown_table(
-        ("what is read", "cases", *heads, "slowest"), [*rows, total]
+    return (
+        f"{commands_of(record['targets'])}; {describe(record['environment'])}\n\n"
+        + markdown_table(("what is read", "cases", *heads, "slowest"), [*rows, total])
     )
 
 

@@ -14,13 +14,13 @@ import campaign
 import harness
 import numpy as np
 import pytest
-from campaign import CODE, plan
+from campaign import CODE, RECORD, plan, table
 from faulty_targets import TARGETS as FAULTY
 from harness import FAULTS, HANG, REFUSED, TRACEBACK, WRONG, Worker, run_case
 from mutations import mutated, mutated_head, mutated_json, resealed_png
 from targets import TARGETS, pictures
 
-from benchmarks.record import source_sha256
+from benchmarks.record import ROOT, source_sha256
 from samtrt.errors import InputError
 from samtrt.pictures.reading import load_image
 
@@ -119,3 +119,12 @@ def test_a_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
     row = json.loads(output.read_text())["targets"][name]
     assert row["cases"] == cases and row[REFUSED] >= 100 and row["slowest_cpu_seconds"] == 77.0
     assert [path.name for path in tmp_path.iterdir()] == ["fuzz.json"]
+
+
+def test_the_table_is_the_records_and_has_no_fault() -> None:
+    record = json.loads(RECORD.read_text("utf-8"))
+    assert table(record) in (ROOT / "docs/reliability.md").read_text("utf-8")
+    rows = record["targets"]
+    assert set(rows) == set(TARGETS)
+    assert sum(row["cases"] for row in rows.values()) >= 100_000
+    assert [(name, fault) for name in rows for fault in FAULTS if rows[name][fault]] == []

@@ -27,7 +27,7 @@ import torch
 from kill_harness import Outcome, Trial, small_disk, warm_up
 from writing_commands import COMMANDS, Inputs
 
-from benchmarks.record import ROOT, source_sha256, write_table
+from benchmarks.record import ROOT, commands_of, source_sha256, write_table
 from samtrt.console import ProgressBar, run_script
 from samtrt.errors import InputError
 from samtrt.files import write_json
@@ -108,8 +108,9 @@ def table(record: dict[str, Any]) -> str:
     sums = [sum(row[key] for row in record["commands"].values()) for key in heads]
     lost = sum(len(row["faults"]) for row in record["commands"].values())
     total = ("all", *(f"{number:,}" for number in (*sums, lost)))
-    return f"`{record['command']}`; {describe(record['environment'])}\n\n" + markdown_table(
-        ("command", *heads.values(), "lost"), [*rows, total]
+    return (
+        f"{commands_of(record['commands'])}; {describe(record['environment'])}\n\n"
+        + markdown_table(("command", *heads.values(), "lost"), [*rows, total])
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import kill_harness
 import pytest
+from kill_campaign import RECORD, table
 from kill_harness import Trial
 from writing_commands import COMMANDS, Command, Reference, read_same
 
@@ -84,3 +85,12 @@ def test_the_harness_sees_what_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     faults = "; ".join(trial.outcome.faults)
     assert "left after the next run: ['.left-1']" in faults
     assert "the next run wrote another version" in faults
+
+
+def test_the_table_is_the_records_and_nothing_is_lost() -> None:
+    record = json.loads(RECORD.read_text("utf-8"))
+    assert table(record) in (ROOT / "docs/reliability.md").read_text("utf-8")
+    rows = record["commands"].values()
+    assert set(record["commands"]) == set(COMMANDS)
+    assert sum(row["kills"] for row in rows) >= 500
+    assert not any(row["faults"] for row in rows)

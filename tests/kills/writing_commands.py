@@ -241,6 +241,7 @@ COMMANDS = {
                 "--json", o / "record.json", "--plot", o / "plot.png",
             ],
             _read_report,
+            is_job=True,
             is_same_every_time=False,
         ),
     )
