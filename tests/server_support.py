@@ -24,7 +24,9 @@ CONFIG = tiny_config(img_size=256)
 SEED = 3
 
 
-_folder = tempfile.TemporaryDirectory(prefix="samtrt-tests-")
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="samtrt-tests-")
 
 
 def build_model(folder: Path, seed: int) -> None:
@@ -38,7 +40,7 @@ def build_model(folder: Path, seed: int) -> None:
 @functools.cache
 def tiny_model() -> Path:
     """The parameter folder and engine that all tests of this process share; not to be changed."""
-    folder = Path(_folder.name) / "tiny"
+    folder = Path(_folder().name) / "tiny"
     build_model(folder, SEED)
     return folder
 
