@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -159,9 +160,10 @@ class Honest(threading.Thread):
 class Watch(threading.Thread):
     """Memory, threads and files of the server and of the processes that decode for it."""
 
-    def __init__(self, process: psutil.Process, stop: threading.Event) -> None:
+    def __init__(self, process: psutil.Process, url: str, stop: threading.Event) -> None:
         super().__init__(name="watch", daemon=True)
-        self.process, self.stop = process, stop
+        self.process, self.url, self.stop = process, url, stop
+        self.cache: list[int] = []
         self.server: list[int] = []
         self.decoders: list[int] = []
         self.files: list[int] = []
@@ -174,7 +176,11 @@ class Watch(threading.Thread):
                     decoders += child.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue
+            if len(self.server) % 10 == 0:
+                text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE).text
+                cached = int(float(re.findall(r"^samtrt_cache_bytes (\S+)", text, re.M)[0]))
             self.server.append(self.process.memory_info().rss)
+            self.cache.append(cached)
             self.decoders.append(decoders)
             self.files.append(self.process.num_fds())
 
@@ -241,7 +247,7 @@ def load(
         Hostile(kind, url, f"127.0.2.{number + 1}", stop, pause)
         for number, (kind, pause) in enumerate(KINDS.items())
     ]
-    watch = Watch(psutil.Process(process.pid), over)
+    watch = Watch(psutil.Process(process.pid), url, over)
     started = time.monotonic()
     threads: list[threading.Thread] = [watch, *honest, *hostile]
     for thread in threads:
@@ -288,6 +294,8 @@ def load(
             "server_first_half": max(watch.server[:half], default=0) >> 20,
             "server_second_half": max(watch.server[half:], default=0) >> 20,
             "decoders": max(watch.decoders, default=0) >> 20,
+            "cache_first_half": max(watch.cache[:half], default=0) >> 20,
+            "cache_second_half": max(watch.cache[half:], default=0) >> 20,
         },
         "files": max(watch.files, default=0),
         "pending_at_the_end": sum(lane["pending"] for lane in health["lanes"].values()),
@@ -298,11 +306,23 @@ def load(
     }
 
 
+def refused(record: dict[str, Any]) -> list[str]:
+    """Honest requests that were not answered as they should be: method, path and status."""
+    wrong = record["honest"]["wrong"]
+    return [what[: what.index(":") + 5] for what in wrong if what.startswith(("GET ", "POST "))]
+
+
+def different(record: dict[str, Any]) -> list[str]:
+    """Honest answers that were not the predictor's."""
+    return [what for what in record["honest"]["wrong"] if not what.startswith(("GET ", "POST "))]
+
+
 def verdict(record: dict[str, Any]) -> list[str]:
     """What is wrong with a run; nothing, if it held."""
     memory = record["memory_mib"]
     checks = {
-        "wrong answers": record["honest"]["wrong"],
+        "wrong answers": different(record),
+        "honest requests that were refused": refused(record),
         "no honest answer": not record["honest"]["right"],
         "answers that no client should see": record["harmful"],
         "clients without an answer": record["unanswered"],
@@ -311,9 +331,23 @@ def verdict(record: dict[str, Any]) -> list[str]:
         "work left at the end": record["pending_at_the_end"],
         "not ready at the end": record["ready_at_the_end"] != 200,
         "not ended by SIGTERM": record["status"] != -signal.SIGTERM,
-        "memory grew": memory["server_second_half"] > 1.1 * memory["server_first_half"] + 32,
+        "memory grew": grew(memory),
     }
-    return [f"{what}: {found}" for what, found in checks.items() if found]
+    return [f"{what}: {told(found)}" for what, found in checks.items() if found]
+
+
+def grew(memory: dict[str, int]) -> str:
+    """How the server's memory grew from the first half to the second, beside its cache."""
+    first, second = memory["server_first_half"], memory["server_second_half"]
+    cached = memory.get("cache_second_half", 0) - memory.get("cache_first_half", 0)
+    return f"{first} to {second} MiB" if second - cached > 1.1 * first + 32 else ""
+
+
+def told(found: Any) -> str:
+    """A fault as text: what is there several times is counted."""
+    if not isinstance(found, list):
+        return str(found)
+    return ", ".join(f"{n} × {what}" for what, n in Counter(found).items())
 
 
 def table(record: dict[str, Any]) -> str:
@@ -332,9 +366,9 @@ def table(record: dict[str, Any]) -> str:
         lines.append(f"| `{kind}` | {row['count']:,} | {times} |")
     lines += [
         "",
-        f"Of {honest['right']:,} answers that were compared with the predictor's, "
-        f"{len(honest['wrong'])} were wrong. Times are until a request is answered, with the waits "
-        "that 429 and 503 asked for. Memory of the server: at most "
+        f"Of {honest['right'] + len(different(record)):,} answers that were compared with the "
+        f"predictor's, {len(different(record))} were wrong. Times are until a request is answered, "
+        "with the waits that 429 and 503 asked for. Memory of the server: at most "
         f"{memory['server_first_half']:,} MiB in the first half and "
         f"{memory['server_second_half']:,} MiB in the second; of the processes that decode "
         f"pictures, {memory['decoders']:,} MiB. Tracebacks: {record['tracebacks']}.",
@@ -346,6 +380,7 @@ def table(record: dict[str, Any]) -> str:
     for name, counts in record["hostile"].items():
         came = ", ".join(f"{what}: {count:,}" for what, count in counts.items())
         lines.append(f"| {descriptions.get(name, name)} | {came} |")
+    lines += ["", f"What did not hold: {'; '.join(verdict(record)) or 'nothing'}."]
     return "\n".join(lines) + "\n"
 
 

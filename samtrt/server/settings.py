@@ -30,6 +30,7 @@ class Settings:
         decode_workers: mask requests that run at once.
         everything_queue: "everything" requests that wait or run; one runs at a time.
         everything_queue_per_client: the same for one address; more get 429.
+        everything_share: seconds that one "everything" has before it gives way to others that wait.
         everything_masks: masks of one "everything" that pass its filters, duplicates included.
         everything_bytes: their run lengths, which the server holds five times over at most.
         max_requests: requests in work at once, all clients together; more get 503.
@@ -65,6 +66,7 @@ class Settings:
     decode_workers: int = 2
     everything_queue: int = 4
     everything_queue_per_client: int = 1
+    everything_share: float = 60.0
     everything_masks: int = 6_000
     everything_bytes: int = 128 * MIB
     max_requests: int = 64

@@ -226,12 +226,20 @@ class Studio:
     def _everything(
         self, picture: EmbeddedPicture, request: schemas.EverythingRequest, abandoned: Event
     ) -> dict[str, Any]:
-        settings = self.settings
+        settings, started = self.settings, time.monotonic()
 
         def check(masks: int, nbytes: int) -> None:
             release()
             if abandoned.is_set():
                 raise AbandonedError
+            took = time.monotonic() - started
+            if took > settings.everything_share and self.lanes["everything"].pending > 1:
+                raise RequestError(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f'others wait for "everything", and this one has had its '
+                    f"{settings.everything_share:g} s; try again later, or with fewer points",
+                    retry_after=30,
+                )
             if masks > settings.everything_masks or nbytes > settings.everything_bytes:
                 raise RequestError(
                     HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -28,7 +28,7 @@ def test_limits_are_the_defaults() -> None:
         for name, value in zip(names.split(", "), values.split(", "), strict=True):
             number, _, unit = value.partition(" ")
             documented[name.strip("`")] = float(number.replace(",", "")) * units.get(unit, 1)
-    assert len(documented) == 24
+    assert len(documented) == 25
     for name, value in documented.items():
         assert getattr(Settings(), name) == value, name
 

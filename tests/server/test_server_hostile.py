@@ -203,6 +203,24 @@ def test_one_client_has_one_everything_at_once(sam: Sam) -> None:
         assert httpx.post(f"{url}/everything", json=body, timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize(("share", "status"), [(0.0, 503), (60.0, 200)])
+def test_everything_gives_way_to_others_after_its_share(
+    sam: Sam, share: float, status: int
+) -> None:
+    limits = {"everything_share": share, "everything_queue_per_client": 2}
+    with serving(sam, **limits) as url, ThreadPoolExecutor(1) as threads:
+        body = {"id": embedded(url), **ALL_MASKS, "points_per_side": 16}
+        first = threads.submit(httpx.post, f"{url}/everything", json=body, timeout=60)
+        while not httpx.get(f"{url}/health").json()["lanes"]["everything"]["pending"]:
+            assert not first.done()
+        body["points_per_side"] = 2
+        assert httpx.post(f"{url}/everything", json=body, timeout=60).status_code == 200
+        answer = first.result()
+        assert answer.status_code == status, answer.text
+        if status == 503:
+            assert answer.headers["retry-after"] == "30"
+
+
 # Connections
 
 
