@@ -203,7 +203,7 @@ def test_one_client_has_one_everything_at_once(sam: Sam) -> None:
         assert httpx.post(f"{url}/everything", json=body, timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize(("share", "status"), [(0.0, 503), (60.0, 200)])
+@pytest.mark.parametrize(("share", "status"), [(0.2, 503), (60.0, 200)])
 def test_everything_gives_way_to_others_after_its_share(
     sam: Sam, share: float, status: int
 ) -> None:
