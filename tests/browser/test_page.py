@@ -344,13 +344,17 @@ def test_embedding_shows_progress_and_can_be_cancelled(
     page: Page, sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    encode = sam.image_encoder
+    encoder = sam.image_encoder
 
-    def slow(x: Any) -> Any:
-        assert gate.wait(60)
-        return encode(x)
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(encoder, name)
 
-    monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: slow))
+        def __call__(self, x: Any) -> Any:
+            assert gate.wait(60)
+            return encoder(x)
+
+    monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: Slow()))
     other = tmp_path / "slow.png"
     other.write_bytes(encoded(picture(9, 120, 160)))
     try:

@@ -17,6 +17,18 @@ export function notify(text, { error = false, action = null } = {}) {
   if (!error) setTimeout(() => notice.remove(), 1000 * SECONDS);
 }
 
+/** Says what went wrong; offers to try again where that may help. */
+export function complain(error, again = null) {
+  const action = again && { label: "Try again", act: again };
+  if (error.name === "AbortError") {
+    notify("Cancelled.", { action });
+    return;
+  }
+  console.error(error);
+  const temporary = !error.status || [408, 429, 500, 503, 504].includes(error.status);
+  notify(error.message, { error: true, action: temporary ? action : null });
+}
+
 export function dismissNotices() {
   area.replaceChildren();
 }

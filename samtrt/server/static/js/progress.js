@@ -7,6 +7,12 @@ const fill = document.getElementById("progress-fill");
 const frame = document.getElementById("frame");
 
 const TICK = 150; // milliseconds
+let working = false;
+
+/** Whether a long task runs: a picture is opened, or everything is segmented. */
+export function isWorking() {
+  return working;
+}
 
 /**
  * Shows progress until the work is done, and gives the work a signal that Cancel aborts.
@@ -37,12 +43,14 @@ export async function withProgress(work) {
     timer = setInterval(tick, TICK);
   };
 
+  working = true;
   show("", 0);
   card.hidden = false;
   frame.classList.add("busy");
   try {
     return await work({ signal: abort.signal, show, run });
   } finally {
+    working = false;
     clearInterval(timer);
     cancel.removeEventListener("click", onCancel);
     card.hidden = true;
