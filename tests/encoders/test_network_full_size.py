@@ -7,6 +7,7 @@ import pytest
 import torch
 import trt_reader
 from oracle import meta_encoder, relative_l2
+from tensor_cores import TensorCores
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters
@@ -30,12 +31,14 @@ def test_vit_b_width_equals_meta(trt, precision, attentions):
     reference = meta(x)
     bar = 1e-5
     if precision != "fp32":
-        bar = 2 * relative_l2(meta.to(dtype)(x.to(dtype)), reference)
+        with TensorCores():
+            bar = 2 * relative_l2(meta.to(dtype)(x.to(dtype)), reference)
     tensors = random_parameters(cfg).encoder()
     for attention in attentions:
         builder = trt.Builder(shared_log(trt))
         network = define_network(trt, builder, cfg, tensors, precision, attention)
-        output = trt_reader.evaluate(trt, network.definition, {INPUT: x})[OUTPUT]
+        with TensorCores():
+            output = trt_reader.evaluate(trt, network.definition, {INPUT: x})[OUTPUT]
         assert relative_l2(output, reference) <= bar, attention
 
 
