@@ -103,6 +103,11 @@ class _Crop:
 Check = Callable[[int, int], None]
 
 
+# Called after each batch of points with the points done, those in all, and the records of the masks
+# that it added. Among those of several batches are duplicates, which only the end can drop.
+Found = Callable[[int, int, list[dict[str, Any]]], None]
+
+
 def _unwatched(masks: int, nbytes: int) -> None:
     """The check of work that nobody stops."""
 
@@ -248,9 +253,15 @@ class SamAutomaticMaskGenerator:
 
     @torch.no_grad()
     def generate_embedded(
-        self, picture: EmbeddedPicture, check: Check = _unwatched
+        self, picture: EmbeddedPicture, check: Check = _unwatched, found: Found | None = None
     ) -> list[dict[str, Any]]:
         """``generate`` for a picture that was embedded before; its pixels are not needed.
+
+        Args:
+            picture: the picture.
+            check: as of ``generate``.
+            found: called after each batch with how many points are done, how many there are, and
+                the records of the masks that the batch found; they may turn out to be duplicates.
 
         Raises:
             InputError: the generator searches crops, which have to be embedded.
@@ -262,7 +273,7 @@ class SamAutomaticMaskGenerator:
             )
         height, width = picture.original_size
         crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
-        return self._finish([self._one_crop(crop, 0, check)], check)
+        return self._finish([self._one_crop(crop, 0, check, found)], check)
 
     def _finish(self, parts: list[_Masks], check: Check) -> list[dict[str, Any]]:
         """Records of the masks of all crops."""
@@ -274,12 +285,21 @@ class SamAutomaticMaskGenerator:
             masks = self._without_small_regions(masks, check)
         return self._records(masks, check)
 
-    def _one_crop(self, crop: _Crop, layer: int, check: Check) -> _Masks:
+    def _one_crop(
+        self, crop: _Crop, layer: int, check: Check, found: Found | None = None
+    ) -> _Masks:
         height, width = crop.embedded.original_size
         points = self.point_grids[layer] * np.array([width, height])
         parts: list[_Masks] = []
         for start in range(0, len(points), self.points_per_batch):
-            self._one_batch(points[start : start + self.points_per_batch], crop, parts, check)
+            batch, before = points[start : start + self.points_per_batch], len(parts)
+            self._one_batch(batch, crop, parts, check)
+            if found is not None:
+                new = self._without_duplicates(parts[before:], crop)
+                found(start + len(batch), len(points), self._few_records(new))
+        return self._without_duplicates(parts, crop)
+
+    def _without_duplicates(self, parts: list[_Masks], crop: _Crop) -> _Masks:
         if not parts:
             return self._no_masks(crop)
         masks = _Masks.concatenate(parts)

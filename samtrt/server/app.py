@@ -1,6 +1,7 @@
 """The ASGI application: routes, their documentation, their errors."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -42,6 +43,7 @@ BUSY = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
+LINES = "application/x-ndjson"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -165,12 +167,51 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         "/everything",
         tags=["model"],
         response_model=schemas.CocoDataset,
-        responses=documented(HTTPStatus.NOT_FOUND, *BAD_BODY, *BUSY),
+        responses={
+            200: {
+                "description": f"The masks. With `Accept: {LINES}`: an `EverythingEvent` a line, "
+                "as they are found.",
+                "content": {
+                    LINES: {"schema": {"$ref": "#/components/schemas/EverythingEvent"}},
+                },
+            },
+            **documented(HTTPStatus.NOT_FOUND, *BAD_BODY, *BUSY),
+        },
     )
-    async def everything(request: schemas.EverythingRequest, connection: Request) -> dict[str, Any]:
+    async def everything(request: schemas.EverythingRequest, connection: Request) -> Any:
         """Segments whatever is in the picture, as a COCO data set."""
-        work = studio.everything(find(request.id).embedded, request)
-        return await unless_disconnected(connection, work)
+        picture = find(request.id).embedded
+        if LINES in connection.headers.get("accept", ""):
+            return await _lines(studio.everything_as_found(picture, request), connection)
+        return await unless_disconnected(connection, studio.everything(picture, request))
+
+
+async def _lines(
+    events: AsyncGenerator[dict[str, Any], None], connection: Request
+) -> StreamingResponse:
+    """One JSON value a line. What fails before the first is raised, after it said in the last."""
+
+    async def next_event() -> dict[str, Any]:
+        return await anext(events)
+
+    first = await unless_disconnected(connection, next_event())
+
+    async def lines() -> AsyncIterator[bytes]:
+        event = first
+        try:
+            while True:
+                yield json.dumps(event, allow_nan=False).encode() + b"\n"
+                event = await next_event()
+        except StopAsyncIteration:
+            pass
+        except RequestError as problem:
+            yield b'{"problem": ' + bytes(problem.response().body) + b"}\n"
+        finally:
+            await events.aclose()  # the client may have left
+
+    # A proxy shall not collect the lines.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), headers=headers, media_type=LINES)
 
 
 def _add_operation_routes(
@@ -277,9 +318,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _document_problems(app: FastAPI) -> None:
-    """Adds the schema of errors, which no route returns as its answer, to the OpenAPI document."""
+    """Adds the schemas that no route names as its answer to the OpenAPI document."""
     document = app.openapi()
     reference = "#/components/schemas/{model}"
-    document["components"]["schemas"]["ProblemDetails"] = schemas.ProblemDetails.model_json_schema(
-        ref_template=reference
-    )
+    for model in (schemas.ProblemDetails, schemas.EverythingEvent):
+        described = model.model_json_schema(ref_template=reference)
+        definitions = described.pop("$defs", {})
+        document["components"]["schemas"] |= {**definitions, model.__name__: described}

@@ -145,6 +145,34 @@ class CocoDataset(BaseModel):
     categories: list[CocoCategory]
 
 
+class FoundMask(BaseModel):
+    """A mask of "everything" that is found before the end."""
+
+    id: int = Field(description="Its number in this answer.")
+    segmentation: CocoRle
+    area: int
+    predicted_iou: float | None
+    stability_score: float | None
+    point_coords: list[Point]
+
+
+class EverythingEvent(BaseModel):
+    """A line of "everything" as it goes on: how far it is, or its end."""
+
+    points_done: int | None = None
+    points_total: int | None = None
+    found: list[FoundMask] = Field(default=[], description="Masks that are new.")
+    dropped: list[int] = Field(
+        default=[], description="Ids of earlier ones: a better mask of the same is found."
+    )
+    dataset: CocoDataset | None = Field(
+        default=None, description="The last line's: what a request without lines gets."
+    )
+    problem: ProblemDetails | None = Field(
+        default=None, description="The last line's, where the work ended with an error."
+    )
+
+
 class Lane(BaseModel):
     """A queue of the server."""
 
