@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "building": ENGINES,
     "sam": ENGINES,
     "masks": ENGINES | {"sam"},
+    "segment_anything": MASKS,  # Meta's paths
     "jobs": MASKS,
     "server": MASKS,
     "reports": MASKS | {"jobs", "server"},

@@ -78,11 +78,11 @@ def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
     """IoU of each mask cut at ``threshold + offset`` and at ``threshold - offset``.
 
     Args:
-        logits: [B, H, W].
+        logits: [..., H, W].
 
     Returns:
-        float32 [B]; 0 where both cuts are empty. Meta's code has 0/0 = NaN there, which its filter
-        drops as it drops 0, and which no JSON can hold.
+        float32 [...]; 0 where both cuts are empty. Meta's code has 0/0 = NaN there, which its
+        filter drops as it drops 0, and which no JSON can hold.
     """
     # The upper cut lies inside the lower one, so the IoU is a ratio of their areas.
     inner, outer = (_areas(logits > threshold + sign * offset) for sign in (1, -1))
@@ -116,12 +116,12 @@ def _on_triton(low_res: Tensor) -> bool:
 
 
 def _areas(masks: Tensor) -> Tensor:
-    """Foreground pixels of each bool mask [B, H, W], as int64 [B]."""
-    if masks.is_cuda:
-        return masks.flatten(1).sum(1)
+    """Foreground pixels of each bool mask [..., H, W], as int64 [...]."""
+    if masks.is_cuda or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return masks.flatten(-2).sum(-1)
     # NumPy counts a bool array many times faster than torch sums one on the CPU.
-    areas = [np.count_nonzero(mask) for mask in masks.numpy()]
-    return torch.tensor(areas, dtype=torch.int64, device="cpu")
+    areas = [np.count_nonzero(mask) for mask in masks.reshape(-1, *masks.shape[-2:]).numpy()]
+    return torch.tensor(areas, dtype=torch.int64, device="cpu").view(masks.shape[:-2])
 
 
 def _ratio(inner: Tensor, outer: Tensor) -> Tensor:

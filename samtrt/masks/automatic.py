@@ -22,12 +22,13 @@ from samtrt.errors import InputError
 from samtrt.masks.geometry import (
     box_areas,
     crop_boxes,
+    is_box_near_crop_edge,
     layer_point_grids,
     mask_boxes,
-    near_crop_edge,
     nms,
     remove_small_regions,
     take_masks,
+    uncrop_masks,
 )
 from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.runs import (
@@ -360,14 +361,12 @@ class SamAutomaticMaskGenerator:
             kept = (stability >= self.stability_score_thresh).nonzero()[:, 0]
             masks = take_masks(masks, kept)
         boxes = mask_boxes(masks)
-        inside = (~near_crop_edge(boxes, crop.box, crop.picture_size)).nonzero()[:, 0]
+        height, width = crop.picture_size
+        picture_box = [0, 0, width, height]
+        inside = (~is_box_near_crop_edge(boxes, crop.box, picture_box)).nonzero()[:, 0]
         if len(inside) < len(kept):
             masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
-        x0, y0, x1, y1 = crop.box
-        height, width = crop.picture_size
-        if crop.embedded.original_size != crop.picture_size:
-            pad = (x0, width - x1, y0, height - y1)
-            masks = torch.nn.functional.pad(masks, pad, value=False)
+        masks = uncrop_masks(masks, crop.box, height, width)
         return MaskRuns.from_masks(masks), boxes, stability[kept], kept
 
     def _no_masks(self, crop: _Crop) -> _Masks:

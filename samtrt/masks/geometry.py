@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -84,24 +85,41 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
 
 
-def near_crop_edge(boxes: Tensor, crop_box: list[int], size: tuple[int, int]) -> Tensor:
+def is_box_near_crop_edge(
+    boxes: Tensor, crop_box: list[int], orig_box: list[int], atol: float = CROP_EDGE_TOLERANCE
+) -> Tensor:
     """Which boxes (XYXY in the crop's frame) end at the crop's border but not at the picture's.
 
     Args:
         boxes: [B, 4].
         crop_box: the crop in the picture's frame, XYXY.
-        size: the picture's (H, W).
+        orig_box: the picture, XYXY.
+        atol: distance in pixels up to which a box ends there.
 
     Returns:
         bool [B].
     """
-    x0, y0, _, _ = crop_box
-    boxes = boxes.float() + boxes.new_tensor([x0, y0, x0, y0]).float()
-    crop = boxes.new_tensor(crop_box)
-    picture = boxes.new_tensor([0, 0, size[1], size[0]])
-    near_crop = (boxes - crop).abs() <= CROP_EDGE_TOLERANCE
-    near_picture = (boxes - picture).abs() <= CROP_EDGE_TOLERANCE
+    boxes = uncrop_boxes_xyxy(boxes, crop_box).float()
+    near_crop = (boxes - boxes.new_tensor(crop_box)).abs() <= atol
+    near_picture = (boxes - boxes.new_tensor(orig_box)).abs() <= atol
     return (near_crop & ~near_picture).any(dim=1)
+
+
+def uncrop_boxes_xyxy(boxes: Tensor, crop_box: list[int]) -> Tensor:
+    """XYXY boxes [..., 4] of a crop's frame → of the picture's."""
+    return boxes + torch.tensor(crop_box[:2], device=boxes.device).repeat(2)
+
+
+def uncrop_points(points: Tensor, crop_box: list[int]) -> Tensor:
+    """Points [..., 2] of a crop's frame → of the picture's."""
+    return points + torch.tensor(crop_box[:2], device=points.device)
+
+
+def uncrop_masks(masks: Tensor, crop_box: list[int], orig_h: int, orig_w: int) -> Tensor:
+    """Masks [..., h, w] of a crop → [..., H, W] of the picture, background around it."""
+    x0, y0, x1, y1 = crop_box
+    pad = (x0, orig_w - x1, y0, orig_h - y1)
+    return F.pad(masks, pad, value=0) if any(pad) else masks
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -153,8 +171,10 @@ def _overlaps(boxes: Tensor, areas: Tensor, rows: Tensor, block: slice, limit: f
     return inter / (areas[rows, None] + areas[None, block] - inter) > limit
 
 
-def remove_small_regions(mask: np.ndarray, min_area: float, mode: str) -> tuple[np.ndarray, bool]:
-    """Fills the holes, or removes the islands, of fewer than ``min_area`` pixels.
+def remove_small_regions(
+    mask: np.ndarray, area_thresh: float, mode: str
+) -> tuple[np.ndarray, bool]:
+    """Fills the holes, or removes the islands, of fewer than ``area_thresh`` pixels.
 
     If every island is that small, the largest stays.
 
@@ -173,7 +193,7 @@ def remove_small_regions(mask: np.ndarray, min_area: float, mode: str) -> tuple[
     holes = mode == "holes"
     regions, count = ndimage.label(~mask if holes else mask, structure=_EIGHT_CONNECTED)
     areas = np.bincount(regions.ravel(), minlength=count + 1)
-    small = areas < min_area
+    small = areas < area_thresh
     small[0] = False  # label 0 is what is not a region
     if not small.any():
         return mask, False

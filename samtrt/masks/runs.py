@@ -132,15 +132,15 @@ def area_from_rle(rle: dict[str, Any]) -> int:
     return sum(rle["counts"][1::2])
 
 
-def coco_encode_rle(rle: dict[str, Any]) -> dict[str, Any]:
+def coco_encode_rle(uncompressed_rle: dict[str, Any]) -> dict[str, Any]:
     """COCO's compressed RLE of an uncompressed one, its counts as text that JSON can hold.
 
     Raises:
         SamtrtError: pycocotools is not installed.
     """
     mask_utils = require_pycocotools()
-    height, width = rle["size"]
-    encoded = mask_utils.frPyObjects(rle, height, width)
+    height, width = uncompressed_rle["size"]
+    encoded = mask_utils.frPyObjects(uncompressed_rle, height, width)
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 

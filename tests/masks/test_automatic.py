@@ -493,10 +493,10 @@ def test_boxes_stability_and_edges_are_metas(meta: Any) -> None:
     found = upscaling.stability_scores(logits, 0.0, 1.0)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     boxes = torch.randint(0, 90, (200, 4))
-    crop, size = [30, 0, 130, 100], (100, 400)
-    expected = theirs.is_box_near_crop_edge(boxes, crop, [0, 0, size[1], size[0]])
+    crop, picture = [30, 0, 130, 100], [0, 0, 400, 100]
+    expected = theirs.is_box_near_crop_edge(boxes, crop, picture)
     assert expected.any() and not expected.all()
-    assert torch.equal(amg_utils.near_crop_edge(boxes, crop, size), expected)
+    assert torch.equal(amg_utils.is_box_near_crop_edge(boxes, crop, picture), expected)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
