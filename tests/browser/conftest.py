@@ -87,14 +87,12 @@ class Page:
     def at(self, x: float, y: float) -> ActionChains:
         """The pointer over a pixel (x, y) of the picture."""
         canvas = self["pointer"]
-        width, height = self.script(
-            "return document.getElementById('pointer').dataset.size.split('×').map(Number)"
-        )
+        scale, left, top = map(float, canvas.get_attribute("data-view").split())
         shown = canvas.rect
         return ActionChains(self.driver, duration=0).move_to_element_with_offset(
             canvas,
-            round((x / width - 0.5) * shown["width"]),
-            round((y / height - 0.5) * shown["height"]),
+            round(left + x * scale - shown["width"] / 2),
+            round(top + y * scale - shown["height"] / 2),
         )
 
     @property

@@ -30,9 +30,9 @@ const handlers = {
    * @param points [[x, y, label], …] and box [x0, y0, x1, y1] or null, in pixels of the picture.
    * @param maskInput logits of an earlier answer, or null.
    * @param multimask best of three masks, or the one mask for unambiguous prompts.
-   * @param sizes [[height, width], …] at which runs are wanted.
+   * @param targets [{size, window}, …] for which runs are wanted, see runsFromLogits.
    */
-  async decode({ points, box, maskInput, multimask, sizes }) {
+  async decode({ points, box, maskInput, multimask, targets }) {
     const { originalSize, inputSize, frame, shape } = picture;
     const scaleX = inputSize[1] / originalSize[1];
     const scaleY = inputSize[0] / originalSize[0];
@@ -60,7 +60,7 @@ const handlers = {
     return {
       score: scores[best],
       logits,
-      runs: sizes.map((size) => runsFromLogits(logits, side, frame, inputSize, size)),
+      runs: targets.map(({ size, window }) => runsFromLogits(logits, side, frame, inputSize, size, window)),
     };
   },
 };

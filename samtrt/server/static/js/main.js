@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Decoder } from "./decoder.js";
+import { Editing } from "./editing.js";
 import { everything } from "./everything.js";
 import { download } from "./exporting.js";
 import { listen } from "./input.js";
@@ -14,6 +15,7 @@ import { Session } from "./session.js";
 import { listenToShortcuts } from "./shortcuts.js";
 import { Stage } from "./stage.js";
 import { Tools } from "./tools.js";
+import { listenToZoom } from "./zooming.js";
 
 api.takeToken(); // before anything asks the server
 
@@ -22,18 +24,40 @@ const byId = (id) => document.getElementById(id);
 const scene = new Scene();
 const stage = new Stage(scene);
 const panel = new Panel(scene);
-const tools = new Tools();
+const tools = new Tools(stage.surface);
 const decoder = new Decoder();
 const session = new Session(decoder);
 const prompting = new Prompting({ scene, stage, session, tools });
+const editing = new Editing({ scene, stage, prompting });
 const opening = new Opening({ scene, stage, panel, session, prompting });
 const segmentEverything = () => everything(scene, session);
 
-listen(stage, prompting);
+listen(stage, {
+  tool: () => tools.behaviour,
+  hover: (point) => prompting.hover(point),
+  leave: () => prompting.leave(),
+  point: (point, kind) => {
+    if (kind === "tool" && tools.chosen === "select") editing.pick(point);
+    else prompting.point(point, kind);
+  },
+  box: (box) => prompting.box(box),
+  stroke: (stroke) => editing.stroke(stroke),
+  toggle: (point) => editing.toggle(point),
+});
+listenToZoom(stage);
 listenToShortcuts(scene, {
   n: () => tools.choose("new"),
   a: () => tools.choose("add"),
   r: () => tools.choose("remove"),
+  v: () => tools.choose("select"),
+  p: () => tools.choose("brush"),
+  x: () => tools.choose("eraser"),
+  "[": () => tools.resize(-1),
+  "]": () => tools.resize(1),
+  m: () => editing.merge(),
+  s: () => editing.subtract(),
+  0: () => stage.view.fit(),
+  z: () => stage.view.actualSize(),
   e: segmentEverything,
 });
 

@@ -23,7 +23,7 @@ export class Panel {
   }
 
   #render() {
-    const { masks, selected } = this.#scene;
+    const { masks, selected, chosen } = this.#scene;
     byId("count").textContent = masks.length;
     byId("no-masks").hidden = masks.length > 0;
     byId("clear").disabled = !masks.length;
@@ -34,7 +34,7 @@ export class Panel {
     }
     // Focus is put back where it was: the list is made anew.
     const focused = document.activeElement?.dataset?.focus;
-    byId("list").replaceChildren(...masks.map((mask) => this.#item(mask, mask === selected)).reverse());
+    byId("list").replaceChildren(...masks.map((mask) => this.#item(mask, chosen.includes(mask))).reverse());
     if (focused) document.querySelector(`[data-focus="${focused}"]`)?.focus();
     if (selected) byId("list").querySelector(".selected").scrollIntoView({ block: "nearest" });
   }
@@ -43,12 +43,15 @@ export class Panel {
     const item = document.createElement("li");
     item.className = `item${selected ? " selected" : ""}${mask.visible ? "" : " off"}`;
     item.dataset.mask = mask.id;
-    const pick = button("pick", `pick-${mask.id}`, () => this.#scene.select(selected ? null : mask.id));
+    const pick = button("pick", `pick-${mask.id}`, (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) this.#scene.toggle(mask.id);
+      else this.#scene.select(selected && this.#scene.chosen.length === 1 ? null : mask.id);
+    });
     pick.setAttribute("aria-pressed", selected);
     const swatch = span("swatch", "");
     swatch.style.background = cssOf(mask.color);
     const share = ((100 * areaOf(mask.runs)) / this.#pixels).toFixed(1);
-    pick.append(swatch, span("name", mask.name), span("facts", `${share} % · score ${mask.score.toFixed(2)}`));
+    pick.append(swatch, span("name", mask.name), span("facts", `${share} % · ${mask.score === null ? "drawn" : `score ${mask.score.toFixed(2)}`}`));
     const toggle = iconButton(
       mask.visible ? "eye" : "eye-off",
       `${mask.visible ? "Hide" : "Show"} ${mask.name}`,

@@ -1,5 +1,6 @@
 // Hovers, clicks and boxes on the picture become masks, one after the other.
 
+import { drawOn, keepDrawn } from "./edits.js";
 import { announce, complain, notify } from "./notices.js";
 import { isWorking } from "./progress.js";
 
@@ -27,8 +28,9 @@ export class Prompting {
   hover(point) {
     const isBusy = () => isWorking() || this.#decoding > 0;
     if (isBusy()) return;
+    const { target } = this.#stage;
     this.#session
-      .hover(point, this.#stage.size, (runs) => isBusy() || this.#stage.setPreview(runs))
+      .hover(point, target, (runs) => isBusy() || this.#stage.setPreview(runs, target))
       .catch(complain);
   }
 
@@ -43,7 +45,7 @@ export class Prompting {
     this.#decode(async () => {
       const { selected } = this.#scene;
       if (wanted === "new") await this.#keep(this.#session.mask([[...point, 1]]));
-      else if (selected) await this.#change(selected, [...point, wanted === "add" ? 1 : 0]);
+      else if (selected) await this.#change(selected, [...selected.points, [...point, wanted === "add" ? 1 : 0]], selected);
       else notify("Select a mask first: click an object, or a mask in the list.");
     });
   }
@@ -51,6 +53,16 @@ export class Prompting {
   box(box) {
     if (box[2] - box[0] < 1 || box[3] - box[1] < 1) return;
     this.#decode(() => this.#keep(this.#session.mask([], box)));
+  }
+
+  /** The mask without one of its points, decoded from what is left. */
+  removePoint(mask, index) {
+    const points = mask.points.filter((_, i) => i !== index);
+    if (!points.some(([, , label]) => label === 1) && !mask.box && !mask.drawn) {
+      notify(`${mask.name} needs a point to be made from. Delete removes the mask.`);
+      return;
+    }
+    this.#decode(() => this.#change(mask, points));
   }
 
   #decode(make) {
@@ -69,10 +81,21 @@ export class Prompting {
     });
   }
 
-  async #change(mask, point) {
-    const changed = await this.#session.mask([...mask.points, point], mask.box, mask);
-    this.#scene.replace(mask.id, changed);
+  /** @param earlier the mask whose logits the decoder starts from, or null. */
+  async #change(mask, points, earlier = null) {
+    this.#scene.replace(mask.id, await this.#redecoded(mask, points, earlier));
     announce(`${mask.name} changed.`);
+  }
+
+  async #redecoded(mask, points, earlier) {
+    const isPositive = ([, , label]) => label === 1;
+    if (!mask.box && !points.some(isPositive)) {
+      // Nothing to take away from but what was drawn: the object at each point is rubbed out.
+      const objects = await Promise.all(points.map(([x, y]) => this.#session.mask([[x, y, 1]])));
+      const left = objects.reduce((found, { runs }) => ({ ...found, ...drawOn(found, runs, true) }), mask);
+      return { ...left, points: [] };
+    }
+    return keepDrawn(await this.#session.mask(points, mask.box, earlier), mask);
   }
 
   async #keep(making) {

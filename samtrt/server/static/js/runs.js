@@ -1,14 +1,17 @@
 // Masks as runs. COCO's order is column-major: position = x * height + y. `counts` alternate
 // background, foreground, background, … and begin with background.
 
-/** How one output row or column reads its two neighbours (torch's bilinear, align_corners=False). */
-function taps(from, to) {
-  const first = new Int32Array(to);
-  const second = new Int32Array(to);
-  const weight = new Float32Array(to);
+/**
+ * How an output row or column reads its two neighbours (torch's bilinear, align_corners=False);
+ * those from `start` to before `stop` of the `to` there are.
+ */
+function taps(from, to, start = 0, stop = to) {
+  const first = new Int32Array(stop - start);
+  const second = new Int32Array(stop - start);
+  const weight = new Float32Array(stop - start);
   const scale = from / to;
-  for (let i = 0; i < to; i++) {
-    const source = Math.max((i + 0.5) * scale - 0.5, 0);
+  for (let i = 0; i < stop - start; i++) {
+    const source = Math.max((i + start + 0.5) * scale - 0.5, 0);
     first[i] = Math.min(Math.floor(source), from - 1);
     second[i] = Math.min(first[i] + 1, from - 1);
     weight[i] = source - first[i];
@@ -39,13 +42,14 @@ function toFrame(logits, side, frame, height, width) {
 /**
  * The runs of mask logits at any size: upscale to the model's frame, crop to the picture, upscale
  * to `size`, then threshold at 0, in this order (the server's transforms.postprocess_masks).
+ * With a window [x0, y0, x1, y1], whole pixels of `size`, only what lies in it is computed.
  */
-export function runsFromLogits(logits, side, frame, inputSize, size) {
+export function runsFromLogits(logits, side, frame, inputSize, size, window = [0, 0, size[1], size[0]]) {
   const [inHeight, inWidth] = inputSize;
-  const [height, width] = size;
+  const [width, height] = [window[2] - window[0], window[3] - window[1]];
   const source = toFrame(logits, side, frame, inHeight, inWidth);
-  const x = taps(inWidth, width);
-  const y = taps(inHeight, height);
+  const x = taps(inWidth, size[1], window[0], window[2]);
+  const y = taps(inHeight, size[0], window[1], window[3]);
   const changes = [];
   const column = new Float32Array(inHeight);
   let inside = false;
@@ -66,7 +70,8 @@ export function runsFromLogits(logits, side, frame, inputSize, size) {
   return { size: [height, width], counts: countsFromChanges(changes, height * width) };
 }
 
-function countsFromChanges(changes, total) {
+/** Counts of runs that begin with background and change at these positions. */
+export function countsFromChanges(changes, total) {
   const counts = new Uint32Array(changes.length + 1);
   let before = 0;
   changes.forEach((change, i) => {

@@ -87,14 +87,17 @@ export class Session {
       maskInput: earlier?.logits ?? null,
       // One point is ambiguous: a button, a shirt or the person. Anything more is not.
       multimask: points.length === 1 && !box,
-      sizes: [this.#embedding.original_size],
+      targets: [{ size: this.#embedding.original_size }],
     });
     return { points, box, runs: runs[0], score, logits };
   }
 
-  /** Calls onRuns with the mask under the pointer; hovers that came too fast are skipped. */
-  async hover(point, size, onRuns) {
-    this.#nextHover = { point, size, onRuns };
+  /**
+   * Calls onRuns with the mask under the pointer; hovers that came too fast are skipped.
+   * @param target {size, window}: what of the mask is wanted, see runsFromLogits.
+   */
+  async hover(point, target, onRuns) {
+    this.#nextHover = { point, target, onRuns };
     if (this.#hovering || !this.isReady) return;
     this.#hovering = true;
     try {
@@ -102,7 +105,7 @@ export class Session {
         const next = this.#nextHover;
         this.#nextHover = null;
         const prompt = { points: [[...next.point, 1]], box: null, maskInput: null, multimask: true };
-        const { runs } = await this.#decoder.decode({ ...prompt, sizes: [next.size] });
+        const { runs } = await this.#decoder.decode({ ...prompt, targets: [next.target] });
         if (this.#nextHover !== undefined) next.onRuns(runs[0]);
       }
     } finally {
