@@ -1,5 +1,7 @@
 """A headless Chromium before a server with a model, and hands to use the page with."""
 
+import io
+import json
 import os
 import shutil
 import time
@@ -7,14 +9,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from fastapi import FastAPI
+from PIL import Image
+from pycocotools import mask as mask_utils
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from server_support import encoded, picture, running, tiny_decoder, tiny_model
 
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.predictor import SamPredictor
+from samtrt.sam import Sam, load_sam
+from samtrt.server.app import create_app
 from samtrt.server.assets import assets_installed
 
+HEIGHT, WIDTH = 300, 420  # of the picture that most tests open
 WAIT_SECONDS = 60
 FLAGS = (
     "--headless=new",
@@ -87,13 +99,45 @@ class Page:
     def at(self, x: float, y: float) -> ActionChains:
         """The pointer over a pixel (x, y) of the picture."""
         canvas = self["pointer"]
-        scale, left, top = map(float, canvas.get_attribute("data-view").split())
+        scale, left, top = self.view
         shown = canvas.rect
         return ActionChains(self.driver, duration=0).move_to_element_with_offset(
             canvas,
             round(left + x * scale - shown["width"] / 2),
             round(top + y * scale - shown["height"] / 2),
         )
+
+    def coco(self) -> dict[str, Any]:
+        """The page's COCO file."""
+        return json.loads(self.download("coco").read_text())
+
+    def masks(self) -> list[np.ndarray]:
+        """The masks of the page's COCO file, bool, in the order they were made."""
+        return [mask_of(annotation) for annotation in self.coco()["annotations"]]
+
+    @property
+    def view(self) -> tuple[float, float, float]:
+        """CSS pixels a pixel of the picture, and where the picture's corner is on the surface."""
+        scale, left, top = map(float, self["pointer"].get_attribute("data-view").split())
+        return scale, left, top
+
+    def screen(self, x: float, y: float) -> tuple[float, float]:
+        """Where a pixel (x, y) of the picture is in the window, in CSS pixels."""
+        scale, left, top = self.view
+        bounds = self["pointer"].rect
+        return bounds["x"] + left + x * scale, bounds["y"] + top + y * scale
+
+    def screenshot(self) -> np.ndarray:
+        """[height, width, 3] uint8: what is seen of the picture, once it is at rest."""
+        time.sleep(0.4)
+        with Image.open(io.BytesIO(self["frame"].screenshot_as_png)) as found:
+            return np.array(found.convert("RGB"))
+
+    def tool(self, name: str) -> None:
+        self.driver.find_element(By.CSS_SELECTOR, f"[data-tool={name}]").click()
+
+    def keys(self, *keys: str) -> None:
+        ActionChains(self.driver).send_keys(*keys).perform()
 
     @property
     def count(self) -> int:
@@ -127,6 +171,42 @@ class Page:
         return self.wait(finished, "the download")
 
 
+def mask_of(annotation: dict[str, Any]) -> np.ndarray:
+    """The mask [H, W] of a COCO annotation."""
+    rle = annotation["segmentation"]
+    return mask_utils.decode({**rle, "counts": rle["counts"].encode()}).astype(bool)
+
+
+def downloaded_masks(page: Page) -> list[np.ndarray]:
+    """The masks of the page's COCO file, in the order they were made."""
+    dataset = page.coco()
+    assert dataset["images"][0] == {
+        "id": 1,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "file_name": "colours.png",
+    }
+    masks = []
+    for annotation in dataset["annotations"]:
+        mask = mask_of(annotation)
+        assert mask.shape == (HEIGHT, WIDTH)
+        assert annotation["area"] == mask.sum()
+        rows, columns = np.nonzero(mask)
+        x, y = columns.min(), rows.min()
+        assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+        masks.append(mask)
+    return masks
+
+
+def in_page(page: Page, module: str, body: str, *arguments: Any) -> Any:
+    """Runs the body with a module of the page as ``module``."""
+    return page.driver.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        f"import('/static/js/{module}.js').then(module => done((() => {{ {body} }})()));",
+        *arguments,
+    )
+
+
 @pytest.fixture(scope="session")
 def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Page]]:
     """Opens pages: make_page(url, width, height, phone=False)."""
@@ -153,3 +233,63 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     yield make
     for chrome in drivers:
         chrome.quit()
+
+
+@pytest.fixture(scope="session")
+def sam() -> Sam:
+    return load_sam(tiny_model() / "engine", tiny_model())
+
+
+@pytest.fixture(scope="session")
+def image() -> np.ndarray:
+    return picture(1, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="session")
+def file(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "colours.png"
+    path.write_bytes(encoded(image))
+    return path
+
+
+@pytest.fixture(scope="session")
+def predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    return predictor
+
+
+@pytest.fixture(scope="session")
+def app(sam: Sam, file: Path) -> FastAPI:
+    return create_app(sam, tiny_decoder(), sample=file)
+
+
+@pytest.fixture(scope="session")
+def url(app: FastAPI) -> Iterator[str]:
+    with running(app) as url:
+        yield url
+
+
+@pytest.fixture
+def generator_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options that overrule those of the page: 1,024 points would take long."""
+    options: dict[str, Any] = {"points_per_side": 2}
+    monkeypatch.setattr(
+        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
+    )
+    return options
+
+
+@pytest.fixture(scope="module")
+def shared_page(make_page: Callable[..., Page], url: str) -> Page:
+    return make_page(url)
+
+
+@pytest.fixture
+def page(shared_page: Page, url: str, file: Path) -> Page:
+    """The page with the picture open and no masks."""
+    shared_page.driver.get(url)
+    shared_page.log()  # what earlier tests provoked
+    shared_page.open(file)
+    return shared_page

@@ -1,114 +1,28 @@
 """The page in a headless Chromium, with a tiny seeded model: its masks are the predictor's."""
 
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Page
-from fastapi import FastAPI
+from conftest import HEIGHT, WIDTH, Page, downloaded_masks, in_page
 from PIL import Image
 from pycocotools import mask as mask_utils
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server_support import encoded, picture, running, tiny_decoder, tiny_model
+from server_support import encoded, picture, running, tiny_decoder
 
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
-from samtrt.sam import Sam, load_sam
+from samtrt.sam import Sam
 from samtrt.server.app import create_app
-
-HEIGHT, WIDTH = 300, 420
-
-
-@pytest.fixture(scope="session")
-def sam() -> Sam:
-    return load_sam(tiny_model() / "engine", tiny_model())
-
-
-@pytest.fixture(scope="session")
-def image() -> np.ndarray:
-    return picture(1, HEIGHT, WIDTH)
-
-
-@pytest.fixture(scope="session")
-def file(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "colours.png"
-    path.write_bytes(encoded(image))
-    return path
-
-
-@pytest.fixture(scope="session")
-def predictor(sam: Sam, image: np.ndarray) -> SamPredictor:
-    predictor = SamPredictor(sam)
-    predictor.set_image(image)
-    return predictor
-
-
-@pytest.fixture(scope="session")
-def app(sam: Sam, file: Path) -> FastAPI:
-    return create_app(sam, tiny_decoder(), sample=file)
-
-
-@pytest.fixture(scope="session")
-def url(app: FastAPI) -> Iterator[str]:
-    with running(app) as url:
-        yield url
-
-
-@pytest.fixture
-def generator_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Options that overrule those of the page: 1,024 points would take long."""
-    options: dict[str, Any] = {"points_per_side": 2}
-    monkeypatch.setattr(
-        "samtrt.server.studio.SamAutomaticMaskGenerator",
-        lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
-    )
-    return options
-
-
-@pytest.fixture(scope="module")
-def shared_page(make_page: Callable[..., Page], url: str) -> Page:
-    return make_page(url)
-
-
-@pytest.fixture
-def page(shared_page: Page, url: str, file: Path) -> Page:
-    """The page with the picture open and no masks."""
-    shared_page.driver.get(url)
-    shared_page.log()  # what earlier tests provoked
-    shared_page.open(file)
-    return shared_page
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     return np.logical_and(a, b).sum() / np.logical_or(a, b).sum()
-
-
-def downloaded_masks(page: Page) -> list[np.ndarray]:
-    """The masks of the page's COCO file, in the order they were made."""
-    dataset = json.loads(page.download("coco").read_text())
-    assert dataset["images"][0] == {
-        "id": 1,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "file_name": "colours.png",
-    }
-    masks = []
-    for annotation in dataset["annotations"]:
-        rle = annotation["segmentation"]
-        mask = mask_utils.decode({**rle, "counts": rle["counts"].encode()}).astype(bool)
-        assert mask.shape == (HEIGHT, WIDTH)
-        assert annotation["area"] == mask.sum()
-        rows, columns = np.nonzero(mask)
-        x, y = columns.min(), rows.min()
-        assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
-        masks.append(mask)
-    return masks
 
 
 def best_of(answer: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -402,15 +316,6 @@ def test_every_control_has_a_name(page: Page) -> None:
 # The page's own arithmetic
 
 
-def in_page(page: Page, body: str, *arguments: Any) -> Any:
-    """Runs the body with the module ``runs.js`` as ``runs``."""
-    return page.driver.execute_async_script(
-        "const done = arguments[arguments.length - 1];"
-        f"import('/static/js/runs.js').then(runs => done((() => {{ {body} }})()));",
-        *arguments,
-    )
-
-
 @pytest.mark.parametrize("size", [(300, 420), (75, 90), (1, 50), (640, 480)])
 def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
     import torch
@@ -423,8 +328,9 @@ def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
     expected = postprocess_masks(logits, input_size, size, 256)[0, 0] > MASK_THRESHOLD
     text = in_page(
         page,
-        "const r = runs.runsFromLogits(Float32Array.from(arguments[0]), 64, 256, arguments[1],"
-        " arguments[2]); return runs.countsToText(r.counts);",
+        "runs",
+        "const r = module.runsFromLogits(Float32Array.from(arguments[0]), 64, 256, arguments[1],"
+        " arguments[2]); return module.countsToText(r.counts);",
         logits.flatten().tolist(),
         list(input_size),
         list(size),
@@ -441,9 +347,10 @@ def test_run_lengths_are_cocos(page: Page) -> None:
         rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
         text, box, area = in_page(
             page,
-            "const counts = runs.textToCounts(arguments[0]);"
+            "runs",
+            "const counts = module.textToCounts(arguments[0]);"
             "const r = {size: arguments[1], counts};"
-            "return [runs.countsToText(counts), runs.boxOf(r), runs.areaOf(r)];",
+            "return [module.countsToText(counts), module.boxOf(r), module.areaOf(r)];",
             rle["counts"].decode(),
             list(mask.shape),
         )

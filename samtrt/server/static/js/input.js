@@ -10,9 +10,10 @@ const HOLD = 450; // milliseconds of a finger that is held
 
 /**
  * @param stage the Stage.
- * @param on {hover(point), leave(), point(point, kind), box(box), stroke(points), toggle(point),
- *   tool()}; kind is "tool" where the chosen tool decides, else "add" or "remove". Points are
- *   [x, y] in pixels of the picture. `tool()` is {drags: "box" | "stroke" | "view", radius, erases}.
+ * @param on {hover(point), leave(), point(point, kind), box(box), stroke(stroke), toggle(point),
+ *   beside(), tool()}. Points are [x, y] in pixels of the picture; kind is "tool" where the chosen
+ *   tool decides, else "add" or "remove"; beside() is a click next to the picture; tool() answers
+ *   {drags: "box" | "stroke" | "view", radius, erases}, the radius in CSS pixels.
  */
 export function listen(stage, on) {
   const viewing = listenToView(stage, on);
@@ -105,9 +106,10 @@ function listenToPointer(stage, on, viewing) {
     stage.setBox(null);
     stage.setStroke(null);
   };
-  const ring = (pixel) => {
+  const drawnAt = (event) => view.toPicture(stage.screenAt(event)); // beside the picture too
+  const ring = (at) => {
     const { drags, radius } = on.tool();
-    stage.setRing(pixel && drags === "stroke" ? { at: pixel, radius: radius / view.scale } : null);
+    stage.setRing(at && drags === "stroke" ? { at, radius: radius / view.scale } : null);
   };
 
   surface.addEventListener("pointerdown", (event) => {
@@ -130,7 +132,10 @@ function listenToPointer(stage, on, viewing) {
       moves: viewing.moves(event),
       isHeld: viewing.isHeld(event),
       place: stage.screenAt(event),
-      stroke: drags === "stroke" && event.button === 0 ? { points: [pixel], radius: radius / view.scale, erases } : null,
+      stroke:
+        drags === "stroke" && event.button === 0
+          ? { points: [drawnAt(event)], radius: radius / view.scale, erases }
+          : null,
     };
     if (press.moves) surface.classList.add("grabbing");
     else if (press.stroke) stage.setStroke(press.stroke);
@@ -142,8 +147,10 @@ function listenToPointer(stage, on, viewing) {
     if (!press) {
       if (event.pointerType === "touch") return;
       stage.setCrosshair(null);
-      ring(pixel);
-      if (on.tool().drags === "box") on.hover(pixel);
+      ring(drawnAt(event));
+      if (on.tool().drags !== "box") return;
+      if (stage.isOnPicture(event)) on.hover(pixel);
+      else on.leave();
       return;
     }
     const distance = Math.hypot(event.clientX - press.event.clientX, event.clientY - press.event.clientY);
@@ -153,9 +160,9 @@ function listenToPointer(stage, on, viewing) {
       view.panBy([place[0] - press.place[0], place[1] - press.place[1]]);
       press.place = place;
     } else if (press.stroke) {
-      for (const part of event.getCoalescedEvents?.() ?? []) press.stroke.points.push(stage.pixelAt(part));
-      press.stroke.points.push(pixel);
-      ring(pixel);
+      const parts = event.getCoalescedEvents?.() ?? [];
+      press.stroke.points.push(...[...parts, event].map(drawnAt));
+      ring(drawnAt(event));
       stage.setStroke({ ...press.stroke });
     } else if (dragged) {
       stage.setBox(boxBetween(press.pixel, pixel));
@@ -170,6 +177,7 @@ function listenToPointer(stage, on, viewing) {
     if (isHeld || (moves && wasDragged)) return;
     if (stroke) on.stroke(stroke);
     else if (wasDragged) on.box(boxBetween(pixel, stage.pixelAt(event)));
+    else if (!stage.isOnPicture(event)) on.beside();
     else if (down.ctrlKey || down.metaKey || (moves && isExtending(down, event))) on.toggle(pixel);
     else if (down.button === 2 || down.altKey) on.point(pixel, "remove");
     else on.point(pixel, down.shiftKey ? "add" : "tool");

@@ -43,6 +43,7 @@ listen(stage, {
   box: (box) => prompting.box(box),
   stroke: (stroke) => editing.stroke(stroke),
   toggle: (point) => editing.toggle(point),
+  beside: () => tools.chosen === "select" && scene.select(null),
 });
 listenToZoom(stage);
 listenToShortcuts(scene, {

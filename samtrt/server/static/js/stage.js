@@ -83,6 +83,12 @@ export class Stage {
     return [event.clientX - bounds.left, event.clientY - bounds.top];
   }
 
+  /** Whether a pointer event is on the picture, not beside it. */
+  isOnPicture(event) {
+    const [x, y] = this.view.toPicture(this.screenAt(event));
+    return x >= 0 && y >= 0 && x < this.#bitmap.width && y < this.#bitmap.height;
+  }
+
   /** Pixel of the picture under a pointer event, or the nearest one. */
   pixelAt(event) {
     const { width, height } = this.#bitmap;
@@ -92,7 +98,7 @@ export class Stage {
 
   /** Runs of the target's window, or null; those of another target come too late. */
   setPreview(runs, target = null) {
-    if (runs && target !== this.#target) return;
+    if (runs ? target !== this.#target : !this.#preview) return;
     this.#preview = runs && this.#imageOf(runs, target);
     this.#repaint("pointer");
   }

@@ -121,8 +121,8 @@ export class View extends EventTarget {
     const beyond = this.#isFitted ? 0 : BEYOND;
     this.#corner = this.#corner.map((value, i) => {
       const spare = this.#room[i] - this.#picture[i] * this.#scale;
-      if (spare > -1) return spare / 2;
-      return Math.min(Math.max(value, spare - beyond), beyond);
+      const corner = spare > -1 ? spare / 2 : Math.min(Math.max(value, spare - beyond), beyond);
+      return Math.round(corner * this.#density) / this.#density; // at 100 % no pixel is blurred
     });
     this.dispatchEvent(new Event("change"));
   }
