@@ -35,6 +35,12 @@ def add_options(options: Options) -> None:
         "may be given several times",
     )
     options.add(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="prefix of all paths behind a proxy, as /sam, whether the proxy takes it away or not",
+    )
+    options.add(
         "--trusted-proxy",
         action="append",
         default=[],
@@ -67,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         allowed_hosts=tuple(arguments.allowed_host),
+        root_path=arguments.root_path,
         trusted_proxies=tuple(arguments.trusted_proxy),
         token_file=arguments.token_file,
         metrics=not arguments.no_metrics,

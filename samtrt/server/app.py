@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import Response, StreamingResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
@@ -25,6 +24,8 @@ from samtrt.server.guard.middleware import Guard
 from samtrt.server.guard.stopping import Stopping
 from samtrt.server.lanes import unless_disconnected
 from samtrt.server.metrics import Metrics
+from samtrt.server.page.delivery import file_as_it_is, unless_known
+from samtrt.server.page.routes import add_page
 from samtrt.server.pictures import check_type
 from samtrt.server.problems import RequestError, documented
 from samtrt.server.settings import PICTURE_TYPES, Settings
@@ -92,7 +93,7 @@ def create_app(
     _add_model_routes(app, studio)
     _add_operation_routes(app, studio, sample, decoder_onnx, note)
     if decoder_onnx is not None:
-        _add_page(app, decoder_onnx)
+        add_page(app, STATIC, decoder_onnx)
     _document_problems(app)
     return app
 
@@ -142,16 +143,22 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
                 "description": "Little-endian float32 of the shape that `/embed` answered.",
                 "content": {"application/octet-stream": BINARY},
             },
+            304: {"description": "The client has it: its ETag is among If-None-Match."},
             **documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
         },
     )
     async def get_embedding(
         embedding_id: Annotated[schemas.EmbeddingId, PathParameter()],
+        request: Request,
     ) -> Response:
         """The embedding itself, for a mask decoder that runs elsewhere."""
         data = find(embedding_id).embedded.features.numpy().astype("<f4", copy=False).tobytes()
-        headers = {"Cache-Control": "private, max-age=3600, immutable"}
-        return Response(data, headers=headers, media_type="application/octet-stream")
+        headers = {
+            "Cache-Control": "private, max-age=3600, immutable",
+            "ETag": f'"{embedding_id}"',
+        }
+        response = Response(data, headers=headers, media_type="application/octet-stream")
+        return unless_known(request, response)
 
     @app.post(
         "/masks",
@@ -255,9 +262,10 @@ def _add_operation_routes(
 
     if sample is not None:
 
-        @app.get("/sample", include_in_schema=False)
-        async def get_sample() -> FileResponse:
-            return FileResponse(sample, headers={"Cache-Control": "no-cache"})
+        async def get_sample(request: Request) -> Response:
+            return file_as_it_is(request, sample)
+
+        app.add_route("/sample", get_sample, ["GET"], include_in_schema=False)
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
@@ -271,20 +279,6 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
         """Counters, histograms and gauges for Prometheus."""
         text = generate_latest(metrics.registry)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
-
-
-def _add_page(app: FastAPI, decoder_onnx: Path) -> None:
-    fresh = {"Cache-Control": "no-cache"}  # kept, but asked about by its ETag
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers=fresh)
-
-    @app.get("/model/mask_decoder.onnx", include_in_schema=False)
-    async def model() -> FileResponse:
-        return FileResponse(decoder_onnx, headers=fresh, media_type="application/octet-stream")
-
-    app.mount("/static", StaticFiles(directory=STATIC))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -1,7 +1,8 @@
 """What the page loads from others, installed from the npm registry: no CDN, nothing committed.
 
 ``python -m samtrt.server.assets`` runs ``npm ci`` in a temporary folder, which checks every
-package against the integrity hashes of ``package-lock.json``, and keeps the few files named here.
+package against the integrity hashes of ``package-lock.json``, and keeps the few files named here,
+the large ones also compressed (``samtrt.server.page.delivery`` sends them so).
 """
 
 import shutil
@@ -27,6 +28,21 @@ FILES = {
     "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
     "inter.woff2": "@fontsource-variable/inter/files/inter-latin-wght-normal.woff2",
 }
+# Megabytes, of which Brotli leaves a fifth. Node.js compresses: it comes with npm, and Python has
+# no Brotli of its own. Quality 11 takes ten times as long for another tenth.
+COMPRESSED = ("ort-wasm-simd-threaded.wasm",)
+COMPRESS = """
+const { readFileSync, writeFileSync } = require("node:fs");
+const { brotliCompressSync, gzipSync, constants } = require("node:zlib");
+for (const path of process.argv.slice(1)) {
+  const content = readFileSync(path);
+  const params = { [constants.BROTLI_PARAM_QUALITY]: 9, [constants.BROTLI_PARAM_LGWIN]: 24 };
+  writeFileSync(path + ".br", brotliCompressSync(content, { params }));
+  writeFileSync(path + ".gz", gzipSync(content, { level: 9 }));
+}
+"""
+# As HTTP names them, the smallest first → what a compressed file's name ends in.
+ENCODINGS = {"br": ".br", "gzip": ".gz"}
 
 
 def assets_installed() -> bool:
@@ -36,6 +52,15 @@ def assets_installed() -> bool:
         and STAMP.is_file()
         and STAMP.read_text("ascii").strip() == sha256_of(LOCK)
     )
+
+
+def assets_compressed() -> bool:
+    """Whether the compressed files are there too; without them a first visit takes longer."""
+    return all((VENDOR / name).is_file() for name in _compressed_names())
+
+
+def _compressed_names() -> list[str]:
+    return [name + suffix for name in COMPRESSED for suffix in ENCODINGS.values()]
 
 
 def require_assets() -> None:
@@ -57,38 +82,48 @@ def install_assets() -> None:
     Raises:
         SamtrtError: npm is missing or fails, or the files cannot be written.
     """
-    npm = shutil.which("npm")
-    if npm is None:
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
         raise SamtrtError(
-            "npm is not installed, and the page's assets come from its registry; "
-            "install Node.js 18 or newer, or start the server with --no-page"
+            f"{'npm' if npm is None else 'node'} is not installed, and the page's assets come from "
+            "its registry; install Node.js 18 or newer, or start the server with --no-page"
         )
     with tempfile.TemporaryDirectory(prefix="samtrt-assets-") as folder:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, folder)
+        modules = Path(folder) / "node_modules"
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise SamtrtError(
-                f"`npm ci` failed: {reason[0] if reason else 'no message'}; "
-                "check that npm reaches its registry, then run this again"
-            )
-        for name, source in FILES.items():
+        _run(command, folder, "check that npm reaches its registry, then run this again")
+        made = {name: modules / source for name, source in FILES.items()}
+        large = [str(made[name]) for name in COMPRESSED]
+        _run([node, "-e", COMPRESS, *large], folder, "install Node.js 18 or newer")
+        for name in COMPRESSED:
+            for suffix in ENCODINGS.values():
+                made[name + suffix] = modules / (FILES[name] + suffix)
+        for name, source in made.items():
             with replacing(VENDOR / name) as temporary:
-                shutil.copyfile(Path(folder) / "node_modules" / source, temporary)
+                shutil.copyfile(source, temporary)
     with replacing(STAMP) as temporary:
         temporary.write_text(sha256_of(LOCK) + "\n", "ascii")
 
 
+def _run(command: list[str], folder: str, advice: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        name = " ".join([Path(command[0]).name, *command[1:2]])
+        raise SamtrtError(f"`{name}` failed: {reason[0] if reason else 'no message'}; {advice}")
+
+
 def main() -> int:
     """Installs the assets unless they are there already."""
-    if assets_installed():
+    if assets_installed() and assets_compressed():
         print(f"the page's assets are up to date in {VENDOR}")
         return 0
     install_assets()
-    size = sum((VENDOR / name).stat().st_size for name in FILES)
-    print(f"installed {len(FILES)} files, {size / 2**20:.1f} MiB, in {VENDOR}")
+    names = [*FILES, *_compressed_names()]
+    size = sum((VENDOR / name).stat().st_size for name in names)
+    print(f"installed {len(names)} files, {size / 2**20:.1f} MiB, in {VENDOR}")
     return 0
 
 

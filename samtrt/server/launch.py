@@ -40,13 +40,14 @@ class ServeOptions:
         host, port: where to listen.
         allowed_hosts: host names answered beside the loopback's and ``host``; needed where
             ``host`` is every address.
+        root_path: prefix of all paths behind a proxy, as ``/sam``; "" for none.
         trusted_proxies: addresses or networks of proxies whose X-Forwarded-For is believed.
         token_file: file with the token that clients must send; None for the environment's
             SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
         metrics: whether there is ``/metrics``.
         sample: picture that the page offers to try; None for the demo scene where it is there.
         page: whether there is a page, or the API alone.
-        settings: limits; its hosts, proxies, token and metrics are replaced by those here.
+        settings: limits; its hosts, prefix, proxies, token and metrics are replaced by those here.
     """
 
     params: Path
@@ -56,6 +57,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: tuple[str, ...] = ()
+    root_path: str = ""
     trusted_proxies: tuple[str, ...] = ()
     token_file: Path | None = None
     metrics: bool = True
@@ -72,7 +74,7 @@ def serve(options: ServeOptions) -> None:
     """
     try:
         from samtrt.server.app import create_app
-        from samtrt.server.assets import require_assets
+        from samtrt.server.assets import assets_compressed, require_assets
         from samtrt.server.guard.serving import Server
     except ImportError as error:
         raise SamtrtError(
@@ -85,6 +87,11 @@ def serve(options: ServeOptions) -> None:
     decoder = None
     if options.page:
         require_assets()
+        if not assets_compressed():
+            logger.warning(
+                "the page's assets are not compressed, and a first visit takes longer; "
+                "run `python -m samtrt.server.assets`"
+            )
         decoder = _find_decoder(options, engine)
     with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
@@ -139,12 +146,19 @@ def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) 
                 f"--trusted-proxy {proxy} is no address and no network ({error}); "
                 "give one as 10.0.0.7 or 10.0.0.0/24"
             ) from error
+    root_path = options.root_path.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]*[\w~-])*", root_path, re.ASCII):
+        raise InputError(
+            f"--root-path is {options.root_path}; expected the path that the proxy serves this "
+            "server at, as /sam or /tools/sam"
+        )
     token = _given_token(options)
     if token is None and not address.is_loopback:
         token = secrets.token_urlsafe(32)
     return replace(
         options.settings,
         allowed_hosts=(*LOOPBACK, options.host, *options.allowed_hosts),
+        root_path=root_path,
         trusted_proxies=options.trusted_proxies,
         token=token,
         metrics=options.metrics,

@@ -46,6 +46,7 @@ class Settings:
         everything_timeout: seconds for "everything".
         drain_seconds: how long the requests at work may take to finish once SIGTERM has come; then
             they are answered 503. Ctrl-C does not wait for them.
+        root_path: prefix of all paths behind a proxy, as ``/sam``; "" for none.
         trusted_proxies: addresses and networks whose X-Forwarded-For is believed; nobody's else.
         token: what clients must send as ``Authorization: Bearer``; None for nothing.
         metrics: whether there is ``/metrics``.
@@ -80,6 +81,7 @@ class Settings:
     decode_timeout: float = 30.0
     everything_timeout: float = 300.0
     drain_seconds: float = 20.0
+    root_path: str = ""
     trusted_proxies: tuple[str, ...] = ()
     token: str | None = None
     metrics: bool = True

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What the browser tests need and pip cannot bring: Chromium with its driver, and the page's assets.
+# What the browser tests need and pip cannot bring: Chromium with its driver, the page's assets, and
+# nginx to stand before the server.
 # Does what it can (apt as root, npm where it is installed) and says what it could not; without
 # Chromium or the assets the tests are skipped, except where CI is set.
 set -uo pipefail
@@ -10,6 +11,7 @@ packages=()
 { command -v chromium && command -v chromedriver; } >/dev/null ||
   packages+=(chromium chromium-driver fonts-liberation)
 command -v npm >/dev/null || packages+=(nodejs npm)
+PATH=$PATH:/usr/sbin command -v nginx >/dev/null || packages+=(nginx)
 if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq &&

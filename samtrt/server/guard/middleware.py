@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samtrt.server.guard.stopping import Stopping
@@ -61,6 +62,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _below_root(scope, self.settings.root_path)
         started = time.perf_counter()
         answered: list[int] = []
 
@@ -106,22 +108,29 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         await self._check_host(scope, receive)
-        self._check_token(scope["path"], headers)
+        path = _route_path(scope)
+        if not path:  # the page's addresses are relative to a folder
+            folder = scope["path"].rpartition("/")[2]
+            await RedirectResponse(f"{folder}/", HTTPStatus.PERMANENT_REDIRECT)(
+                scope, receive, send
+            )
+            return
+        self._check_token(path, headers)
         if scope["method"] in READING_METHODS:
             await self.app(scope, receive, send)
             return
         self._check_origin(headers)
-        self._check_json(scope, headers)
+        self._check_json(path, headers)
         client = scope["client"][0] if scope.get("client") else ""
         counted = [client]
         self._check_room(client)
-        if scope["path"] == "/everything":
+        if path == "/everything":
             counted.append(f"everything of {client}")
             self._check_everything(counted[1])
         self.in_work += 1
         self.in_work_of.update(counted)
         try:
-            body = await self._read_body(scope, headers, receive)
+            body = await self._read_body(path, headers, receive)
             await self.app(scope, _replay(body, receive), send)
         finally:
             self.in_work -= 1
@@ -174,9 +183,9 @@ class Guard:
                 "requests from another site's page are not answered; use the page of this server",
             )
 
-    def _check_json(self, scope: Scope, headers: Headers) -> None:
+    def _check_json(self, path: str, headers: Headers) -> None:
         media_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        if scope["path"] in JSON_PATHS and media_type != "application/json":
+        if path in JSON_PATHS and media_type != "application/json":
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 "the Content-Type must be application/json",
@@ -207,8 +216,8 @@ class Guard:
                 retry_after=1,
             )
 
-    async def _read_body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
-        upload = scope["path"] == "/embed"
+    async def _read_body(self, path: str, headers: Headers, receive: Receive) -> bytes:
+        upload = path == "/embed"
         limit = self.settings.max_upload_bytes if upload else self.settings.max_json_bytes
         too_large = RequestError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -238,6 +247,25 @@ class Guard:
                 f"the request body did not arrive within {self.settings.body_timeout:g} s; "
                 "send it again",
             ) from None
+
+
+def _below_root(scope: Scope, root_path: str) -> Scope:
+    """The scope with the prefix that a proxy has before the server's own paths.
+
+    Checks and routes must see the same path, whether the proxy has taken the prefix away or not.
+    """
+    if not root_path:
+        return scope
+    path = scope["path"]
+    if path != root_path and not path.startswith(f"{root_path}/"):
+        path = root_path + path
+    return {**scope, "path": path, "root_path": root_path}
+
+
+def _route_path(scope: Scope) -> str:
+    """The path that routes are matched with: what follows the prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,7 +1,9 @@
 // The server's HTTP API. Every failure becomes an ApiError whose message can be shown as it is.
+// Paths are relative to the page, which may stand below a prefix of a proxy.
 
 const RETRIES = 5;
-const TOKEN = "samtrt-token";
+// One for each page: another prefix of the same host may be another server.
+const TOKEN = `samtrt-token ${location.pathname}`;
 
 /** Keeps the token of the address (#token=…) for this tab, and takes it out of the address. */
 export function takeToken() {
@@ -25,11 +27,11 @@ export class ApiError extends Error {
 }
 
 export async function health() {
-  return (await request("/health")).json();
+  return (await request("health")).json();
 }
 
 export async function sample() {
-  return (await request("/sample")).blob();
+  return (await request("sample")).blob();
 }
 
 /** Embeds a picture's file. onUpload is called with the share that is sent. */
@@ -38,12 +40,12 @@ export function embed(blob, { signal, onUpload }) {
 }
 
 export async function embedding(id, signal) {
-  return (await request(`/embed/${id}`, { signal })).arrayBuffer();
+  return (await request(`embed/${id}`, { signal })).arrayBuffer();
 }
 
 export async function everything(options, signal) {
   const post = () =>
-    request("/everything", {
+    request("everything", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(options),
@@ -68,7 +70,7 @@ async function request(path, options = {}) {
 function upload(blob, signal, onUpload) {
   return new Promise((resolve, reject) => {
     const call = new XMLHttpRequest();
-    call.open("POST", "/embed");
+    call.open("POST", "embed");
     const headers = { "Content-Type": blob.type, ...authorization() };
     for (const [name, value] of Object.entries(headers)) call.setRequestHeader(name, value);
     call.upload.onprogress = (event) => onUpload(event.loaded / event.total);

@@ -1,6 +1,6 @@
 // The mask decoder, off the page's thread. One embedding at a time; requests are answered in order.
 
-import * as ort from "/static/vendor/ort.wasm.min.mjs";
+import * as ort from "../vendor/ort.wasm.min.mjs";
 import { runsFromLogits } from "./runs.js";
 
 const MAX_THREADS = 4;
@@ -8,10 +8,10 @@ let session = null;
 let picture = null;
 
 const handlers = {
-  async start({ headers }) {
-    const response = await fetch("/model/mask_decoder.onnx", { headers });
+  async start({ url, headers }) {
+    const response = await fetch(url, { headers });
     if (!response.ok) throw new Error(`the mask decoder did not load (HTTP ${response.status})`);
-    ort.env.wasm.wasmPaths = "/static/vendor/";
+    ort.env.wasm.wasmPaths = new URL("../vendor/", import.meta.url).href;
     ort.env.wasm.numThreads = self.crossOriginIsolated
       ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1)
       : 1;

@@ -3,7 +3,7 @@
 import { authorization } from "./api.js";
 
 export class Decoder {
-  #worker = new Worker("/static/js/decoder-worker.js", { type: "module" });
+  #worker = new Worker(new URL("decoder-worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #lastId = 0;
 
@@ -23,7 +23,9 @@ export class Decoder {
       this.#waiting.forEach(({ reject }) => reject(error));
       this.#waiting.clear();
     };
-    this.ready = this.#call("start", { headers: authorization() });
+    const { content } = document.querySelector("meta[name=mask-decoder]");
+    const url = new URL(content, document.baseURI).href;
+    this.ready = this.#call("start", { url, headers: authorization() });
     this.ready.catch(() => {}); // whoever awaits it says so
   }
 

@@ -1,0 +1,1 @@
+"""What the browser loads: files with their hashes and encodings."""
