@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samtrt.checkpoints.meta import read_checkpoint
-from samtrt.checkpoints.parameters import Parameters, load_parameters
+from samtrt.checkpoints.meta import read_parameters
+from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.graphed import GraphedDecoder
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import Decoder
@@ -295,12 +295,13 @@ def load_sam(
     device: torch.device | str | None = None,
     precision: str = "auto",
 ) -> Sam:
-    """Loads a model from an engine folder, a parameter folder or a checkpoint of Meta's.
+    """Loads a model from an engine folder, a parameter folder or a checkpoint.
 
     The image encoder is made at once, so that what cannot be used here is refused here.
 
     Args:
-        path: a folder made by ``build.py`` or by ``params_convert.py``, or a ``.pth`` file.
+        path: a folder made by ``build.py`` or by ``params_convert.py``, or a checkpoint: Meta's
+            ``.pth``, Hugging Face's folder or file (``checkpoints.meta.read_checkpoint``).
         decoder: parameter folder or checkpoint with the mask decoder, for an engine folder, which
             holds only the image encoder; None otherwise.
         backend: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; see ``load_encoder``.
@@ -319,14 +320,14 @@ def load_sam(
                 f"{path} is not an engine folder, and its parameters have a mask decoder of their "
                 "own; leave `decoder` out, or give an engine folder made by build.py"
             )
-        return _ready(sam_from_parameters(_read_parameters(path), backend, device, precision))
+        return _ready(sam_from_parameters(read_parameters(path), backend, device, precision))
     if decoder is None:
         raise EngineError(
             f"{path} holds an image encoder and no mask decoder; "
             "give the parameter folder it was built from as `decoder`"
         )
     info = read_engine_info(path)
-    parameters = _read_parameters(Path(decoder))
+    parameters = read_parameters(Path(decoder))
     if info.config != parameters.encoder_config:
         raise EngineError(
             f"the engine in {path} and the parameters in {decoder} are of different sizes; "
@@ -375,19 +376,13 @@ def _assemble(make_encoder: MakeEncoder, parameters: Parameters, device: torch.d
     return sam.to(device).eval()
 
 
-def _read_parameters(path: Path) -> Parameters:
-    if path.is_dir() or (not path.exists() and not path.suffix):
-        return load_parameters(path)
-    return read_checkpoint(path)
-
-
 def _build(kind: str, checkpoint: str | Path | None = None) -> Sam:
     if checkpoint is None:
         raise CheckpointError(
             f"sam_model_registry[{kind!r}] needs checkpoint=…, a SAM checkpoint or a parameter "
             "folder; a model without parameters can be made with random_parameters"
         )
-    parameters = _read_parameters(Path(checkpoint))
+    parameters = read_parameters(Path(checkpoint))
     # As in Meta's code the model starts on the CPU, and `.to("cuda")` moves it.
     return _assemble(partial(_drop_in_encoder, parameters), parameters, "cpu")
 

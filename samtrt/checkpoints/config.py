@@ -25,6 +25,7 @@ _Channels = Annotated[int, Ge(1), Le(1 << 16)]
 _Pixels = Annotated[int, Ge(1), Le(1 << 14)]
 _Blocks = Annotated[int, Ge(1), Le(1024)]
 _BlockIndex = Annotated[int, Ge(0), Lt(1024)]
+_EachBlock = Annotated[tuple[Annotated[int, Ge(1), Le(1 << 18)], ...], Len(0, 1024)]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,18 @@ class EncoderConfig:
     Attributes:
         embed_dim: channels C of the token sequence.
         depth: number of transformer blocks.
-        num_heads: attention heads a block; ``embed_dim`` is a multiple of it.
+        num_heads: attention heads of every block; ``embed_dim`` is a multiple of it, unless
+            ``head_dims`` are given.
         global_attn_indexes: blocks whose attention spans the whole token grid.
         window_size: side of the square attention windows of the other blocks, in tokens.
         img_size: side of the square input, in pixels.
         patch_size: side of a patch, in pixels.
-        mlp_dim: hidden channels of a block's MLP.
+        mlp_dim: hidden channels of a block's MLP; of the widest, where ``mlp_dims`` are given.
         out_chans: channels of the embedding.
         layer_norm_eps: epsilon of the blocks' LayerNorm (the neck's LayerNorm2d has its own).
+        head_dims: channels of a head, block by block, where they are not ``embed_dim`` /
+            ``num_heads`` in all of them (pruned models); empty otherwise.
+        mlp_dims: hidden channels of the MLPs, block by block, where they differ; empty otherwise.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -56,12 +61,17 @@ class EncoderConfig:
     mlp_dim: Annotated[int, Ge(0), Le(1 << 18)] = 0
     out_chans: _Channels = 256
     layer_norm_eps: Annotated[float, Gt(0), Lt(1)] = 1e-6
+    head_dims: _EachBlock = ()
+    mlp_dims: _EachBlock = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        for name in ("global_attn_indexes", "head_dims", "mlp_dims"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mlp_dim == 0:
-            object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
-        if self.embed_dim % self.num_heads:
+            widest = max(self.mlp_dims, default=4 * self.embed_dim)
+            object.__setattr__(self, "mlp_dim", widest)
+        self._check_each_block()
+        if self.embed_dim % self.num_heads and not self.head_dims:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
@@ -70,10 +80,38 @@ class EncoderConfig:
                 f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
             )
 
+    def _check_each_block(self) -> None:
+        """One description for one encoder: what is given block by block differs somewhere."""
+        for name, usual in (
+            ("head_dims", {self.embed_dim / self.num_heads}),
+            ("mlp_dims", {self.mlp_dim}),
+        ):
+            sizes = getattr(self, name)
+            if sizes and (len(sizes) != self.depth or set(sizes) == usual):
+                raise ValueError(
+                    f"{name} has {len(sizes)} sizes, expected one for each of {self.depth} blocks, "
+                    "and none where all are as usual"
+                )
+        if self.mlp_dims and max(self.mlp_dims) != self.mlp_dim:
+            raise ValueError(f"mlp_dim {self.mlp_dim} is not the largest of {self.mlp_dims}")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all blocks have the same sizes, and heads share out ``embed_dim``."""
+        return not self.head_dims and not self.mlp_dims
+
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
+        """Channels of one attention head, of a uniform encoder."""
         return self.embed_dim // self.num_heads
+
+    def block_head_dim(self, block: int) -> int:
+        """Channels of one attention head of that block."""
+        return self.head_dims[block] if self.head_dims else self.head_dim
+
+    def block_mlp_dim(self, block: int) -> int:
+        """Hidden channels of that block's MLP."""
+        return self.mlp_dims[block] if self.mlp_dims else self.mlp_dim
 
     @property
     def grid_size(self) -> int:
@@ -89,8 +127,15 @@ class EncoderConfig:
         return self.grid_size if self.is_global(block) else self.window_size
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that ``json`` can write and ``parse_record`` reads back."""
-        return {**asdict(self), "global_attn_indexes": list(self.global_attn_indexes)}
+        """A dict that ``json`` can write and ``parse_record`` reads back.
+
+        What only some models have is left out of the others' records.
+        """
+        record = asdict(self)
+        for name in ("head_dims", "mlp_dims"):
+            if not record[name]:
+                del record[name]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 
 def vit_b() -> EncoderConfig:

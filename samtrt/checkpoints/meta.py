@@ -1,43 +1,102 @@
-"""Meta's ``.pth`` files: a state_dict of tensors, read without running code from it."""
+"""Checkpoints of a SAM, whoever wrote them, under Meta's names; no code of theirs is run."""
 
 import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from samtrt.checkpoints.parameters import Parameters
+from samtrt.checkpoints import huggingface
+from samtrt.checkpoints.diagnosis import require_sam
+from samtrt.checkpoints.parameters import Parameters, is_parameter_folder, load_parameters
 from samtrt.checkpoints.pickled import DOWNLOAD, damaged, load_pickled
 from samtrt.checkpoints.shapes import ENCODER_PREFIX, check_tensors
+from samtrt.checkpoints.tensor_file import ITEM_BYTES, RawTensor, is_tensor_file, read_tensors
+from samtrt.checkpoints.unwrapping import (
+    listed,
+    shown,
+    unwrapped,
+    without_parallel,
+    without_prefix,
+)
 from samtrt.errors import CheckpointError
+from samtrt.files import read_whole
 
 logger = logging.getLogger(__name__)
 
-# Where training programs put the state_dict beside their optimizer's and the like.
-_WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "module", "net", "sam")
 _ANCHOR = ENCODER_PREFIX + "pos_embed"  # a name that every SAM has once
-_SHOWN = 5  # names in a message
+_TORCH_DTYPES = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def read_parameters(path: str | Path) -> Parameters:
+    """Reads what holds a SAM: a parameter folder, or whatever ``read_checkpoint`` takes.
+
+    Raises:
+        CheckpointError: it is missing, or cannot be used.
+    """
+    path = Path(path)
+    if is_parameter_folder(path) or (not path.exists() and not path.suffix):
+        return load_parameters(path)
+    return read_checkpoint(path)
 
 
 def read_checkpoint(path: str | Path) -> Parameters:
-    """Reads a SAM checkpoint in Meta's layout, of any encoder size.
+    """Reads a checkpoint of a SAM, of any encoder size.
 
-    The file is read into memory and never runs code from it (``weights_only=True``). A state_dict
-    in a training program's wrapper (``model``, ``state_dict``, …) is taken out of it, and what all
-    names begin with (``module.``, ``sam.``) is taken off; both are logged.
+    Meta's ``.pth`` and what is saved in its layout, and Hugging Face's: a folder
+    (``model.safetensors`` or ``pytorch_model.bin``, in one file or in shards, whose ``config.json``
+    must agree with the tensors), or one ``.safetensors`` or ``.bin`` file. Files are read into
+    memory, and no code from them is run (``weights_only=True``). A state_dict in a training
+    program's wrapper (``model``, ``state_dict``, …) is taken out of it; what all names begin with
+    (``sam.``) and what parallel modules put into them (``module.``) is taken off; a second copy of
+    the weights beside them (EMA) is left out. Separate ``q``, ``k`` and ``v`` become ``qkv``. All
+    this is logged.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds something else than tensors, or is
-            another model's; every missing, unexpected or wrongly shaped key is listed.
+            another model's; missing, unexpected or wrongly shaped keys are listed.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; {DOWNLOAD}")
+    tensors, sha256 = _read_file(path)
+    return _parameters_of(tensors, path, sha256)
+
+
+def _read_folder(folder: Path) -> Parameters:
+    config = huggingface.read_config(folder)
+    files = huggingface.weights_files(folder)
+    if not files:
+        raise CheckpointError(
+            f"{folder} is neither a parameter folder nor a Hugging Face model, and holds "
+            f"{listed(sorted(p.name for p in folder.iterdir()) or ['nothing'])}; give a folder "
+            f"with {' or '.join(huggingface.WEIGHTS_FILES[:2])} in it, or the checkpoint's file"
+        )
+    read = {file: _read_file(file) for file in files}
+    tensors = huggingface.merged({file: part for file, (part, _) in read.items()}, folder)
+    sha256 = huggingface.digest_of([digest for _, digest in read.values()])
+    parameters = _parameters_of(tensors, folder, sha256)
+    if config is not None:
+        huggingface.check_config(config, parameters.encoder_config, folder)
+    return parameters
+
+
+def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """A file's tensors under its own names, and its SHA-256."""
     try:
         with path.open("rb") as file:
+            if is_tensor_file(file.read(16)):
+                return _read_tensor_file(path)
+            file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             loaded = load_pickled(file, path)
@@ -46,58 +105,55 @@ def read_checkpoint(path: str | Path) -> Parameters:
         raise CheckpointError(
             f"cannot read {path}: {error.strerror}; give a checkpoint that can be read"
         ) from error
-    state = _without_prefix(_tensors_of(_unwrapped(loaded, path), path), path)
-    _check_storage(state, size, path)
-    tensors = {name: _to_numpy(name, tensor) for name, tensor in state.items()}
-    config = check_tensors(tensors, str(path))
-    return Parameters(config, tensors, source_sha256=sha256)
+    tensors = unwrapped(loaded, path)
+    _check_storage(tensors, size, path)
+    return tensors, sha256
 
 
-def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
-    """The state_dict of what a file holds."""
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
-        raise _not_a_state_dict(path, f"a {type(loaded).__name__}")
-    inner = [name for name, value in loaded.items() if isinstance(value, dict) and value]
-    if any(isinstance(value, torch.Tensor) for value in loaded.values()) or not inner:
-        return loaded
-    known = [name for name in inner if name in _WRAPPERS]
-    if len(known) != 1:
-        raise _not_a_state_dict(path, f"a dict of {_listed(loaded)}")
-    logger.info("%s: the state_dict is in %r; left out: %s", path, known[0], _listed(
-        [name for name in loaded if name != known[0]] or ["nothing"]
-    ))  # fmt: skip
-    state = loaded[known[0]]
-    if not all(isinstance(name, str) for name in state):
-        raise _not_a_state_dict(path, f"a dict of {_listed(loaded)}")
-    return dict(state)
+def _read_tensor_file(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    content = read_whole(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        raw, _ = read_tensors(content, tuple(ITEM_BYTES))
+    except ValueError as error:
+        raise damaged(path, f"truncated or damaged ({error})") from error
+    return {name: _to_torch(tensor) for name, tensor in raw.items()}, sha256
 
 
-def _tensors_of(state: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a state_dict; a number or text beside them is left out, and logged."""
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    others = {name: value for name, value in state.items() if name not in tensors}
-    objects = [n for n, v in others.items() if not isinstance(v, int | float | str | None)]
-    if objects or not tensors:
-        raise _not_a_state_dict(path, f"a dict of {_listed(objects or ['nothing'])}")
-    if others:
-        logger.info("%s: left out: %s", path, _listed(others))
-    return tensors
+def _to_torch(raw: RawTensor) -> torch.Tensor:
+    dtype = _TORCH_DTYPES[raw.dtype]
+    if not raw.content.size:
+        return torch.empty(raw.shape, dtype=dtype)
+    return torch.from_numpy(raw.content).view(dtype).reshape(raw.shape)
 
 
-def _without_prefix(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors with what all of their names begin with taken off."""
-    anchors = [name for name in tensors if name == _ANCHOR or name.endswith("." + _ANCHOR)]
-    if len(anchors) != 1 or anchors == [_ANCHOR]:
-        return tensors
-    prefix = anchors[0].removesuffix(_ANCHOR)
-    strangers = [name for name in tensors if not name.startswith(prefix)]
-    if strangers:
-        raise CheckpointError(
-            f"{path} holds a SAM under {prefix!r} and other tensors beside it "
-            f"({_listed(strangers)}); save the SAM's state_dict alone"
-        )
-    logger.info("%s: %r was taken off all names", path, prefix)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _parameters_of(tensors: dict[str, torch.Tensor], path: Path, sha256: str) -> Parameters:
+    tensors = without_parallel(tensors, path)
+    if any(
+        name == huggingface.ANCHOR or name.endswith("." + huggingface.ANCHOR) for name in tensors
+    ):
+        tensors = without_prefix(tensors, huggingface.ANCHOR, path)
+        tensors = huggingface.to_meta_names(tensors, path)
+    tensors = _with_joint_projections(without_prefix(tensors, _ANCHOR, path))
+    require_sam(tensors, path)
+    arrays = {name: _to_numpy(name, tensor) for name, tensor in tensors.items()}
+    return Parameters(check_tensors(arrays, str(path)), arrays, source_sha256=sha256)
+
+
+def _with_joint_projections(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``attn.q``, ``attn.k`` and ``attn.v`` of the image encoder (SlimSAM's) as ``attn.qkv``."""
+    joint = dict(tensors)
+    for name in tensors:
+        block, found, kind = name.rpartition(".attn.q.")
+        if not found or not block.startswith(ENCODER_PREFIX):
+            continue
+        names = [f"{block}.attn.{part}.{kind}" for part in "qkv"]
+        parts = [tensors[part] for part in names if part in tensors]
+        if len(parts) == 3 and len({(part.shape, part.dtype) for part in parts}) == 1:
+            joint[f"{block}.attn.qkv.{kind}"] = torch.cat(parts)
+            for part in names:
+                del joint[part]
+    return joint
 
 
 def _check_storage(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
@@ -117,7 +173,7 @@ def _check_storage(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -
         )
         if not is_plain:
             raise CheckpointError(
-                f"{path}: parameter {_shown(name)} is not stored value by value (sparse, "
+                f"{path}: parameter {shown(name)} is not stored value by value (sparse, "
                 "quantized, repeated or empty of values); expected an ordinary tensor"
             )
         total += tensor.nbytes
@@ -130,25 +186,7 @@ def _to_numpy(name: str, tensor: torch.Tensor) -> np.ndarray:
         tensor = tensor.float()
     if tensor.dtype not in (torch.float32, torch.float16):
         raise CheckpointError(
-            f"parameter {_shown(name)} has dtype {str(tensor.dtype).removeprefix('torch.')}; "
+            f"parameter {shown(name)} has dtype {str(tensor.dtype).removeprefix('torch.')}; "
             "expected float32, float16 or bfloat16"
         )
     return tensor.detach().contiguous().numpy()
-
-
-def _not_a_state_dict(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a state_dict of tensors but {what}; expected segment_anything's layout, "
-        'as torch.save(sam.state_dict(), "…") writes it'
-    )
-
-
-def _listed(names: Any) -> str:
-    shown = [_shown(name) for name in names]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more
-
-
-def _shown(name: object) -> str:
-    text = str(name)[:100]
-    return text if text.isprintable() else ascii(text)

@@ -17,11 +17,16 @@ from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.shapes import ENCODER_PREFIX, check_tensors, parameter_shapes
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.errors import CheckpointError
-from samtrt.files import read_sealed, read_whole, write_sealed, writing
+from samtrt.files import read_sealed, read_whole, sealed_names, write_sealed, writing
 from samtrt.records import SHA256, STRICT, parse_record
 
 PARAMETERS_FILE = "parameters.safetensors"
 CONFIG_FILE = "config.json"
+# What Hugging Face's folders have beside a config.json of their own.
+OTHERS_FILES = (
+    "model.safetensors", "pytorch_model.bin",
+    "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,15 @@ def save_parameters(parameters: Parameters, folder: str | Path) -> None:
     """Writes a parameter folder whole, or leaves an earlier one as it was.
 
     Raises:
-        SamtrtError: the folder cannot be written, or another process is writing it.
+        SamtrtError: the folder cannot be written, holds another model, or another process is
+            writing it.
     """
     folder = Path(folder)
+    if others := [name for name in OTHERS_FILES if (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder} holds a Hugging Face model ({others[0]}), whose config.json would be "
+            "replaced; give another folder to write to"
+        )
     data, record = folder / PARAMETERS_FILE, folder / CONFIG_FILE
 
     def produce(path: Path) -> dict[str, Any]:
@@ -103,6 +114,11 @@ def save_parameters(parameters: Parameters, folder: str | Path) -> None:
         return True
 
     write_sealed(data, record, produce, is_sealed)
+
+
+def is_parameter_folder(path: Path) -> bool:
+    """Whether a folder has, or is getting, a parameter folder's files."""
+    return any(name.is_file() for name in sealed_names(path / PARAMETERS_FILE))
 
 
 def load_parameters(folder: str | Path) -> Parameters:

@@ -19,13 +19,24 @@ DOWNLOAD = (
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's number before torch 1.6
 _PICKLE = b"\x80"
-# What arrives in a checkpoint's place, by its first bytes.
+_AGAIN = f"download it again. {DOWNLOAD}"
+# What arrives in a checkpoint's place, by its first bytes, and what to do.
 _OTHERS = (
-    (rb"\s*<", "a web page"),
-    (rb"version https://git-lfs", "a Git LFS pointer, and the file itself was not fetched"),
-    (rb"\s*[{\[]", "JSON text"),
-    (rb"\x1f\x8b", "gzip data"),
-    (rb"........\{\"", "a safetensors file"),
+    (rb"\s*<", "a web page", _AGAIN),
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, and the file itself was not fetched",
+        f"run `git lfs pull` in its repository, or {_AGAIN}",
+    ),
+    (rb"\s*[{\[]", "JSON text", _AGAIN),
+    (rb"\x1f\x8b", "gzip data", f"unpack it, or {_AGAIN}"),
+    (rb"\x89HDF", "an HDF5 file (Keras)", "give PyTorch's or a safetensors file of the model"),
+    (rb"GGUF", "a GGUF file", "give PyTorch's or a safetensors file of the model"),
+    (
+        rb"\x08[\x01-\x20]\x12.(pytorch|samtrt)",
+        "an ONNX model",
+        "give the checkpoint that it was exported from",
+    ),
 )
 _CHUNK = 1 << 24
 
@@ -58,7 +69,8 @@ def load_pickled(file: BinaryIO, path: Path) -> Any:
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors ({found[1]}) and was not opened, "
                 "because loading them can run code; expected a state_dict of tensors, as Meta "
-                "ships it"
+                "ships it: where you trust the file, save its state_dict alone from the program "
+                "that made it"
             ) from error
         if not start.startswith((_ZIP, _LEGACY)):
             raise CheckpointError(
@@ -73,7 +85,7 @@ def load_pickled(file: BinaryIO, path: Path) -> Any:
 def damaged(path: Path, reason: str = "truncated or damaged") -> CheckpointError:
     """The refusal of a file that was a checkpoint once."""
     return CheckpointError(
-        f"{path} is not a whole PyTorch checkpoint ({path.stat().st_size:,} bytes): {reason}; "
+        f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes): {reason}; "
         f"download it again. {DOWNLOAD}"
     )
 
@@ -81,11 +93,9 @@ def damaged(path: Path, reason: str = "truncated or damaged") -> CheckpointError
 def _not_a_checkpoint(path: Path, start: bytes) -> CheckpointError:
     if not start:
         return damaged(path, "it is empty, truncated or damaged")
-    for pattern, what in _OTHERS:
+    for pattern, what, advice in _OTHERS:
         if re.match(pattern, start, re.DOTALL):
-            return CheckpointError(
-                f"{path} is {what}, not a checkpoint; download it again. {DOWNLOAD}"
-            )
+            return CheckpointError(f"{path} is {what}, not a checkpoint; {advice}")
     return damaged(path)
 
 

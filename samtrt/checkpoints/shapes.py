@@ -8,7 +8,7 @@ from samtrt.console import track
 from samtrt.errors import CheckpointError
 
 ENCODER_PREFIX = "image_encoder."
-_SHOWN = 50  # faults in a message
+_SHOWN = 8  # faults in a message
 
 
 def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
@@ -37,22 +37,27 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
             for name in shapes
             if name.startswith(ENCODER_PREFIX + "blocks.")
         )
-        tables = [shapes[f"{ENCODER_PREFIX}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+        blocks = [f"{ENCODER_PREFIX}blocks.{i}." for i in range(depth)]
+        tables = [shapes[block + "attn.rel_pos_h"] for block in blocks]
         rel_pos_rows = [rows for rows, _ in tables]
-        mlp_dim = shapes[ENCODER_PREFIX + "blocks.0.mlp.lin1.weight"][0]
+        head_dims = tuple(channels for _, channels in tables)
+        mlp_dims = tuple(shapes[block + "mlp.lin1.weight"][0] for block in blocks)
+        attended = [shapes[block + "attn.proj.weight"][1] for block in blocks]
         out_chans = shapes[ENCODER_PREFIX + "neck.0.weight"][0]
-        head_dim = tables[0][1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             "this is not a SAM checkpoint: the image encoder's sizes cannot be read from its keys "
             f"({error}); expected segment_anything's sam_vit_b, sam_vit_l or sam_vit_h layout"
         ) from None
-    sizes_read = (embed_dim, patch_size, grid, mlp_dim, out_chans, head_dim)
-    if in_chans != 3 or grid != grid_w or 0 in sizes_read or embed_dim % head_dim:
+    sizes_read = (embed_dim, patch_size, grid, out_chans, *head_dims, *mlp_dims)
+    num_heads = attended[0] // max(head_dims[0], 1)
+    is_whole = num_heads > 0 and attended == [num_heads * dim for dim in head_dims]
+    if in_chans != 3 or grid != grid_w or 0 in sizes_read or not is_whole:
         raise CheckpointError(
             f"unusable image encoder: {in_chans} input channels, a {grid}×{grid_w} token grid, "
-            f"{embed_dim} channels in heads of {head_dim}; "
-            "expected 3 channels, a square grid, whole heads, and nothing of size 0"
+            f"{embed_dim} channels in heads of {head_dims[0]}; "
+            "expected 3 channels, a square grid, as many whole heads in all blocks, and nothing of "
+            "size 0"
         )
     window_rows = {rows for rows in rel_pos_rows if rows != 2 * grid - 1}
     if len(window_rows) > 1 or any(rows % 2 == 0 for rows in window_rows):
@@ -63,13 +68,15 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
     return EncoderConfig(
         embed_dim=embed_dim,
         depth=depth,
-        num_heads=embed_dim // head_dim,
+        num_heads=num_heads,
         global_attn_indexes=tuple(i for i in range(depth) if rel_pos_rows[i] == 2 * grid - 1),
         window_size=(window_rows.pop() + 1) // 2 if window_rows else grid,
         img_size=grid * patch_size,
         patch_size=patch_size,
-        mlp_dim=mlp_dim,
+        mlp_dim=max(mlp_dims),
         out_chans=out_chans,
+        head_dims=head_dims if {dim * num_heads for dim in head_dims} != {embed_dim} else (),
+        mlp_dims=mlp_dims if len(set(mlp_dims)) > 1 else (),
     )
 
 
@@ -84,7 +91,10 @@ def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
         CheckpointError: names every missing, unexpected or wrongly shaped tensor, or one with NaN.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    config = infer_encoder_config(shapes)
+    try:
+        config = infer_encoder_config(shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     expected = parameter_shapes(config)
     faults = [f"missing {name}" for name in expected if name not in shapes]
     faults += [f"unexpected {name}" for name in shapes if name not in expected]
@@ -125,14 +135,16 @@ def _encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     }
     for i in range(config.depth):
         block = f"blocks.{i}"
-        table = (2 * config.attention_size(i) - 1, config.head_dim)
+        head_dim, mlp_dim = config.block_head_dim(i), config.block_mlp_dim(i)
+        inner = config.num_heads * head_dim
+        table = (2 * config.attention_size(i) - 1, head_dim)
         shapes |= _norm(f"{block}.norm1", dim)
         shapes |= {f"{block}.attn.rel_pos_h": table, f"{block}.attn.rel_pos_w": table}
-        shapes |= _linear(f"{block}.attn.qkv", 3 * dim, dim)
-        shapes |= _linear(f"{block}.attn.proj", dim, dim)
+        shapes |= _linear(f"{block}.attn.qkv", 3 * inner, dim)
+        shapes |= _linear(f"{block}.attn.proj", dim, inner)
         shapes |= _norm(f"{block}.norm2", dim)
-        shapes |= _linear(f"{block}.mlp.lin1", config.mlp_dim, dim)
-        shapes |= _linear(f"{block}.mlp.lin2", dim, config.mlp_dim)
+        shapes |= _linear(f"{block}.mlp.lin1", mlp_dim, dim)
+        shapes |= _linear(f"{block}.mlp.lin2", dim, mlp_dim)
     shapes["neck.0.weight"] = (out, dim, 1, 1)
     shapes |= _norm("neck.1", out)
     shapes["neck.2.weight"] = (out, out, 3, 3)

@@ -8,7 +8,7 @@ copy and without a temporary file of the writer's own.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,8 +19,15 @@ from annotated_types import Ge, Le, Len
 
 from samtrt.records import STRICT, parse_record
 
-Dtype = Literal["F32", "F16", "BF16"]
-ITEM_BYTES: dict[Dtype, int] = {"F32": 4, "F16": 2, "BF16": 2}
+Dtype = Literal[
+    "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL",
+    "F8_E4M3", "F8_E5M2",
+]  # fmt: skip
+ITEM_BYTES: dict[Dtype, int] = {
+    "F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8,
+    "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+FLOATS: tuple[Dtype, ...] = ("F32", "F16", "BF16")  # what parameters and embeddings are
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 1 << 26  # a ViT-H's has some 80,000
@@ -94,8 +101,18 @@ def write_tensors(
             file.write(tensors[name].content.data)
 
 
-def read_tensors(content: bytearray) -> tuple[dict[str, RawTensor], dict[str, str]]:
+def is_tensor_file(start: bytes) -> bool:
+    """Whether a file that begins so says that it is one of tensors."""
+    return start[_LENGTH_BYTES : _LENGTH_BYTES + 2] in (b'{"', b"{}", b"{ ")
+
+
+def read_tensors(
+    content: bytearray, dtypes: Collection[Dtype] = FLOATS
+) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """The tensors of a file's content, in its memory, and its metadata.
+
+    Args:
+        dtypes: what tensors may be of.
 
     Raises:
         ValueError: the content is no such file, or not all of one; the message is one line.
@@ -109,6 +126,9 @@ def read_tensors(content: bytearray) -> tuple[dict[str, RawTensor], dict[str, st
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
     entries = {name: parse_record(json.dumps(entry), _Entry) for name, entry in header.items()}
+    for entry in entries.values():
+        if entry.dtype not in dtypes:
+            raise ValueError(f"a tensor of dtype {entry.dtype}, expected {' or '.join(dtypes)}")
     _check_offsets(entries.values(), len(content) - start)
     data = np.frombuffer(content, np.uint8)
     tensors = {}

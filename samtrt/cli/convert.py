@@ -1,4 +1,4 @@
-"""Converts a SAM checkpoint (Meta's .pth) into a parameter folder of numpy arrays."""
+"""Converts a SAM checkpoint (Meta's .pth, Hugging Face's folder) into a parameter folder."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ CHECKPOINT = Path("sam_models", "sam_vit_h_4b8939.pth")
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
-    text = "Meta's .pth, of any encoder size"
+    text = "Meta's .pth, or Hugging Face's folder or file, of any encoder size"
     source = options.add_subject("--checkpoint", text, CHECKPOINT)
     source.add(
         "--random",
@@ -19,7 +19,7 @@ def add_options(options: Options) -> None:
         help="instead of a checkpoint: seeded random weights of this size, to measure speed with",
     )
     options.add("--seed", type=int, help="seed of --random (default: 0)")
-    name = "the checkpoint's name without its suffix"
+    name = "the checkpoint's name without its suffix, or NAME-parameters of a folder"
     if options.home is not None:
         name = "sam_models/NAME, NAME being the checkpoint's"
     options.add("--output-dir", type=Path, help=f"the parameter folder (default: {name})")
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint = required(arguments.checkpoint, "--checkpoint", "a .pth file, or use --random")
         parameters = read_checkpoint(checkpoint)
         output_dir = checkpoint.with_suffix("")
+        if checkpoint.is_dir():  # Hugging Face's, which has a config.json of its own
+            output_dir = checkpoint.with_name(checkpoint.resolve().name + "-parameters")
     if home is not None:
         output_dir = home / "sam_models" / output_dir.name
     output_dir = arguments.output_dir or output_dir

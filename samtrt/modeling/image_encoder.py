@@ -48,22 +48,23 @@ def relative_positions(size: int, table: torch.Tensor) -> torch.Tensor:
 class Attention(Module):
     """Multi-head self-attention over a square of tokens [B, size, size, C]."""
 
-    def __init__(self, cfg: EncoderConfig, size: int, kind: AttentionKind) -> None:
-        self.num_heads, self.head_dim = cfg.num_heads, cfg.head_dim
+    def __init__(self, cfg: EncoderConfig, index: int, kind: AttentionKind) -> None:
+        self.num_heads, self.head_dim = cfg.num_heads, cfg.block_head_dim(index)
         self.fused = kind == "fused"
-        self.qkv = Linear(cfg.embed_dim, 3 * cfg.embed_dim)
-        self.proj = Linear(cfg.embed_dim, cfg.embed_dim)
-        gather = partial(relative_positions, size)
-        self.rel_pos_h = Parameter(None, cfg.head_dim, prepare=gather)
-        self.rel_pos_w = Parameter(None, cfg.head_dim, prepare=gather)
+        inner = self.num_heads * self.head_dim
+        self.qkv = Linear(cfg.embed_dim, 3 * inner)
+        self.proj = Linear(inner, cfg.embed_dim)
+        gather = partial(relative_positions, cfg.attention_size(index))
+        self.rel_pos_h = Parameter(None, self.head_dim, prepare=gather)
+        self.rel_pos_w = Parameter(None, self.head_dim, prepare=gather)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, channels = x.shape
+        _, height, width, _ = x.shape
         qkv = self.qkv(x)
         q, k, v = (self._split_heads(qkv, index) for index in range(3))
         x = F.rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w, self.fused)
         x = F.permute(x, (0, 2, 1, 3))
-        return self.proj(F.view(x, (-1, height, width, channels)))
+        return self.proj(F.view(x, (-1, height, width, self.num_heads * self.head_dim)))
 
     def _split_heads(self, qkv: Tensor, index: int) -> Tensor:
         """q, k or v of [B, H, W, 3·C] as [B, heads, H·W, head_dim]."""
@@ -80,9 +81,9 @@ class Block(Module):
     def __init__(self, cfg: EncoderConfig, index: int, kind: AttentionKind) -> None:
         self.window_size = 0 if cfg.is_global(index) else cfg.window_size
         self.norm1 = LayerNorm(cfg.embed_dim, cfg.layer_norm_eps)
-        self.attn = Attention(cfg, cfg.attention_size(index), kind)
+        self.attn = Attention(cfg, index, kind)
         self.norm2 = LayerNorm(cfg.embed_dim, cfg.layer_norm_eps)
-        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim)
+        self.mlp = MLP(cfg.embed_dim, cfg.block_mlp_dim(index))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.add(x, self._attend(self.norm1(x)))

@@ -258,7 +258,7 @@ def test_script(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
         (b'{"error": "not found"}', "JSON text"),
         (gzip.compress(b"x" * 999), "gzip data"),
-        (safetensors.numpy.save({"a": np.ones(3, np.float32)}), "a safetensors file"),
+        (safetensors.numpy.save({"a": np.ones(3, np.float32)})[:-1], "truncated or damaged"),
         (b"no checkpoint", "truncated or damaged"),
         (b"", "empty"),
     ],

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import torch
 from harness import OTHER, SAME, Case, Target, WrongError, same_or_wrong
+from hugging_face_names import to_hugging_face, write_folder
 from mutations import mutated, mutated_head, mutated_json, resealed_png
 from oracle import tiny_config, to_torch
 from PIL import Image, ImageOps
@@ -215,6 +216,25 @@ def open_forged_checkpoint(folder: Path) -> Case:
             for name, content in forged.items():
                 archive.writestr(name, content)
         found = read_checkpoint(path)
+        return SAME if found.sha256 == parameters().sha256 else _complete(found)
+
+    return case
+
+
+def open_hugging_face(name: str, folder: Path) -> Case:
+    """A file of a sharded folder: its tensors have no checksums, so other values cannot be told."""
+    theirs = to_hugging_face(parameters().tensors, tiny_config().depth)
+    write_folder(folder, theirs, tiny_config(), shards=2)
+    path = min(folder.glob(name))
+    content = path.read_bytes()
+
+    def case(generator: Generator) -> str:
+        by_field = name.endswith(".json") and generator.random() < 0.7
+        if by_field:
+            path.write_bytes(mutated_json(content.decode(), generator).encode())
+        else:
+            path.write_bytes(mutated(content, generator))
+        found = read_checkpoint(folder)
         return SAME if found.sha256 == parameters().sha256 else _complete(found)
 
     return case
@@ -601,6 +621,9 @@ TARGETS = {
         Target("checkpoint: zip", 3, partial(open_checkpoint, False), 0.5),
         Target("checkpoint: zip, right checksums", 2, open_forged_checkpoint, 0.5),
         Target("checkpoint: legacy", 3, partial(open_checkpoint, True), 0.3),
+        Target("Hugging Face: shard", 3, partial(open_hugging_face, "*.safetensors"), 0.3),
+        Target("Hugging Face: index", 3, partial(open_hugging_face, "*.index.json"), 0.3),
+        Target("Hugging Face: config.json", 3, partial(open_hugging_face, "config.json"), 0.2),
         Target("parameters: tensors", 3, partial(open_parameters, "parameters.safetensors"), 0.5),
         Target("parameters: config.json", 8, partial(open_parameters, "config.json"), 0.5),
         Target("engine: encoder.engine", 6, partial(open_engine, "encoder.engine"), 0.5),

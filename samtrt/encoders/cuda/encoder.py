@@ -30,6 +30,7 @@ from samtrt.kernels.digest import kernels_digest
 from samtrt.kernels.graph import GraphedWork
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
+from samtrt.kernels.triton.window_attention import split_head_dim
 from samtrt.torch_state import as_written
 
 NECK_EPS = 1e-6  # LayerNorm2d of segment_anything/modeling/common.py
@@ -96,6 +97,7 @@ class FusedImageEncoder(NotCopied):
             )
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size must be at least 1, not {max_batch_size}")
+        check_sizes(config)
         self.config = config
         self.img_size = config.img_size
         self.device = resolved(device)
@@ -226,6 +228,26 @@ class FusedImageEncoder(NotCopied):
             memory_format=torch.channels_last
         )
         self._neck3_weight, self._neck3_bias = fp32("neck.3.weight"), fp32("neck.3.bias")
+
+
+def check_sizes(config: EncoderConfig) -> None:
+    """Refuses an encoder that no kernel knows.
+
+    Raises:
+        EngineError: its blocks differ in size, or its heads have another size than the kernels'.
+    """
+    if not config.is_uniform:
+        raise EngineError(
+            "the cuda backend takes encoders whose blocks are all alike, and this one's heads or "
+            f"MLPs differ (heads of {_range(config.block_head_dim, config)} channels, MLPs of "
+            f"{_range(config.block_mlp_dim, config)}); use the tensorrt or the cpu backend"
+        )
+    split_head_dim(config.head_dim)
+
+
+def _range(size: Callable[[int], int], config: EncoderConfig) -> str:
+    sizes = {size(block) for block in range(config.depth)}
+    return str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
 
 
 def _trunk_for(parameters: EncoderParameters, products: Products, max_batch_size: int) -> Trunk:

@@ -29,7 +29,6 @@ from samtrt.kernels.triton.global_attention import (
 from samtrt.kernels.triton.norm import layer_norm
 from samtrt.kernels.triton.window_attention import (
     WindowTiles,
-    split_head_dim,
     window_attention,
     window_places,
     window_table,
@@ -86,7 +85,6 @@ class PortableTrunk:
         """
         self.config = parameters.config
         self.dtype, self.device = parameters.dtype, parameters.device
-        split_head_dim(self.config.head_dim)
         if self.config.global_attn_indexes:
             row_block(self.config.grid_size)
         self.tiles = _tiles_for(self.device)
