@@ -35,6 +35,23 @@ def meta_encoder(config: EncoderConfig, seed: int = 0) -> torch.nn.Module:
     return encoder
 
 
+def meta_encoder_of(
+    config: EncoderConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    """Meta's ImageEncoderViT with parameters of other shapes put into its layers.
+
+    Relative-position tables may have another length than its own, and blocks other sizes.
+    """
+    encoder = meta_image_encoder(config)
+    for key, tensor in to_torch(tensors).items():
+        module, _, attribute = key.rpartition(".")
+        parameter = torch.nn.Parameter(tensor, requires_grad=False)
+        setattr(encoder.get_submodule(module), attribute, parameter)
+    for index, block in enumerate(encoder.blocks):
+        block.attn.scale = config.block_head_dim(index) ** -0.5
+    return encoder.to(dtype)
+
+
 def meta_sam(config: EncoderConfig, seed: int = 0, parameters: Parameters | None = None) -> Any:
     """Meta's Sam with ``random_parameters(config, seed)``, or with the parameters given."""
     sam = _meta_sam(config)

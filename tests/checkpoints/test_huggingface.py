@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from hugging_face_names import SHARED, to_hugging_face, write_folder
-from oracle import meta_sam, relative_l2, tiny_config, to_torch
+from oracle import meta_encoder_of, meta_sam, relative_l2, tiny_config, to_torch
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.meta import read_checkpoint, read_parameters
@@ -90,24 +90,6 @@ def test_a_uniformly_pruned_model_computes_as_metas(tmp_path: Path) -> None:
     assert relative_l2(encoder(x), expected) < 1e-5
 
 
-def uneven_meta_encoder(config: EncoderConfig, parameters: Parameters) -> torch.nn.Module:
-    """Meta's encoder with layers of other sizes put into its blocks, as pruning does."""
-    encoder = meta_sam(tiny_config()).image_encoder
-    for i, block in enumerate(encoder.blocks):
-        inner, hidden = 2 * config.head_dims[i], config.mlp_dims[i]
-        block.attn.qkv = torch.nn.Linear(32, 3 * inner)
-        block.attn.proj = torch.nn.Linear(inner, 32)
-        block.attn.scale = config.head_dims[i] ** -0.5
-        rows = len(block.attn.rel_pos_h)
-        for axis in "hw":
-            table = torch.nn.Parameter(torch.zeros(rows, config.head_dims[i]))
-            setattr(block.attn, f"rel_pos_{axis}", table)
-        block.mlp.lin1 = torch.nn.Linear(32, hidden)
-        block.mlp.lin2 = torch.nn.Linear(hidden, 32)
-    encoder.load_state_dict(to_torch(parameters.encoder()))
-    return encoder.eval()
-
-
 def test_an_unevenly_pruned_model_computes_as_metas(tmp_path: Path) -> None:
     """SlimSAM's global pruning: heads and MLPs of other sizes in each block; q, k and v apart."""
     config, parameters = pruned(head_dims=(9, 16, 5), mlp_dims=(40, 128, 24))
@@ -129,7 +111,7 @@ def test_an_unevenly_pruned_model_computes_as_metas(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     encoder = encoder_from_parameters(found, "cpu", precision="fp32")
     with torch.no_grad():
-        expected = uneven_meta_encoder(config, parameters)(x)
+        expected = meta_encoder_of(config, parameters.encoder())(x)
     assert relative_l2(encoder(x), expected) < 1e-5
 
 

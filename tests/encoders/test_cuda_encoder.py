@@ -112,6 +112,8 @@ def test_what_is_not_supported_raises_one_line() -> None:
     refused("not in fp32", precision="fp32")
     refused("max_batch_size", max_batch_size=0)
     refused("head dimension 8", dataclasses.replace(config, num_heads=4))
+    refused("heads of 9 to 16 channels", dataclasses.replace(config, depth=2, head_dims=(9, 16)))
+    refused("MLPs of 24 to 128", dataclasses.replace(config, depth=2, mlp_dims=(24, 128)))
     refused("grid of 160", dataclasses.replace(config, img_size=2560))
     refused("window size 20", dataclasses.replace(config, window_size=20, global_attn_indexes=()))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import trt_reader
-from oracle import relative_l2, tiny_config, to_torch
+from oracle import meta_encoder_of, relative_l2, tiny_config
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters
@@ -17,7 +17,6 @@ from samtrt.encoders.tensorrt.builder import DTYPES, INPUT, OUTPUT, define_netwo
 from samtrt.encoders.tensorrt.library import shared_log
 from samtrt.modeling import functional as F
 from samtrt.modeling.image_encoder import Attention, Block
-from samtrt.reports.peers import meta_image_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,6 +32,7 @@ CONFIGS = {
     "all windows": tiny_config(depth=2, global_attn_indexes=()),
     "other patch, mlp and output": tiny_config(patch_size=8, img_size=64, mlp_dim=48, out_chans=24),
     "interpolated rel_pos": tiny_config(),
+    "pruned unevenly": tiny_config(head_dims=(9, 16, 5), mlp_dims=(40, 128, 24)),
 }
 # Rows of the stored tables by block, where they are not 2·size − 1.
 INTERPOLATED = {0: 13, 1: 9, 2: 5}
@@ -48,17 +48,6 @@ def parameters(name: str) -> dict[str, np.ndarray]:
                 table = generator.standard_normal((rows, CONFIGS[name].head_dim), np.float32)
                 tensors[f"blocks.{block}.attn.rel_pos_{axis}"] = table
     return tensors
-
-
-def meta(
-    cfg: EncoderConfig, tensors: dict[str, np.ndarray], dtype=torch.float32
-) -> torch.nn.Module:
-    encoder = meta_image_encoder(cfg)
-    for key, tensor in to_torch(tensors).items():  # tables may have another length than Meta's
-        module, _, attribute = key.rpartition(".")
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        setattr(encoder.get_submodule(module), attribute, parameter)
-    return encoder.to(dtype)
 
 
 def define(trt, cfg, tensors, precision, attention):
@@ -77,7 +66,7 @@ def pictures(cfg: EncoderConfig, batch: int) -> torch.Tensor:
 @cache
 def meta_output(name: str, batch: int, precision: str) -> torch.Tensor:
     cfg, dtype = CONFIGS[name], DTYPES[precision]
-    return meta(cfg, parameters(name), dtype)(pictures(cfg, batch).to(dtype))
+    return meta_encoder_of(cfg, parameters(name), dtype)(pictures(cfg, batch).to(dtype))
 
 
 def network_output(trt, name: str, batch: int, precision: str, attention: str) -> torch.Tensor:
@@ -126,7 +115,7 @@ def test_evaluated_in_float64_the_network_is_the_definition(trt):
         else tensor.astype(np.float16).astype(np.float32)
         for key, tensor in tensors.items()
     }
-    assert relative_l2(output, meta(cfg, rounded, torch.float64)(x.double())) <= 1e-7
+    assert relative_l2(output, meta_encoder_of(cfg, rounded, torch.float64)(x.double())) <= 1e-7
 
 
 def parents(key: str) -> list[str]:
