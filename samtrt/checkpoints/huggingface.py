@@ -111,8 +111,6 @@ def read_config(folder: Path) -> FolderConfig | None:
         return None
     try:
         config = parse_record(bytes(read_whole(path)), FolderConfig)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not the config of a Hugging Face SAM ({error}); download the folder again"
@@ -179,20 +177,18 @@ def _shards(index: Path) -> list[Path]:
         weight_map = json.loads(read_whole(index))["weight_map"]
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError("its weight_map is empty or no object")
-        names = sorted({str(name) for name in weight_map.values()})
-    except OSError as error:
-        raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
+        named = set(map(str, weight_map.values()))
+        there = {path.name for path in index.parent.iterdir() if path.is_file()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} is no index of weights ({shown(error)}); download the folder again"
         ) from error
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+", name) or not (index.parent / name).is_file():
-            raise CheckpointError(
-                f"{index} names the file '{shown(name)}', which is not in its folder; download the "
-                "folder again"
-            )
-    return [index.parent / name for name in names]
+    if missing := sorted(named - there):
+        raise CheckpointError(
+            f"{index} names the file '{shown(missing[0])}', which is not in its folder; download "
+            "the folder again"
+        )
+    return [index.parent / name for name in sorted(named)]
 
 
 def merged(parts: Mapping[Path, dict[str, torch.Tensor]], folder: Path) -> dict[str, torch.Tensor]:

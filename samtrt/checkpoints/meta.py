@@ -64,11 +64,17 @@ def read_checkpoint(path: str | Path) -> Parameters:
             another model's; missing, unexpected or wrongly shaped keys are listed.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; {DOWNLOAD}")
-    tensors, sha256 = _read_file(path)
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint at {path}; {DOWNLOAD}")
+        tensors, sha256 = _read_file(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename or path}: {error.strerror}; give a checkpoint that can "
+            "be read"
+        ) from error
     return _parameters_of(tensors, path, sha256)
 
 
@@ -92,19 +98,14 @@ def _read_folder(folder: Path) -> Parameters:
 
 def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """A file's tensors under its own names, and its SHA-256."""
-    try:
-        with path.open("rb") as file:
-            if is_tensor_file(file.read(16)):
-                return _read_tensor_file(path)
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            loaded = load_pickled(file, path)
-            size = file.seek(0, 2)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; give a checkpoint that can be read"
-        ) from error
+    with path.open("rb") as file:
+        if is_tensor_file(file.read(16)):
+            return _read_tensor_file(path)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        loaded = load_pickled(file, path)
+        size = file.seek(0, 2)
     tensors = unwrapped(loaded, path)
     _check_storage(tensors, size, path)
     return tensors, sha256

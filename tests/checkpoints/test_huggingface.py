@@ -181,14 +181,19 @@ def test_a_folder_without_a_config_or_with_a_short_one_is_read(tmp_path: Path) -
         ('{"weight_map": {"a": "../a.safetensors"}}', "'../a.safetensors', which is not in"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "'/etc/passwd', which is not in"),
         ("[" * 100_000, "no index of weights"),
+        (f'{{"weight_map": {{"a": "{"x" * 5000}"}}}}', "xxx', which is not in"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_an_index_that_cannot_be_is_refused(tmp_path: Path, index: str, named: str) -> None:
     safetensors.torch.save_file(THEIRS, tmp_path / "a.safetensors")
     folder = write_folder(tmp_path / "x", THEIRS, tiny_config(), shards=2)
     (folder / "model.safetensors.index.json").write_text(index)
     assert named in refused(folder)
+
+
+def test_a_path_that_cannot_be_is_refused() -> None:
+    assert "File name too long" in refused(Path("x" * 500 + ".pth"))
 
 
 def test_a_shard_of_names_that_another_has_is_refused(tmp_path: Path) -> None:
