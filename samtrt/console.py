@@ -18,7 +18,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 Item = TypeVar("Item")
 
-_SECONDS_A_LINE = 10.0
+SECONDS_A_LINE = 10.0  # where there is no bar
 # What would break a line or steer the terminal, and bytes of a name that were no text.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -183,7 +183,7 @@ def track(items: Iterable[Item], text: str, total: int, delay: float = 0.0) -> I
                 bar.describe(text)
             if bar is not None:
                 bar.advance_to(number)
-                if not bar.visible and now - last_line >= _SECONDS_A_LINE:
+                if not bar.visible and now - last_line >= SECONDS_A_LINE:
                     bar.print_line(f"{text}: {number}/{total}")
                     last_line = now
             yield item

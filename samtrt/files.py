@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from samtrt.errors import SamtrtError
+from samtrt.errors import InputError, SamtrtError
 
 try:
     import fcntl
@@ -77,6 +77,21 @@ def writing(target: Path) -> Iterator[None]:
         raise SamtrtError(
             f"cannot write {target}: {reason}; give a folder that can be written and has room"
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder in which nothing can be written, before anything is computed for it.
+
+    Where it is missing, what counts is the nearest of its parents that is there.
+
+    Raises:
+        InputError: no write permission, a read-only file system, or a file in its place.
+    """
+    place = folder.absolute()
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no write permission" if there.is_dir() else "not a folder"
+        raise InputError(f"cannot write into {folder}: {there}: {reason}; give another folder")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "sam": ENGINES,
     "masks": ENGINES | {"sam"},
     "segment_anything": MASKS,  # Meta's paths
-    "jobs": MASKS,
+    "formats": MASKS,
+    "jobs": MASKS | {"formats"},
     "server": MASKS,
-    "reports": MASKS | {"jobs", "server"},
-    "cli": MASKS | {"jobs", "server", "reports"},
+    "reports": MASKS | {"formats", "jobs", "server"},
+    "cli": MASKS | {"formats", "jobs", "server", "reports"},
 }
 # Entry points for users: what they import, nobody gets by importing the package.
 DOORS = {"samtrt": {"masks", "sam"}, "samtrt.server.__main__": {"cli", "console"}}

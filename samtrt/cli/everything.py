@@ -1,24 +1,59 @@
-"""Segments everything in every picture of a folder; resumes where it was interrupted."""
+"""Segments everything in pictures and folders of them; resumes where it was interrupted."""
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from samtrt.cli.options import ENGINE, PARAMS, Options
+from samtrt.errors import InputError
+from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, PAINTED, RECORD
+
+if TYPE_CHECKING:
+    from samtrt.jobs.folder import FolderReport
+    from samtrt.sam import Sam
+
+# Option → its bounds, both of them inside.
+_FRACTIONS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
+_NUMBERS = {
+    "points_per_side": (1, 1_000),
+    "points_per_batch": (1, 65_536),
+    "crop_n_layers": (0, 8),
+    "min_mask_region_area": (0, 100_000_000),
+}
+# The parameters of examples/sam/sam_models/sam_demo.pth.
+_DEMO_SHA256 = "31c794c14e45415adb3cf351bc11b08cc5875390d25a4e2527ff260378eb90f0"
+_FORMATS = ", ".join(f"{name} ({text})" for name, text in EXPORTS.items())
 
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
-    options.add("folder", type=Path, help="pictures, subfolders included")
+    options.add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders (subfolders included), pictures, patterns such as 'photos/*.jpg'",
+    )
     options.add("--params", type=Path, required=True, help=PARAMS)
     options.add("--engine", type=Path, help=f"{ENGINE} (default: PARAMS/engine)")
     options.add_backend()
     options.add("--output-dir", type=Path, required=True, help="created where it is missing")
     options.add(
-        "--formats",
-        nargs="+",
-        choices=("json", "png"),
-        default=["json", "png"],
-        help="COCO JSON, which is always written, and PNG (default: both)",
+        "--format",
+        dest="formats",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="json (COCO, a file a picture, which is always written), png (the masks painted on "
+        f"the picture), {_FORMATS}; repeatable (default: json,png)",
+    )
+    options.add("--formats", action="extend", nargs="+", help=argparse.SUPPRESS)
+    options.add(
+        "--polygon-tolerance",
+        type=float,
+        default=DEFAULT_TOLERANCE,
+        metavar="PIXELS",
+        help="how far a polygon's corners may be cut (default: 1; 0 follows every pixel)",
     )
     options.add("--points-per-side", type=int, default=32, help="of the grid (default: 32)")
     options.add("--points-per-batch", type=int, default=64, help="decoded at once (default: 64)")
@@ -26,19 +61,19 @@ def add_options(options: Options) -> None:
         "--pred-iou-thresh",
         type=float,
         default=0.88,
-        help="least predicted quality of a mask (default: 0.88)",
+        help="least predicted quality of a mask, 0 to 1 (default: 0.88)",
     )
     options.add(
         "--stability-score-thresh",
         type=float,
         default=0.95,
-        help="least IoU of a mask cut a little higher and lower (default: 0.95)",
+        help="least IoU of a mask cut a little higher and lower, 0 to 1 (default: 0.95)",
     )
     options.add(
         "--box-nms-thresh",
         type=float,
         default=0.7,
-        help="of two boxes with a larger IoU one stays (default: 0.7)",
+        help="of two boxes with a larger IoU one stays, 0 to 1 (default: 0.7)",
     )
     options.add(
         "--crop-n-layers",
@@ -57,28 +92,95 @@ def add_options(options: Options) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Segments, and prints what became of the pictures; status 1 where one was skipped."""
-    from samtrt.console import one_line
-    from samtrt.jobs.folder import segment_folder
+    settings = _checked(arguments)
+    formats = _formats(arguments.formats)
+
+    from samtrt.jobs.folder import check_job, segment_folder
     from samtrt.sam import load_sam
 
+    output_dir: Path = arguments.output_dir
+    check_job(arguments.sources, output_dir, formats, arguments.polygon_tolerance)
     engine = arguments.engine or arguments.params / "engine"
+    sam = load_sam(engine, arguments.params, arguments.backend)
     report = segment_folder(
-        load_sam(engine, arguments.params, arguments.backend),
-        arguments.folder,
-        arguments.output_dir,
-        arguments.formats,
-        points_per_side=arguments.points_per_side,
-        points_per_batch=arguments.points_per_batch,
-        pred_iou_thresh=arguments.pred_iou_thresh,
-        stability_score_thresh=arguments.stability_score_thresh,
-        box_nms_thresh=arguments.box_nms_thresh,
-        crop_n_layers=arguments.crop_n_layers,
-        min_mask_region_area=arguments.min_mask_region_area,
+        sam,
+        arguments.sources,
+        output_dir,
+        formats,
+        tolerance=arguments.polygon_tolerance,
+        **settings,
     )
+    _print(report, output_dir)
+    for hint in _hints(report, sam):
+        print(f"note        {hint}")
+    return 1 if report.failed else 0
+
+
+def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The generator's settings.
+
+    Raises:
+        InputError: one is out of its bounds; the message names the option.
+    """
+    settings: dict[str, Any] = {}
+    for name in _FRACTIONS:
+        value = getattr(arguments, name)
+        if not 0 <= value <= 1:
+            raise InputError(f"{_flag(name)} is {value:g}; expected a number from 0 to 1")
+        settings[name] = value
+    for name, (least, most) in _NUMBERS.items():
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise InputError(
+                f"{_flag(name)} is {value:,}; expected a whole number from {least} to {most:,}"
+            )
+        settings[name] = value
+    tolerance = arguments.polygon_tolerance
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"--polygon-tolerance is {tolerance:g}; expected 0 pixels or more")
+    return settings
+
+
+def _formats(given: Sequence[str] | None) -> list[str]:
+    """The names in the order given, each once; commas part them as well."""
+    names = [name.strip() for text in given or (RECORD, PAINTED) for name in text.split(",")]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _print(report: "FolderReport", output_dir: Path) -> None:
+    from samtrt.console import one_line
+    from samtrt.jobs.sources import counted
+
     print(f"segmented   {len(report.segmented)} pictures, {sum(report.segmented.values())} masks")
     print(f"resumed     {len(report.resumed)} pictures were done before")
+    if report.ignored:
+        print(f"ignored     {len(report.ignored)} files: {one_line(counted(report.ignored))}")
     print(f"skipped     {len(report.failed)} files")
     for name, reason in report.failed.items():
         print(f"            {one_line(str(name))}: {reason}")
-    print(f"written     {arguments.output_dir}")
-    return 1 if report.failed else 0
+    print(f"written     {output_dir}")
+    for file in report.exported:
+        if file != output_dir:
+            print(f"            {file}")
+
+
+def _hints(report: "FolderReport", sam: "Sam") -> list[str]:
+    """What a user may not expect of the result."""
+    hints = []
+    if report.segmented and not any(report.segmented.values()):
+        hints.append(
+            "nothing passed the filters; lower --pred-iou-thresh or --stability-score-thresh, or "
+            "take more --points-per-side"
+        )
+    if sam.parameters_sha256 == _DEMO_SHA256:
+        hints.append(
+            "this is the demo model, trained on synthetic scenes only; for photographs take one "
+            "of Meta's checkpoints"
+        )
+    if sam.note:
+        hints.append(sam.note)
+    return hints

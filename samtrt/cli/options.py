@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -117,9 +118,16 @@ def parse_arguments(
     return parser.parse_args(argv)
 
 
+class _ToStderr(logging.Handler):
+    """Writes to what stderr is at that time: a bar on the screen has it printed above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def log_to_stderr() -> None:
     """Shows what the package logs: choices made for the user, and failures."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_ToStderr()])
 
 
 def required(value: Path | None, flag: str, what: str) -> Path:

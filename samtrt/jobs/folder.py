@@ -1,33 +1,32 @@
-"""Automatic masks for a folder of pictures: files beside files, what is done is not done again."""
+"""Automatic masks for many pictures: files beside files, what is done is not done again."""
 
 import errno
-import hashlib
 import json
 import logging
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from samtrt.console import ProgressBar, one_line
+from samtrt.console import SECONDS_A_LINE, ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import sha256_of, write_json
+from samtrt.files import check_writable
+from samtrt.formats.export import check_exports, export, output_of
+from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, FORMATS, PAINTED, RECORD
+from samtrt.jobs.record import Records
+from samtrt.jobs.sources import Sources, find_sources
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
-from samtrt.masks.coco import coco_dataset
-from samtrt.masks.runs import coco_decode_rle
-from samtrt.pictures.drawing import paint_in_order
-from samtrt.pictures.reading import decode_image, read_file, read_png_texts, save_png
 from samtrt.sam import Sam
 
-FORMATS = ("json", "png")
-
 _logger = logging.getLogger(__name__)
-_MARK = "samtrt"  # the key in a JSON and the keyword in a PNG that this module has written
 # Reasons why nothing more can be written at all. Any other is one picture's.
 _NO_MORE_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+OneOrMore = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass
@@ -38,22 +37,27 @@ class FolderReport:
         segmented: pictures segmented now, with the number of their masks.
         resumed: pictures whose outputs an earlier run with the same model and settings has left.
         failed: pictures without outputs, with the reason in one line.
+        ignored: files that are no pictures of the run, with the reason in a word or two.
+        exported: the files of further formats: of all pictures, or the output folder.
     """
 
     segmented: dict[Path, int] = field(default_factory=dict)
     resumed: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    ignored: dict[Path, str] = field(default_factory=dict)
+    exported: list[Path] = field(default_factory=list)
 
 
 def segment_folder(
     sam: Sam,
-    folder: str | Path,
+    sources: OneOrMore,
     output_dir: str | Path,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = (RECORD, PAINTED),
     show_progress: bool = True,
+    tolerance: float = DEFAULT_TOLERANCE,
     **arguments: Any,
 ) -> FolderReport:
-    """Segments every picture of a folder and its subfolders.
+    """Segments every picture of a folder and its subfolders, or of several sources.
 
     For ``a/b.jpg`` it writes ``a/b.jpg.json`` (COCO: ``images``, ``annotations`` with compressed
     RLE, ``categories``; and ``samtrt``, what it was made from) and ``a/b.jpg.png`` (the picture
@@ -62,50 +66,106 @@ def segment_folder(
     whatever the reason, is reported and does not stop the rest; a failure that nobody foresaw is
     logged with its traceback. Files that this function has not written are never replaced.
 
+    Further formats (``samtrt.formats``) are made at the end from the JSON of every picture that
+    has one, those of earlier runs included.
+
     Args:
         sam: the model.
-        folder: where the pictures are.
+        sources: a folder, a picture or a pattern, or several (``find_sources``).
         output_dir: where the outputs go, in the same subfolders; created where missing.
-        formats: which of ``"json"`` and ``"png"``; JSON is written always, because it is what an
-            interrupted run is resumed by.
+        formats: of ``samtrt.formats.names.FORMATS``; JSON is written always, because it is what
+            an interrupted run is resumed by.
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
+        tolerance: of polygons, in pixels (``formats.polygons.outline``).
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``.
 
     Raises:
-        InputError: no such folder, no pictures in it, or an unknown format or argument value.
-        SamtrtError: no output can be written any more, as on a full disk.
+        InputError: no such source, no pictures in it, an unknown format or argument value, or an
+            output folder that cannot be written.
+        SamtrtError: no output can be written any more, as on a full disk; or a format's library
+            is missing.
     """
-    folder, output_dir = Path(folder), Path(output_dir)
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
-        raise InputError(
-            f"unknown format {', '.join(sorted(unknown))}; expected {' or '.join(FORMATS)}"
-        )
+    output_dir = Path(output_dir)
+    found = check_job(sources, output_dir, formats, tolerance)
     generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
-    pictures = find_pictures(folder, output_dir)
     recorded = json.loads(json.dumps(arguments, default=_plain))
-    job = _Job(sam, folder, output_dir, "png" in formats, generator, recorded)
-    report = FolderReport()
-    with ProgressBar(len(pictures), show=show_progress) as bar:
-        for number, name in enumerate(pictures, start=1):
-            bar.describe(name.name)
-            outcome = _outcome(job, name, report)
-            bar.advance()
-            if show_progress and not bar.visible:
-                bar.print_line(f"[{number}/{len(pictures)}] {name}: {outcome}")
-            elif bar.visible and name in report.failed:
-                bar.print_line(f"{name}: {outcome}")
+    records = Records(sam, output_dir, PAINTED in formats, generator, recorded)
+    report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
+    with ProgressBar(len(found.pictures), show=show_progress) as bar:
+        for number, (name, file) in enumerate(found.pictures.items(), start=1):
+            shown = _Shown(bar, f"[{number}/{len(found.pictures)}] {name}", show_progress)
+            shown.begin(name)
+            shown.end(_outcome(records, name, file, report, shown), name in report.failed)
+    _export_all(records, formats, tolerance, report, list(found.pictures), show_progress)
     return report
 
 
-def _outcome(job: "_Job", name: Path, report: FolderReport) -> str:
+def check_job(
+    sources: OneOrMore, output_dir: Path, formats: Sequence[str], tolerance: float
+) -> Sources:
+    """What ``segment_folder`` refuses of its sources and formats; before a model is loaded.
+
+    Raises:
+        InputError, SamtrtError: as ``segment_folder``.
+    """
+    unknown = set(formats) - set(FORMATS)
+    if unknown:
+        names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise InputError(f"unknown format {', '.join(sorted(unknown))}; expected {names}")
+    if not 0 <= tolerance < float("inf"):
+        raise InputError(f"the polygons' tolerance is {tolerance}; expected 0 pixels or more")
+    several = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    found = find_sources(several, output_dir)
+    check_exports(_exports(formats), output_dir, found.pictures)
+    check_writable(output_dir)
+    return found
+
+
+class _Shown:
+    """What is seen of a picture at work: in the bar's text, or in lines of their own.
+
+    Args:
+        bar: of all pictures.
+        head: begins a line where there is no bar.
+        show: False for silence.
+    """
+
+    def __init__(self, bar: ProgressBar, head: str, show: bool) -> None:
+        self.bar = bar
+        self.head = head
+        self.show = show
+        self.name = ""
+        self.last_line = time.monotonic()
+
+    def begin(self, name: Path) -> None:
+        """The picture is being read."""
+        self.name = name.name
+        self.bar.describe(self.name)
+
+    def progress(self, done: int, total: int) -> None:
+        """So many points of its grid are done."""
+        points = f"{done:,} of {total:,} points"
+        self.bar.describe(f"{self.name}  {points}")
+        now = time.monotonic()
+        if self.show and not self.bar.visible and now - self.last_line >= SECONDS_A_LINE:
+            self.bar.print_line(f"{self.head}: {points}")
+            self.last_line = now
+
+    def end(self, outcome: str, failed: bool) -> None:
+        """The picture is done, well or not."""
+        self.bar.advance()
+        if self.show and (failed or not self.bar.visible):
+            self.bar.print_line(f"{self.head}: {outcome}")
+
+
+def _outcome(records: Records, name: Path, file: Path, report: FolderReport, shown: _Shown) -> str:
     """Segments a picture and puts down what became of it; the same in words.
 
     Raises:
         SamtrtError: no output can be written any more.
     """
     try:
-        masks = job.segment(name)
+        masks = records.segment(name, file, shown.progress)
     except InputError as error:
         reason = str(error)
     except SamtrtError as error:
@@ -115,8 +175,8 @@ def _outcome(job: "_Job", name: Path, report: FolderReport) -> str:
     except (MemoryError, torch.OutOfMemoryError):
         reason = "does not fit into memory; scale it down"
     except Exception as error:
-        _require_device(job.sam.device)
-        _logger.exception("unexpected error at %s", one_line(str(job.folder / name)))
+        _require_device(records.sam.device)
+        _logger.exception("unexpected error at %s", one_line(str(file)))
         reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
     else:
         if masks is None:
@@ -128,128 +188,31 @@ def _outcome(job: "_Job", name: Path, report: FolderReport) -> str:
     return f"skipped: {report.failed[name]}"
 
 
-class _Job:
-    """What is the same for all pictures of a run."""
+def _export_all(
+    records: Records,
+    formats: Sequence[str],
+    tolerance: float,
+    report: FolderReport,
+    names: list[Path],
+    show_progress: bool,
+) -> None:
+    """Makes the further formats of all pictures that have masks in the end."""
+    done = [name for name in names if name not in report.failed]
+    for kind in _exports(formats) if done else ():
+        with ProgressBar(len(done), show=show_progress, keep=False) as bar:
+            bar.describe(kind)
 
-    def __init__(
-        self,
-        sam: Sam,
-        folder: Path,
-        output_dir: Path,
-        painted: bool,
-        generator: SamAutomaticMaskGenerator,
-        arguments: dict[str, Any],
-    ) -> None:
-        self.sam = sam
-        self.folder = folder
-        self.output_dir = output_dir
-        self.painted = painted
-        self.generator = generator
-        self.arguments = arguments
+            def each(bar: ProgressBar = bar):  # type: ignore[no-untyped-def]
+                for name in done:
+                    yield records.read(name)
+                    bar.advance()
 
-    def segment(self, name: Path) -> int | None:
-        """Writes a picture's outputs; the number of its masks, or None where they were there.
-
-        Raises:
-            SamtrtError: the picture cannot be used, or an output not be written.
-        """
-        json_file, png_file = (self.output_dir / f"{name}.{suffix}" for suffix in FORMATS)
-        content = read_file(self.folder / name)
-        origin: dict[str, Any] = {
-            "picture_sha256": hashlib.sha256(content).hexdigest(),
-            "computed_by": self.sam.computed_by,
-            "arguments": self.arguments,
-        }
-        if self._are_written(json_file, png_file, origin):
-            return None
-        image = decode_image(content, str(self.folder / name))
-        self._check_outputs(json_file, png_file)
-        records = self.generator.generate(image)
-        if self.painted:
-            by_area = sorted(records, key=lambda record: -record["area"])
-            masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
-            save_png(png_file, paint_in_order(image, masks), {_MARK: origin["picture_sha256"]})
-            origin["png_sha256"] = sha256_of(png_file)
-        # Last: a JSON that is there says that everything is.
-        dataset = coco_dataset(name, image.shape[:2], records)
-        origin["dataset_sha256"] = _sha256_of_json(dataset)
-        write_json(json_file, {**dataset, _MARK: origin})
-        return len(records)
-
-    def _are_written(self, json_file: Path, png_file: Path, origin: dict[str, Any]) -> bool:
-        """Whether the outputs are those of an earlier run from the same origin, byte by byte."""
-        written = _read_json(json_file)
-        mark = written.pop(_MARK, None)
-        if not isinstance(mark, dict):
-            return False
-        expected = {**origin, "dataset_sha256": _sha256_of_json(written)}
-        if self.painted:
-            try:
-                expected["png_sha256"] = sha256_of(png_file)
-            except OSError:
-                return False
-        return {key: mark.get(key) for key in expected} == expected
-
-    def _check_outputs(self, json_file: Path, png_file: Path) -> None:
-        """Refuses, before the encoder runs, what cannot be written or was written by others."""
-        png_is_ours = is_painting(png_file)
-        # A damaged JSON beside our PNG is ours as well.
-        ours = {json_file: _MARK in _read_json(json_file) or png_is_ours}
-        if self.painted:
-            ours[png_file] = png_is_ours
-        for file, replaceable in ours.items():
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                there = file.is_symlink() or file.exists()
-            except OSError as error:
-                reason = f"{error.strerror}; give another output folder"
-                raise SamtrtError(f"cannot write {file}: {reason}") from error
-            if there and not (replaceable and file.is_file()):
-                raise InputError(
-                    f"{file} is there, and no earlier run has written it; "
-                    "move it away, or give another output folder"
-                )
+            export(kind, records.output_dir, each(), tolerance)
+        report.exported.append(output_of(kind, records.output_dir, None))
 
 
-def find_pictures(folder: Path, output_dir: Path | None = None) -> list[Path]:
-    """The files below ``folder`` with a picture's suffix, relative to it, in order of their names.
-
-    Hidden files and folders, ``output_dir`` where it lies inside, and the PNGs of earlier runs
-    where it is ``folder`` itself, are left out.
-
-    Raises:
-        InputError: no such folder, or no pictures in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"no folder at {folder}; give a folder that holds pictures")
-    suffixes = Image.registered_extensions()
-    outputs = output_dir.resolve() if output_dir is not None else None
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or path.suffix.lower() not in suffixes or not _is_file(path):
-            continue
-        if outputs == folder.resolve() and path.suffix == ".png" and is_painting(path):
-            continue
-        if outputs not in (None, folder.resolve()) and outputs in path.resolve().parents:
-            continue
-        found.append(name)
-    if not found:
-        raise InputError(f"no pictures in {folder}; expected files such as .jpg, .png or .webp")
-    return found
-
-
-def is_painting(path: Path) -> bool:
-    """Whether this is a PNG that an earlier run has written."""
-    return _MARK in read_png_texts(path)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return True  # reading it will say why it cannot be read
+def _exports(formats: Sequence[str]) -> list[str]:
+    return [kind for kind in EXPORTS if kind in formats]
 
 
 def _plain(value: Any) -> Any:
@@ -260,20 +223,6 @@ def _plain(value: Any) -> Any:
         raise InputError(
             f"an argument is of the type {type(value).__name__}; expected numbers, texts or arrays"
         ) from None
-
-
-def _read_json(json_file: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no file, or none that can be read."""
-    try:
-        value = json.loads(json_file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _sha256_of_json(value: Any) -> str:
-    """Of a value as JSON has it, however a file of it is laid out."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _require_device(device: torch.device) -> None:

@@ -44,6 +44,7 @@ from samtrt.sam import Sam
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 _MAX_CROP_LAYERS = 8
+_MAX_POINTS_PER_SIDE = 1_000  # a million points, three masks each
 
 
 @dataclass
@@ -109,8 +110,19 @@ Check = Callable[[int, int], None]
 Found = Callable[[int, int, list[dict[str, Any]]], None]
 
 
+# Called after each batch of points with the points done, and those in the grids of all crops.
+Progress = Callable[[int, int], None]
+
+# Called after each batch of a crop's points with how many it has, and with its masks.
+_Batch = Callable[[int, list[_Masks]], None]
+
+
 def _unwatched(masks: int, nbytes: int) -> None:
     """The check of work that nobody stops."""
+
+
+def _unseen(done: int, total: int) -> None:
+    """The progress of work that nobody looks at."""
 
 
 class SamAutomaticMaskGenerator:
@@ -182,6 +194,10 @@ class SamAutomaticMaskGenerator:
             )
         if point_grids is None and points_per_side is not None:
             _check_at_least("points_per_side", points_per_side, 1)
+            if points_per_side > _MAX_POINTS_PER_SIDE:
+                raise InputError(
+                    f"points_per_side is {points_per_side}, expected at most {_MAX_POINTS_PER_SIDE}"
+                )
             factor = crop_n_points_downscale_factor
             if not _is_number(factor) or not factor > 0:
                 raise InputError(
@@ -223,13 +239,17 @@ class SamAutomaticMaskGenerator:
         self.output_mode = output_mode
 
     @torch.no_grad()
-    def generate(self, image: np.ndarray, check: Check = _unwatched) -> list[dict[str, Any]]:
+    def generate(
+        self, image: np.ndarray, check: Check = _unwatched, progress: Progress = _unseen
+    ) -> list[dict[str, Any]]:
         """The masks of a picture.
 
         Args:
             image: [H, W, 3] uint8 RGB.
             check: called before each few masks with how many the crop at work holds so far, and
                 the bytes of their run lengths; what it raises ends the work.
+            progress: called after each batch of points with how many are done, and with how many
+                the grids of all crops have.
 
         Returns:
             A record for each mask: ``segmentation`` (bool [H, W], or an RLE dict), ``area`` in
@@ -242,14 +262,26 @@ class SamAutomaticMaskGenerator:
         check_picture(image)
         height, width = image.shape[:2]
         boxes, layers = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
+        # Without those of a picture with fewer pixels than the layer has crops.
+        crops = [
+            (box, layer)
+            for box, layer in zip(boxes, layers, strict=True)
+            if box[0] < box[2] and box[1] < box[3]
+        ]
+        done, total = 0, sum(len(self.point_grids[layer]) for _, layer in crops)
+
+        def advance(points: int, masks: list[_Masks]) -> None:
+            nonlocal done
+            done += points
+            progress(done, total)
+
         parts = []
-        for box, layer in zip(boxes, layers, strict=True):
+        for box, layer in crops:
             x0, y0, x1, y1 = box
-            if x0 >= x1 or y0 >= y1:
-                continue  # of a picture with fewer pixels than the layer has crops
             check(0, 0)
             embedded = self.predictor.model.embed(image[y0:y1, x0:x1])
-            parts.append(self._one_crop(_Crop(box, embedded, (height, width)), layer, check))
+            crop = _Crop(box, embedded, (height, width))
+            parts.append(self._one_crop(crop, layer, check, advance))
         return self._finish(parts, check)
 
     @torch.no_grad()
@@ -274,7 +306,15 @@ class SamAutomaticMaskGenerator:
             )
         height, width = picture.original_size
         crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
-        return self._finish([self._one_crop(crop, 0, check, found)], check)
+        done, total = 0, len(self.point_grids[0])
+
+        def advance(points: int, masks: list[_Masks]) -> None:
+            nonlocal done
+            done += points
+            if found is not None:
+                found(done, total, self._few_records(self._without_duplicates(masks, crop)))
+
+        return self._finish([self._one_crop(crop, 0, check, advance)], check)
 
     def _finish(self, parts: list[_Masks], check: Check) -> list[dict[str, Any]]:
         """Records of the masks of all crops."""
@@ -286,18 +326,14 @@ class SamAutomaticMaskGenerator:
             masks = self._without_small_regions(masks, check)
         return self._records(masks, check)
 
-    def _one_crop(
-        self, crop: _Crop, layer: int, check: Check, found: Found | None = None
-    ) -> _Masks:
+    def _one_crop(self, crop: _Crop, layer: int, check: Check, advance: _Batch) -> _Masks:
         height, width = crop.embedded.original_size
         points = self.point_grids[layer] * np.array([width, height])
         parts: list[_Masks] = []
         for start in range(0, len(points), self.points_per_batch):
             batch, before = points[start : start + self.points_per_batch], len(parts)
             self._one_batch(batch, crop, parts, check)
-            if found is not None:
-                new = self._without_duplicates(parts[before:], crop)
-                found(start + len(batch), len(points), self._few_records(new))
+            advance(len(batch), parts[before:])
         return self._without_duplicates(parts, crop)
 
     def _without_duplicates(self, parts: list[_Masks], crop: _Crop) -> _Masks:

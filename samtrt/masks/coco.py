@@ -6,6 +6,8 @@ from typing import Any
 from samtrt.files import without_nan
 from samtrt.masks.runs import require_pycocotools
 
+CATEGORIES = ({"id": 1, "name": "object"},)  # SAM knows only one
+
 
 def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]]) -> Any:
     """A COCO data set of one picture, as ``json`` can write it.
@@ -14,8 +16,9 @@ def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]
         name: the picture's file, as the data set shall call it.
         size: the picture's (height, width).
         records: the generator's, with ``output_mode="coco_rle"``. Their further fields stay in
-            the annotations. ``bbox`` is pycocotools' (x, y, width, height in whole pixels, both
-            outermost ones inside), which is a pixel wider and higher than in Meta's records.
+            the annotations, and ``predicted_iou`` is the ``score`` as well. ``bbox`` is
+            pycocotools' (x, y, width, height in whole pixels, both outermost ones inside), which
+            is a pixel wider and higher than in Meta's records.
 
     Raises:
         SamtrtError: pycocotools is not installed.
@@ -30,8 +33,13 @@ def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]
     return {
         "images": [{"id": 1, "width": width, "height": height, "file_name": name.as_posix()}],
         "annotations": [
-            without_nan({"id": number, **numbered, **record, "bbox": box})
+            without_nan({"id": number, **numbered, **record, "bbox": box, **_score(record)})
             for number, (record, box) in enumerate(zip(records, boxes, strict=True), start=1)
         ],
-        "categories": [{"id": 1, "name": "object"}],
+        "categories": list(CATEGORIES),
     }
+
+
+def _score(record: dict[str, Any]) -> dict[str, Any]:
+    """As programs that read COCO's results call it."""
+    return {"score": record["predicted_iou"]} if "predicted_iou" in record else {}

@@ -79,13 +79,9 @@ def paint_in_order(
     image: npt.NDArray[np.uint8], masks: Iterable[npt.NDArray[np.bool_]]
 ) -> npt.NDArray[np.uint8]:
     """``paint_masks`` with each mask on those before it; an iterator's are held one at a time."""
-    height, width = image.shape[:2]
-    top = np.zeros((height, width), dtype=np.int32)  # the mask that is seen; 0: none
-    count = 0
-    for count, mask in enumerate(masks, start=1):
-        top[mask] = count
-    hues = np.arange(count + 1) * _GOLDEN_RATIO % 1.0
-    colors = 255 * np.array([colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues])
+    height = len(image)
+    top = top_masks(image.shape[:2], masks)
+    colors = _colors(int(top.max(initial=0)))
     painted = np.empty_like(image)
     for start in range(0, height, _ROWS_AT_ONCE):  # floating-point pixels of a few rows only
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -101,6 +97,31 @@ def paint_in_order(
         pixels[edge] *= _EDGE_BRIGHTNESS
         painted[rows] = pixels.round()
     return painted
+
+
+def top_masks(
+    size: tuple[int, int], masks: Iterable[npt.NDArray[np.bool_]]
+) -> npt.NDArray[np.int32]:
+    """Which mask is seen where each lies on those before it.
+
+    Args:
+        size: (height, width).
+        masks: bool [H, W] each; an iterator's are held one at a time.
+
+    Returns:
+        int32 [H, W]: 0 where there is none, else 1 for the first.
+    """
+    top = np.zeros(size, dtype=np.int32)
+    for number, mask in enumerate(masks, start=1):
+        top[mask] = number
+    return top
+
+
+def palette_of(count: int) -> npt.NDArray[np.uint8]:
+    """Colours of as many masks, black before them: uint8 [count + 1, 3], RGB."""
+    colors = _colors(count).round().astype(np.uint8)
+    colors[0] = 0
+    return colors
 
 
 def side_by_side(
@@ -122,6 +143,12 @@ def side_by_side(
         draw.text((x + text_size // 2, y + bar // 2), caption, "white", font, anchor="lm")
         sheet.paste(Image.fromarray(picture), (x, y + bar))
     return np.array(sheet)
+
+
+def _colors(count: int) -> npt.NDArray[np.float64]:
+    """[count + 1, 3] RGB from 0 to 255; neighbours differ."""
+    hues = np.arange(count + 1) * _GOLDEN_RATIO % 1.0
+    return 255 * np.array([colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues])
 
 
 def _tint(canvas: Image.Image, color: Color, alpha: Image.Image) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
-from samtrt.files import replacing
+from samtrt.files import check_writable, replacing
 from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
@@ -106,34 +106,33 @@ def save_png(
     path: str | os.PathLike[str],
     pixels: npt.NDArray[np.uint8],
     texts: Mapping[str, str] | None = None,
+    palette: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Writes [H, W] grey or [H, W, 3] RGB uint8 as a PNG, whole or not at all.
+    """Writes [H, W] grey (8 or 16 bits) or [H, W, 3] RGB as a PNG, whole or not at all.
 
     Args:
         texts: keyword → Latin-1 text, kept in the file (``read_png_texts``).
+        palette: [N, 3] RGB; the 8-bit pixels are indices into it.
 
     Raises:
         SamtrtError: the file cannot be written.
     """
-    save_pngs({Path(path): pixels}, texts)
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    with replacing(path) as temporary:
+        _save_png(temporary, image, texts)
 
 
-def save_pngs(
-    files: Mapping[Path, npt.NDArray[np.uint8]], texts: Mapping[str, str] | None = None
-) -> None:
+def save_pngs(files: Mapping[Path, npt.NDArray[np.uint8]]) -> None:
     """``save_png`` for several files: all take their names, or none does.
 
     Raises:
         SamtrtError: one of the files cannot be written.
     """
-    chunks = PngInfo()
-    for keyword, text in (texts or {}).items():
-        chunks.add_text(keyword, text)
     with ExitStack() as stack:
         for path, pixels in files.items():
-            temporary = stack.enter_context(replacing(path))
-            image = Image.fromarray(pixels)
-            image.save(temporary, format="PNG", compress_level=3, pnginfo=chunks)
+            _save_png(stack.enter_context(replacing(path)), Image.fromarray(pixels))
 
 
 def read_png_texts(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -156,10 +155,14 @@ def check_png_output(path: Path) -> None:
         raise InputError(f"masks are written as PNG; expected a name that ends in .png, not {path}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        reason = "no write permission" if existing.is_dir() else "not a folder"
-        raise InputError(f"cannot write {path}: {existing}: {reason}; give another folder")
+    check_writable(path.parent)
+
+
+def _save_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = None) -> None:
+    chunks = PngInfo()
+    for keyword, text in (texts or {}).items():
+        chunks.add_text(keyword, text)
+    image.save(path, format="PNG", compress_level=3, pnginfo=chunks)
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

@@ -283,6 +283,7 @@ def test_an_engine_that_cannot_be_used_is_refused_before_any_work(
     photo = tmp_path / "photo.png"
     photo.write_bytes(encoded(picture(1)))
     (tmp_path / "in").mkdir()
+    shutil.copy(photo, tmp_path / "in")
     for command in (
         ("serve", "--params", folder, "--port", "0", "--no-page"),
         ("everything", tmp_path / "in", "--params", folder, "--output-dir", tmp_path / "out"),

@@ -16,7 +16,8 @@ from pycocotools import mask as mask_utils
 
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.errors import InputError, SamtrtError
-from samtrt.jobs.folder import FolderReport, find_pictures, segment_folder
+from samtrt.jobs.folder import FolderReport, segment_folder
+from samtrt.jobs.sources import find_sources
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import coco_dataset
 from samtrt.masks.runs import coco_decode_rle
@@ -114,11 +115,11 @@ def test_a_run_is_resumed_and_outdated_outputs_are_made_again(
     real = SamAutomaticMaskGenerator.generate
     calls = []
 
-    def generate(self: SamAutomaticMaskGenerator, image: np.ndarray) -> list:
+    def generate(self: SamAutomaticMaskGenerator, image: np.ndarray, **options: Any) -> list:
         if len(calls) == 1:
             raise KeyboardInterrupt
         calls.append(image.shape)
-        return real(self, image)
+        return real(self, image, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(SamAutomaticMaskGenerator, "generate", generate)
@@ -204,7 +205,7 @@ def test_bad_arguments(sam: Sam, folder: Path, tmp_path: Path) -> None:
         segment_folder(sam, tmp_path / "bare", tmp_path / "out")
     with pytest.raises(InputError, match="unknown format tiff"):
         segment_folder(sam, folder, tmp_path / "out", formats=["tiff"])
-    assert find_pictures(folder) == sorted([*GOOD, *BAD])
+    assert list(find_sources([folder]).pictures) == sorted([*GOOD, *BAD])
     assert not (tmp_path / "out").exists()
 
 
@@ -225,11 +226,13 @@ def failing_at_the_first(error: Exception) -> Any:
     """A ``generate`` that fails once."""
     real, failed = SamAutomaticMaskGenerator.generate, []
 
-    def generate(self: SamAutomaticMaskGenerator, image: np.ndarray) -> list[dict[str, Any]]:
+    def generate(
+        self: SamAutomaticMaskGenerator, image: np.ndarray, **options: Any
+    ) -> list[dict[str, Any]]:
         if not failed:
             failed.append(error)
             raise error
-        return real(self, image)
+        return real(self, image, **options)
 
     return generate
 

@@ -1,0 +1,72 @@
+"""Masks as "CVAT for images 1.1": XML with run lengths within each mask's box."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from samtrt.console import one_line
+from samtrt.files import replacing
+from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, mask_of, score_of
+from samtrt.masks.coco import CATEGORIES
+
+_LABEL = CATEGORIES[0]["name"]
+_HEAD = f"""<?xml version="1.0" encoding="utf-8"?>
+<!-- masks by {WRITTEN_BY} -->
+<annotations>
+  <version>1.1</version>
+  <meta><task><labels><label>
+    <name>{_LABEL}</name>
+    <attributes><attribute>
+      <name>score</name><mutable>False</mutable><input_type>text</input_type>
+      <default_value></default_value><values></values>
+    </attribute></attributes>
+  </label></labels></task></meta>
+"""
+
+
+def write_cvat(path: Path, pictures: Iterable[AnnotatedPicture]) -> None:
+    """Writes all pictures' masks; one without pixels is left out.
+
+    Raises:
+        SamtrtError: the file cannot be written.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(_HEAD)
+        for number, picture in enumerate(pictures):
+            file.writelines(_image(number, picture))
+        file.write("</annotations>\n")
+
+
+def _image(number: int, picture: AnnotatedPicture) -> Iterator[str]:
+    height, width = picture.size
+    name = quoteattr(one_line(picture.name.as_posix()))
+    yield f'  <image id="{number}" name={name} width="{width}" height="{height}">\n'
+    for order, annotation in enumerate(picture.by_area()):
+        if annotation["area"]:
+            yield _mask(order, annotation)
+    yield "  </image>\n"
+
+
+def _mask(order: int, annotation: dict[str, Any]) -> str:
+    left, top, width, height = (int(value) for value in annotation["bbox"])
+    mask = mask_of(annotation)[top : top + height, left : left + width]
+    counts = ", ".join(map(str, row_counts(mask)))
+    return (
+        f'    <mask label="{_LABEL}" source="auto" occluded="0" rle="{counts}" left="{left}" '
+        f'top="{top}" width="{width}" height="{height}" z_order="{order}">'
+        f'<attribute name="score">{score_of(annotation) or 0:.4f}</attribute></mask>\n'
+    )
+
+
+def row_counts(mask: Any) -> list[int]:
+    """Lengths of the runs of a mask [H, W] row by row, background first (0 where there is none)."""
+    flat = mask.ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    counts: list[int] = np.diff(changes, prepend=0, append=flat.size).tolist()
+    return counts

@@ -1,0 +1,98 @@
+"""Exports pictures' masks into the formats of other programs."""
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from samtrt.errors import InputError
+from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, is_ours
+from samtrt.formats.coco import write_coco, write_coco_polygons
+from samtrt.formats.cvat import write_cvat
+from samtrt.formats.geojson import write_geojson
+from samtrt.formats.label_studio import write_label_studio
+from samtrt.formats.labels import write_labels
+from samtrt.formats.names import WITH_POLYGONS
+from samtrt.formats.polygons import require_shapely
+from samtrt.formats.yolo import check_names, write_yolo
+from samtrt.pictures.reading import read_png_texts
+
+Pictures = Iterable[AnnotatedPicture]
+
+# Format → the file of all pictures; the others have one a picture, with this added to its name.
+_OF_ALL = {
+    "coco": "coco.json",
+    "coco-polygons": "coco-polygons.json",
+    "yolo": "yolo/data.yaml",
+    "cvat": "cvat.xml",
+    "label-studio": "label-studio.json",
+}
+_A_PICTURE = {"geojson": ".geojson", "labels": ".labels.png"}
+
+
+def output_of(kind: str, output_dir: Path, name: Path | None = None) -> Path:
+    """The file that a format writes of all pictures, or of the one of that name.
+
+    Without a name it is the output folder, where a format has a file a picture.
+    """
+    if kind in _OF_ALL:
+        return output_dir / _OF_ALL[kind]
+    return output_dir / f"{name}{_A_PICTURE[kind]}" if name else output_dir
+
+
+def check_exports(kinds: Collection[str], output_dir: Path, names: Collection[Path]) -> None:
+    """Refuses, before anything is computed, what could not be exported in the end.
+
+    Args:
+        names: the pictures, as the data sets shall call them.
+
+    Raises:
+        InputError: a file is there that was not written here, or two pictures would share one.
+        SamtrtError: a library that a format needs is not installed.
+    """
+    if any(kind in WITH_POLYGONS for kind in kinds):
+        require_shapely()
+    if "yolo" in kinds:
+        check_names(names)
+    for kind in kinds:
+        for name in [None] if kind in _OF_ALL else names:
+            file = output_of(kind, output_dir, name)
+            if (file.exists() or file.is_symlink()) and not _is_replaceable(file):
+                raise InputError(
+                    f"{file} is there, and no earlier run has written it; "
+                    "move it away, or give another output folder"
+                )
+
+
+def export(kind: str, output_dir: Path, pictures: Pictures, tolerance: float) -> None:
+    """Writes one format's files, each whole or not at all.
+
+    Args:
+        kind: one of ``EXPORTS``.
+        pictures: read one at a time.
+        tolerance: of polygons, see ``outline``.
+
+    Raises:
+        SamtrtError: a file cannot be written.
+    """
+    writers: dict[str, Callable[[], None]] = {
+        "coco": lambda: write_coco(file, pictures),
+        "coco-polygons": lambda: write_coco_polygons(file, pictures, tolerance),
+        "yolo": lambda: write_yolo(file.parent, pictures, tolerance),
+        "cvat": lambda: write_cvat(file, pictures),
+        "label-studio": lambda: write_label_studio(file, pictures),
+    }
+    file = output_of(kind, output_dir)
+    if kind in writers:
+        writers[kind]()
+        return
+    for picture in pictures:
+        file = output_of(kind, output_dir, picture.name)
+        if kind == "geojson":
+            write_geojson(file, picture, tolerance)
+        else:
+            write_labels(file, picture)
+
+
+def _is_replaceable(file: Path) -> bool:
+    if file.suffix == ".png":
+        return file.is_file() and WRITTEN_BY in read_png_texts(file)
+    return file.is_file() and is_ours(file)

@@ -1,0 +1,19 @@
+"""The formats by name; free of imports, for whoever only lists them."""
+
+# What every picture's masks are kept in, and the picture with its masks painted on it.
+RECORD, PAINTED = "json", "png"
+
+# Name → what it is, in the words of the command's help.
+EXPORTS = {
+    "coco": "one COCO data set of all pictures, run lengths: coco.json",
+    "coco-polygons": "the same with polygons: coco-polygons.json",
+    "geojson": "polygons with their holes, a file a picture: NAME.geojson",
+    "labels": "each pixel's mask as a number, a PNG a picture: NAME.labels.png",
+    "yolo": "YOLO's polygons with data.yaml: yolo/",
+    "cvat": "CVAT's XML 1.1 with masks: cvat.xml",
+    "label-studio": "Label Studio's tasks with brush masks: label-studio.json",
+}
+FORMATS = (RECORD, PAINTED, *EXPORTS)
+WITH_POLYGONS = ("coco-polygons", "geojson", "yolo")
+
+DEFAULT_TOLERANCE = 1.0  # pixels
