@@ -1,4 +1,4 @@
-# `make run`: set-up and the main job, on a machine with nothing but Python 3.11 or newer.
+# `make run`: set-up and the main job, on a machine with nothing but Python 3.10 or newer.
 # `make test`: set-up, lint, types and the whole suite; CI runs the same.
 PYTHON ?= python3
 VENV := .venv
@@ -44,8 +44,8 @@ format: $(VENV)/test.installed
 	$(BIN)/ruff format $(SOURCES)
 
 $(VENV)/%.installed: requirements.txt locks/requirements.txt locks/requirements-test.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: samtrt needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: samtrt needs Python 3.10 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r locks/requirements$(if $(filter test,$*),-test).txt

@@ -51,7 +51,7 @@ def write(name: str) -> None:
     if uv is None:
         raise SystemExit("error: uv is not installed, and it makes the locks; `pip install uv`")
     lock = LOCKS / f"{name}.txt"
-    command = [uv, "pip", "compile", "--universal", "--python-version=3.11", "--generate-hashes"]
+    command = [uv, "pip", "compile", "--universal", "--python-version=3.10", "--generate-hashes"]
     command += ["--no-header", "--no-annotate", "--quiet", "--upgrade"]
     command += ["--no-emit-index-url", "--no-emit-find-links"]
     if name not in WITH_TORCH:
@@ -94,7 +94,9 @@ def problems(name: str) -> list[str]:
         versions = pins.get(normal(wanted.name), [])
         if normal(wanted.name) == "torch" and name not in WITH_TORCH:
             continue
-        if not versions or not all(wanted.specifier.contains(version) for version in versions):
+        fits = [wanted.specifier.contains(version) for version in versions]
+        # Other versions may be for where the requirement's marker does not hold.
+        if not fits or not (any(fits) if wanted.marker else all(fits)):
             found.append(f"{path.name} has {versions or 'nothing'} for {line}")
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from io import FileIO
+from io import BufferedIOBase, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAME_BYTES = 255  # of a file's name on every common file system
 _MAX_WRITERS = 64  # of one file at a time
+_CHUNK = 1 << 18  # bytes that are hashed at once
 # What a file system without locks answers (some network drives).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES)
@@ -207,8 +208,17 @@ def read_whole(path: Path) -> bytearray:
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, in hexadecimal, read in chunks."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with Path(path).open("rb", buffering=0) as file:
+        return sha256_of_file(file)
+
+
+def sha256_of_file(file: RawIOBase | BufferedIOBase) -> str:
+    """The SHA-256 of what an open file holds from where it stands, in hexadecimal."""
+    digest = hashlib.sha256()
+    chunk = memoryview(bytearray(_CHUNK))
+    while count := file.readinto(chunk):
+        digest.update(chunk[:count])
+    return digest.hexdigest()
 
 
 @dataclass

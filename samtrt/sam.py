@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from samtrt.pictures.transforms import (
     unmeasured,
 )
 from samtrt.torch_state import as_written
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MakeEncoder = Callable[[torch.device], ImageEncoder]
 
@@ -202,7 +205,7 @@ class Sam(nn.Module):
                 "start it by spawn: multiprocessing.set_start_method('spawn')"
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         """What ``to``, ``cpu``, ``half`` and their like come down to."""
         with self._lock, torch.inference_mode(False):
             before = self.device
@@ -300,7 +303,7 @@ def load_sam(
     The image encoder is made at once, so that what cannot be used here is refused here.
 
     Args:
-        path: a folder made by ``build.py`` or by ``params_convert.py``, or a checkpoint: Meta's
+        path: a folder made by ``samtrt build`` or by ``samtrt convert``, or a checkpoint: Meta's
             ``.pth``, Hugging Face's folder or file (``checkpoints.meta.read_checkpoint``).
         decoder: parameter folder or checkpoint with the mask decoder, for an engine folder, which
             holds only the image encoder; None otherwise.
@@ -318,7 +321,7 @@ def load_sam(
         if decoder is not None:
             raise EngineError(
                 f"{path} is not an engine folder, and its parameters have a mask decoder of their "
-                "own; leave `decoder` out, or give an engine folder made by build.py"
+                "own; leave `decoder` out, or give an engine folder"
             )
         return _ready(sam_from_parameters(read_parameters(path), backend, device, precision))
     if decoder is None:

@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "samtrt"
 
 # What the modules of each part may import beside their own part's; also inside functions.
-EVERYONE = {"errors", "records", "files", "console", "torch_state"}
+EVERYONE = {"errors", "hints", "records", "files", "console", "torch_state"}
 MODEL = EVERYONE | {"checkpoints", "pictures", "modeling"}
 ENGINES = MODEL | {"kernels", "encoders", "decoders"}
 MASKS = ENGINES | {"building", "sam", "masks"}
 MAY_IMPORT = {
     "errors": set(),
+    "hints": set(),
     "records": set(),
     "torch_state": set(),
     "files": {"errors"},
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "checkpoints": EVERYONE,
     "pictures": EVERYONE | {"checkpoints"},
     "modeling": EVERYONE | {"checkpoints", "pictures"},  # knows no back end
-    "kernels": {"errors", "files"},
+    "kernels": {"errors", "files", "hints"},
     "encoders": MODEL | {"kernels"},
     "decoders": MODEL | {"kernels", "encoders"},  # they take an embedded picture
     "building": ENGINES,

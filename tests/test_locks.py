@@ -57,7 +57,7 @@ def test_other_locks_are_told(
     file = lock.ROOT / path
     text = file.read_text("utf-8")
     assert old in text
-    file.write_text(text.replace(old, new, 1), "utf-8")
+    file.write_text(text.replace(old, new), "utf-8")
     found = [line for name in lock.INPUTS for line in lock.problems(name)]
     assert any(problem in line for line in found), found
 

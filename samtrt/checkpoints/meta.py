@@ -22,7 +22,7 @@ from samtrt.checkpoints.unwrapping import (
     without_prefix,
 )
 from samtrt.errors import CheckpointError
-from samtrt.files import read_whole
+from samtrt.files import read_whole, sha256_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         if is_tensor_file(file.read(16)):
             return _read_tensor_file(path)
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of_file(file)
         file.seek(0)
         loaded = load_pickled(file, path)
         size = file.seek(0, 2)

@@ -18,6 +18,7 @@ from samtrt.checkpoints.shapes import ENCODER_PREFIX, check_tensors, parameter_s
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.errors import CheckpointError
 from samtrt.files import read_sealed, read_whole, sealed_names, write_sealed, writing
+from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, parse_record
 
 PARAMETERS_FILE = "parameters.safetensors"
@@ -137,8 +138,8 @@ def _read(folder: Path, data: Path) -> Parameters:
     for path in (folder / CONFIG_FILE, data):
         if not path.is_file():
             raise CheckpointError(
-                f"no parameter folder at {folder}: {path.name} is missing; "
-                "make one with params_convert.py"
+                f"no parameter folder at {folder}: {path.name} is missing; make one of a "
+                f"checkpoint with `{_convert_command(folder)}`"
             )
     try:
         record = parse_record(bytes(read_whole(folder / CONFIG_FILE)), _Record)
@@ -151,15 +152,23 @@ def _read(folder: Path, data: Path) -> Parameters:
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"the parameter folder {folder} is damaged ({error}); run params_convert.py again"
+            f"the parameter folder {folder} is damaged ({error}); make it again with "
+            f"`{_convert_command(folder)}`"
         ) from error
     parameters = Parameters(record.encoder, tensors, record.source_sha256, record.note)
     if parameters.sha256 != record.sha256 or check_tensors(tensors, str(folder)) != record.encoder:
         raise CheckpointError(
             f"the parameter folder {folder} was altered after its conversion: its content does "
-            "not have the recorded hash; run params_convert.py again"
+            f"not have the recorded hash; make it again with `{_convert_command(folder)}`"
         )
     return parameters
+
+
+def _convert_command(folder: Path) -> str:
+    """What fills a parameter folder, by its name where the checkpoint lies beside it."""
+    checkpoint = folder.with_name(f"{folder.name}.pth")
+    source = checkpoint if checkpoint.is_file() else "CHECKPOINT.pth"
+    return command("convert", "--checkpoint", source, "--output-dir", folder)
 
 
 def random_parameters(config: EncoderConfig, seed: int = 0) -> Parameters:

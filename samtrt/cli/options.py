@@ -17,8 +17,8 @@ ATTENTIONS = ("fused", "plain")
 SIZES = ("vit_b", "vit_l", "vit_h")
 
 DEMO = Path("sam_models", "sam_demo")  # within the examples' folder
-PARAMS = "parameter folder made by params_convert.py or `samtrt convert`"
-ENGINE = "engine folder made by build.py or `samtrt build`"
+PARAMS = "parameter folder made by `samtrt convert`"
+ENGINE = "engine folder made by `samtrt build`"
 
 
 class Options:

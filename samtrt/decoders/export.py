@@ -21,6 +21,7 @@ from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.sealed import sealed
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing
+from samtrt.hints import install
 from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
 
 INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
@@ -107,7 +108,7 @@ def export_decoder(
         import onnxscript  # noqa: F401, what torch.onnx.export needs
     except ImportError as error:
         raise SamtrtError(
-            f"{error.name} is not installed, and the export needs it: pip install onnx onnxscript"
+            f"{error.name} is not installed, and the export needs it; run `{install('export')}`"
         ) from error
 
     config = parameters.encoder_config

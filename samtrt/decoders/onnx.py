@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrt.checkpoints.parameters import CONFIG_FILE
 from samtrt.decoders.export import (
     METADATA_NOTE,
     METADATA_PARAMETERS,
@@ -20,6 +21,7 @@ from samtrt.decoders.sealed import is_sealed
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import EngineError
 from samtrt.files import read_whole
+from samtrt.hints import command
 from samtrt.modeling.mask_decoder import select_masks
 
 _REQUIRED_INPUTS = {
@@ -51,8 +53,7 @@ class OnnxDecoder:
         self.path = Path(path)
         if not self.path.is_file():
             raise EngineError(
-                f"no mask decoder at {self.path}; make one with export_decoder.py --output "
-                f"{self.path}"
+                f"no mask decoder at {self.path}; make one with `{self._export_command()}`"
             )
         self.session, is_ours = self._open(ort)
         self.provider: str = self.session.get_providers()[0]
@@ -131,7 +132,7 @@ class OnnxDecoder:
         except Exception as error:  # they share no base class of their own
             raise EngineError(
                 f"ONNX Runtime fails on the mask decoder {self.path} ({_reason(error)}); "
-                "export the decoder again with export_decoder.py"
+                f"export the decoder again with `{self._export_command()}`"
             ) from error
         return masks, ious
 
@@ -152,8 +153,13 @@ class OnnxDecoder:
     def _damaged(self, reason: str, version: str = "") -> EngineError:
         return EngineError(
             f"{self.path} cannot be opened by ONNX Runtime{f' {version}' if version else ''} "
-            f"({reason}); export the decoder again with export_decoder.py"
+            f"({reason}); export the decoder again with `{self._export_command()}`"
         )
+
+    def _export_command(self) -> str:
+        """What writes the file, from the parameters that it lies among where it does."""
+        params = self.path.parent if (self.path.parent / CONFIG_FILE).is_file() else "PARAMS"
+        return command("export-decoder", "--params", params, "--output", self.path)
 
     def _check_signature(self, outputs: dict[str, Any]) -> int:
         """Side of the mask prompt, once inputs and outputs are those of a mask decoder."""
@@ -163,7 +169,7 @@ class OnnxDecoder:
         if not fits or len(outputs["low_res_masks"].shape) != 4:
             raise EngineError(
                 f"{self.path} is not a SAM mask decoder: it has inputs {sorted(names)} and outputs "
-                f"{sorted(outputs)}; expected those of export_decoder.py, or of Meta's "
+                f"{sorted(outputs)}; expected those of `samtrt export-decoder`, or of Meta's "
                 "export_onnx_model.py without --return-extra-metrics"
             )
         shape = self._inputs["mask_input"].shape
@@ -173,7 +179,7 @@ class OnnxDecoder:
             raise EngineError(
                 f"{self.path} is not a SAM mask decoder: its mask_input is {shape}, expected "
                 "[B, 1, 4h, 4h] for h×h image tokens; export the decoder again with "
-                "export_decoder.py"
+                f"`{self._export_command()}`"
             )
         return side
 

@@ -1,6 +1,6 @@
 """The mask decoder in torch."""
 
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from samtrt.modeling.mask_decoder import (
     select_masks,
 )
 from samtrt.torch_state import as_written
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TorchDecoder:
@@ -36,7 +39,7 @@ class TorchDecoder:
         self.note = note
 
     @classmethod
-    def from_parameters(cls, parameters: Parameters, device: torch.device | str = "cpu") -> Self:
+    def from_parameters(cls, parameters: Parameters, device: torch.device | str = "cpu") -> "Self":
         """The decoder of a parameter set, fp32.
 
         Raises:

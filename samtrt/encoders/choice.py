@@ -7,6 +7,7 @@ import torch
 
 from samtrt.encoders.tensorrt.library import import_tensorrt
 from samtrt.errors import EngineError
+from samtrt.hints import install
 
 MIN_CUDA_CAPABILITY = 8.0
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def why_not_cuda(device: torch.device | None = None) -> str | None:
     if major < MIN_CUDA_CAPABILITY:
         return f"the GPU has compute capability {major}.{minor}, and it needs 8.0 or newer"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install -r requirements-gpu.txt)"
+        return f"Triton is not installed (`{install('gpu')}`)"
     if major == 9:
         from samtrt.kernels.hopper.compiler import require_compiler
 

@@ -15,9 +15,11 @@ from annotated_types import Ge, Le
 from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.parameters import CONFIG_FILE
 from samtrt.encoders.tensorrt.library import LIBRARIES, import_tensorrt
 from samtrt.errors import EngineError
 from samtrt.files import read_sealed, read_whole, sha256_of, write_sealed
+from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, one_of, parse_record
 
 BACKENDS = ("tensorrt", "cuda", "cpu")
@@ -220,7 +222,7 @@ def read_engine(
         if hashlib.sha256(content).hexdigest() != info.engine_sha256:
             raise EngineError(
                 f"the engine file in {folder} was altered after its build (its SHA-256 is not "
-                "the recorded one); build it again"
+                f"the recorded one); build it again with `{_build_command(folder)}`"
             )
         return info, content
 
@@ -236,12 +238,22 @@ def _read_sidecar(folder: Path) -> EngineInfo:
     except (ValueError, OSError) as error:
         raise EngineError(
             f"the sidecar {path} is damaged or of another samtrt version ({error}); "
-            "build the engine again"
+            f"build the engine again with `{_build_command(folder)}`"
         ) from error
 
 
 def _missing(folder: Path, name: str) -> EngineError:
-    return EngineError(f"no engine in {folder}: {name} is missing; make one with build.py")
+    return EngineError(
+        f"no engine in {folder}: {name} is missing; make one with `{_build_command(folder)}`"
+    )
+
+
+def _build_command(folder: Path, *options: str) -> str:
+    """What builds the engine in a folder, again or for the first time."""
+    if (folder / CONFIG_FILE).is_file():  # parameters were taken for an engine
+        return command("build", "--params", folder, *options)
+    near = folder.parent if (folder.parent / CONFIG_FILE).is_file() else "PARAMS"
+    return command("build", "--params", near, "--output-dir", folder, *options)
 
 
 def _check_belongs(
@@ -251,14 +263,15 @@ def _check_belongs(
         raise EngineError(
             f"the engine in {folder} was built from another parameter set "
             f"(sha256 {info.parameters_sha256[:12]}…, expected {parameters_sha256[:12]}…); "
-            "build it again from these parameters"
+            f"build it again from these parameters with `{_build_command(folder)}`"
         )
     installed = _library_version(info.library)
     if installed != info.library_version:
         found = f"{info.library} {installed}" if installed else f"no {info.library}"
         raise EngineError(
             f"the engine in {folder} was built by {info.library} {info.library_version}, and "
-            f"{found} is installed here; build it again, or install that version"
+            f"{found} is installed here; install that version, or build it again with "
+            f"`{_build_command(folder)}`"
         )
     if info.backend != "cpu":
         _check_gpu(folder, info, device)
@@ -295,10 +308,12 @@ def _check_gpu(folder: Path, info: EngineInfo, device: torch.device | None) -> N
     if found is None:
         raise EngineError(
             f"the engine in {folder} is for the {info.backend} backend and needs an NVIDIA GPU, "
-            "and torch finds none here; build one with --backend cpu"
+            "and torch finds none here; build one for this machine with "
+            f"`{_build_command(folder, '--backend', 'cpu')}`"
         )
     if info.compute_capability not in (None, found):
         raise EngineError(
             f"the engine in {folder} was built for compute capability {info.compute_capability}, "
-            f"and this GPU has {found}; build it again on this machine"
+            f"and this GPU has {found}; build it again on this machine with "
+            f"`{_build_command(folder)}`"
         )

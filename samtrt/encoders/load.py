@@ -101,7 +101,7 @@ def encoder_from_parameters(
         backend = "cpu" if target.type == "cpu" else "cuda"
     if backend not in ("cuda", "cpu"):
         raise EngineError(
-            f"the {backend} backend runs engines only; build one with build.py, or take cuda or cpu"
+            f"the {backend} backend runs engines only; build one, or take cuda or cpu"
         )
     target = _device(backend, target)
     precision = default_precision(backend) if precision == "auto" else precision

@@ -6,13 +6,16 @@ tensors, and parameters become constants of that network.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from samtrt.errors import CheckpointError
 from samtrt.modeling.network import active_network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def stored_tensor(value: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -106,7 +109,7 @@ class Module:
         self,
         tensors: Mapping[str, np.ndarray] | Mapping[str, torch.Tensor],
         dtype: torch.dtype = torch.float32,
-    ) -> Self:
+    ) -> "Self":
         """Gives every parameter its value, cast to ``dtype``.
 
         Args:

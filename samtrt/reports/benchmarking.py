@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "onnxruntime", 
 def environment() -> dict[str, Any]:
     """What a figure depends on: commit, processor, GPU, and the versions of what ran."""
     record: dict[str, Any] = {
-        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -9,6 +9,7 @@ import torch
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.errors import SamtrtError
+from samtrt.hints import install
 
 # torchvision's wheels register kernels for operators that only its CUDA-matched binary defines;
 # beside a CPU build of torch the import fails unless somebody has declared them.
@@ -28,8 +29,8 @@ def import_segment_anything() -> ModuleType:
     for name in ("segment_anything", "torchvision"):
         if importlib.util.find_spec(name) is None:
             raise SamtrtError(
-                f"{name} is not installed, and the comparison needs Meta's package: "
-                "pip install -r requirements-test.txt"
+                f"{name} is not installed, and the comparison needs Meta's package; "
+                f"run `{install('compare')}`"
             )
     if not torch.cuda.is_available() and not _libraries and not _declared("nms"):
         library = torch.library.Library("torchvision", "DEF")

@@ -59,7 +59,7 @@ def create_app(
 
     Args:
         sam: the model.
-        decoder_onnx: the same model's mask decoder as ``export_decoder.py`` writes it, for the
+        decoder_onnx: the same model's mask decoder as ``export_decoder`` writes it, for the
             page; without it there is the API and no page.
         sample: a picture that the page offers to try, or None.
         settings: limits; None for the defaults.

@@ -29,6 +29,11 @@ from samtrt.server.problems import RequestError
 from samtrt.server.settings import TOKEN_VARIABLE, Settings
 
 _LINE_BYTES = 65_536
+# Without the current folder, which may hold anything, in the path.
+_PROGRAM = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from samtrt.server.decoding import main; main()"
+)
 
 
 class PictureReader:
@@ -132,10 +137,10 @@ class _Process:
         }
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment.pop(TOKEN_VARIABLE, None)
-        # No current folder before the path (-P); a session of its own, so that Ctrl-C on the
-        # terminal is the server's to handle.
+        # A session of its own, so that
+        # Ctrl-C on the terminal is the server's to handle.
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "samtrt.server.decoding", json.dumps(limits)],
+            [sys.executable, "-c", _PROGRAM, json.dumps(limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -215,7 +220,3 @@ def _limit_memory(size: int) -> None:
     have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (have + size, have + size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    main()

@@ -62,7 +62,7 @@ class Lane:
         job.add_done_callback(lambda _: self._release(loop))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), self.timeout)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # the built-in one from Python 3.11 on
             raise RequestError(
                 HTTPStatus.GATEWAY_TIMEOUT,
                 f"no result within {self.timeout:g} s; try again when the server is less busy, "

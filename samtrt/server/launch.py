@@ -16,6 +16,7 @@ from samtrt.decoders.export import export_decoder
 from samtrt.decoders.onnx import OnnxDecoder
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
+from samtrt.hints import install
 from samtrt.sam import load_sam
 from samtrt.server.settings import TOKEN_VARIABLE, Settings
 
@@ -78,8 +79,7 @@ def serve(options: ServeOptions) -> None:
         from samtrt.server.guard.serving import Server
     except ImportError as error:
         raise SamtrtError(
-            f"{error.name} is not installed, and the server needs it; "
-            "run `pip install -r requirements-server.txt`"
+            f"{error.name} is not installed, and the server needs it; run `{install('server')}`"
         ) from error
 
     engine = options.engine or options.params / "engine"

@@ -30,6 +30,7 @@ from samtrt.decoders.load import load_decoder
 from samtrt.decoders.prompts import Prompt
 from samtrt.encoders.engine import ATTENTIONS, BACKENDS, PRECISIONS, read_engine_info
 from samtrt.encoders.load import load_encoder
+from samtrt.hints import SCRIPTS
 
 CLI = Path(commands.__file__).parent
 
@@ -79,15 +80,7 @@ def test_choices_are_the_librarys() -> None:
 
 
 # The scripts of examples/sam and the commands behind them.
-DOORS = {
-    "params_convert": "convert",
-    "build": "build",
-    "export_decoder": "export-decoder",
-    "run": "run",
-    "compare": "compare",
-    "benchmark": "benchmark",
-    "evaluate": "evaluate",
-}
+DOORS = {Path(script).stem: command for command, script in SCRIPTS.items()}
 
 
 def offered(parser: argparse.ArgumentParser) -> dict[str, dict[str, object]]:

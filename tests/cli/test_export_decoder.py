@@ -42,7 +42,7 @@ def test_return_single_mask(params: Path, tmp_path: Path) -> None:
 def test_missing_parameters(tmp_path: Path) -> None:
     status, out, err = call_script(SCRIPT, "--params", tmp_path / "absent")
     assert (status, out) == (1, "")
-    assert "params_convert.py" in err and err.count("\n") == 1
+    assert "convert --checkpoint CHECKPOINT.pth" in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

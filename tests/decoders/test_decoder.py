@@ -242,7 +242,7 @@ def test_load_decoder_goes_by_what_is_there(
 
 
 def test_missing_and_damaged_files(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"no mask decoder at .*export_decoder\.py"):
+    with pytest.raises(EngineError, match=r"no mask decoder at .*export-decoder --params PARAMS"):
         load_decoder(tmp_path / "absent.onnx")
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(exported.read_bytes()[:100_000])

@@ -97,7 +97,7 @@ def test_a_build_that_cannot_write_its_sidecar_leaves_the_earlier_engine(
 def test_an_incomplete_folder_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     (tmp_path / name).unlink()
-    assert f"{name} is missing; make one with build.py" in refusal(tmp_path)
+    assert f"{name} is missing; make one with `" in refusal(tmp_path)
 
 
 def test_another_parameter_set_is_refused(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def decoding_process() -> psutil.Process:
     (found,) = [
         child
         for child in psutil.Process().children()
-        if "samtrt.server.decoding" in child.cmdline()
+        if any("samtrt.server.decoding" in part for part in child.cmdline())
     ]
     return found
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from samtrt.errors import EngineError
+from samtrt.hints import install
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _logger = logging.getLogger("samtrt.tensorrt")
@@ -34,8 +35,8 @@ def import_tensorrt(library: str | None = None) -> ModuleType:
         except (ImportError, OSError, RuntimeError) as error:  # a shared library is missing
             broken = broken or f"{name} cannot be imported: {' '.join(str(error).split())}"
     raise EngineError(
-        f"{broken or 'TensorRT is not installed'}; install tensorrt for data-centre GPUs "
-        "(pip install -r requirements-gpu.txt) or tensorrt-rtx-cu13 for RTX GPUs, or choose "
+        f"{broken or 'TensorRT is not installed'}; install it for data-centre GPUs "
+        f"(`{install('gpu')}`) or for RTX GPUs (`{install('rtx')}`), or choose "
         "--backend cuda or cpu"
     )
 

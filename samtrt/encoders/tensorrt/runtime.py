@@ -24,7 +24,7 @@ class TensorRTImageEncoder(NotCopied):
     """``ImageEncoder`` on a TensorRT engine.
 
     No test runs an engine: the project's machines have no TensorRT that executes. On the user's
-    hardware the parity gate of ``build.py`` compares its output with fp32.
+    hardware the parity gate of ``build_encoder`` compares its output with fp32.
 
     Calls from several threads and streams run one after another: there is one execution context,
     with a stream of its own.

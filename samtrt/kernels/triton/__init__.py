@@ -11,10 +11,11 @@ compiler's: it orders them, nothing here does. ``benchmarks/stress.py`` repeats 
 import importlib.util
 
 from samtrt.errors import EngineError
+from samtrt.hints import install
 
 if importlib.util.find_spec("triton") is None:
     raise EngineError(
-        "the cuda backend needs Triton, which is not installed: pip install -r requirements-gpu.txt"
+        f"the cuda backend needs Triton, which is not installed; run `{install('gpu')}`"
     )
 
 from samtrt.kernels.triton.assembler import use_sound_ptxas

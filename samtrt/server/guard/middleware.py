@@ -8,6 +8,7 @@ from collections import Counter
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from anyio import fail_after
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import RedirectResponse
@@ -229,7 +230,7 @@ class Guard:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(self.settings.body_timeout):
+            with fail_after(self.settings.body_timeout):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":

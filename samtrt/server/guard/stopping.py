@@ -1,6 +1,7 @@
 """The end of a server: new requests are refused, those at work finish or are given up."""
 
 import asyncio
+import sys
 from http import HTTPStatus
 
 from samtrt.server.problems import RequestError
@@ -43,6 +44,6 @@ class Stopping:
 
     def was_given_up(self, task: asyncio.Task[None]) -> bool:
         """Whether the task's cancellation is this one, which then counts as handled."""
-        if self._given_up:
+        if self._given_up and sys.version_info >= (3, 11):  # before that nothing counts them
             task.uncancel()
         return self._given_up

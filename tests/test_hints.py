@@ -1,0 +1,68 @@
+"""Hints name commands that can be typed where the program was started."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from samtrt import hints
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an activated environment."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+
+
+def started_as(monkeypatch: pytest.MonkeyPatch, program: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(program), "whatever"])
+
+
+@pytest.mark.usefixtures("path")
+def test_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_as(monkeypatch, BIN / "samtrt")
+    assert hints.command("build", "--params", "a b") == "samtrt build --params 'a b'"
+    started_as(monkeypatch, ROOT / "samtrt" / "__main__.py")
+    assert hints.command("convert") == "python -m samtrt convert"
+
+
+@pytest.mark.usefixtures("path")
+def test_scripts_name_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "examples")
+    started_as(monkeypatch, "sam/run.py")
+    assert hints.command("export-decoder") == "python sam/export_decoder.py"
+    assert hints.command("serve") == "samtrt serve"  # there is no such script
+    started_as(monkeypatch, "elsewhere/run.py")  # somebody else's
+    assert hints.command("build") == "samtrt build"
+
+
+def test_without_an_activated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs are named by where they are."""
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(BIN.parent)
+    for hint in (hints.command("--help"), hints.install("gpu")):
+        program = Path(shlex.split(hint)[0])
+        assert program.parent == Path(BIN.name) and program.is_file()
+    monkeypatch.chdir(ROOT)
+    started_as(monkeypatch, "examples/sam/run.py")
+    words = shlex.split(hints.command("convert", "--help"))
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "--checkpoint" in done.stdout
+
+
+@pytest.mark.usefixtures("path")
+def test_extras_of_a_checkout_and_of_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for extra, file in hints.REQUIREMENTS.items():
+        assert (ROOT / file).is_file()
+        assert hints.install(extra) == f"pip install -r {file}"
+    monkeypatch.setattr(hints, "_CHECKOUT", tmp_path)
+    assert hints.install("server") == "pip install 'samtrt[server]'"
