@@ -40,7 +40,8 @@ from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders.cuda import FusedImageEncoder
 from samtrt.errors import InputError
 from samtrt.files import write_json
-from samtrt.reports.peers import encoder_arguments, meta_image_encoder
+from samtrt.modeling.image_encoder import encoder_arguments
+from samtrt.reports.peers import meta_image_encoder
 
 INPUTS = 6  # distinct batches, taken in turn
 REPEATS = 3  # calls of each batch before the timing, all with the same output

@@ -26,7 +26,7 @@ from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.engine import FAILED, PASSED, ParityResult
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import InputError
-from samtrt.modeling.image_encoder import ImageEncoderViT
+from samtrt.modeling.bound import bound_encoder
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Comparison:
     """Errors of embeddings and of the masks decoded from them, against fp32."""
 
     def __init__(self, parameters: Parameters) -> None:
-        self._reference = ImageEncoderViT(parameters.encoder_config).load(parameters.encoder())
+        self._reference = bound_encoder(parameters.encoder_config, parameters.encoder())
         self._decode = fp32_decoder(parameters)
         self._errors: list[float] = []
         self._ious: list[Tensor] = []

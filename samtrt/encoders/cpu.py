@@ -13,7 +13,7 @@ from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import check_pictures
 from samtrt.errors import EngineError
-from samtrt.modeling.image_encoder import ImageEncoderViT
+from samtrt.modeling.bound import bound_encoder
 from samtrt.torch_state import as_written
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class CpuImageEncoder:
         self._max_batch_size = max_batch_size
         self._output_shape = (config.out_chans, config.grid_size, config.grid_size)
         with as_written():
-            self._model = ImageEncoderViT(config).load(tensors, DTYPES[precision])
+            self._model = bound_encoder(config, tensors, DTYPES[precision])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""

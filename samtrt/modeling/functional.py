@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 
 from samtrt.modeling import torch_ops
-from samtrt.modeling.module import Parameter
 from samtrt.modeling.network import active_network
 
 Tensor = Any  # torch.Tensor, or the active network's tensor
@@ -35,6 +34,11 @@ def _composite(function: _Function) -> _Function:
     return dispatch  # type: ignore[return-value]
 
 
+def _checks() -> bool:
+    """Whether shapes are checked: not where torch traces or exports, and sizes are no numbers."""
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
 def _require(condition: bool, op: str, text: str) -> None:
     if not condition:
         raise ValueError(f"{op}: {text}")
@@ -43,9 +47,18 @@ def _require(condition: bool, op: str, text: str) -> None:
 # ---------------------------------------------------------------------------- primitives
 
 
-def constant(value: Parameter | torch.Tensor, rank: int | None = None) -> Tensor:
-    """A parameter or a torch tensor as an operand, with leading axes of size 1 up to ``rank``."""
-    return _ops().constant(value, rank)
+def constant(value: torch.Tensor, rank: int | None = None, name: str = "constant") -> Tensor:
+    """A torch tensor as an operand, with leading axes of size 1 up to ``rank``.
+
+    Args:
+        name: of its layer in a network, after the module's path.
+    """
+    return _ops().constant(value, rank, name)
+
+
+def sides(x: Tensor) -> tuple[int, int]:
+    """(H, W) of tokens [B, H, W, C], as numbers also while torch traces."""
+    return int(x.shape[1]), int(x.shape[2])
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,52 +68,58 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def view(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The elements of ``x`` in row-major order under another shape; one size may be −1."""
-    _require(list(shape).count(-1) <= 1, "view", f"more than one −1 in {tuple(shape)}")
+    if _checks():
+        _require(list(shape).count(-1) <= 1, "view", f"more than one −1 in {tuple(shape)}")
     return _ops().view(x, shape)
 
 
 def permute(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Axis i of the result is axis ``axes[i]`` of ``x``."""
     rank = len(x.shape)
-    _require(
-        sorted(axes) == list(range(rank)), "permute", f"axes {tuple(axes)} for a tensor of {rank}"
-    )
+    if _checks():
+        _require(
+            sorted(axes) == list(range(rank)),
+            "permute",
+            f"axes {tuple(axes)} for a tensor of {rank}",
+        )
     return _ops().permute(x, axes)
 
 
 def pad(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     """``x`` with that many zeros before and after it along each axis."""
-    _require(
-        len(before) == len(after) == len(x.shape) and min(*before, *after) >= 0,
-        "pad",
-        f"amounts {tuple(before)}, {tuple(after)} for shape {tuple(x.shape)}",
-    )
+    if _checks():
+        _require(
+            len(before) == len(after) == len(x.shape) and min(*before, *after) >= 0,
+            "pad",
+            f"amounts {tuple(before)}, {tuple(after)} for shape {tuple(x.shape)}",
+        )
     return _ops().pad(x, before, after)
 
 
 def slice(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     """The block of ``x`` at ``start``; a size of −1 reaches to the end of the axis."""
     shape = tuple(x.shape)
-    _require(
-        len(start) == len(size) == len(shape)
-        and all(
-            first >= 0 and (length == -1 or extent == -1 or first + length <= extent)
-            for first, length, extent in zip(start, size, shape, strict=True)
-        ),
-        "slice",
-        f"start {tuple(start)}, size {tuple(size)} of shape {shape}",
-    )
+    if _checks():
+        _require(
+            len(start) == len(size) == len(shape)
+            and all(
+                first >= 0 and (length == -1 or extent == -1 or first + length <= extent)
+                for first, length, extent in zip(start, size, shape, strict=True)
+            ),
+            "slice",
+            f"start {tuple(start)}, size {tuple(size)} of shape {shape}",
+        )
     return _ops().slice(x, start, size)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """Elementwise x + y; equal ranks and dtypes, axes of size 1 broadcast."""
+    """Elementwise x + y; equal ranks (in a network equal dtypes too), axes of size 1 broadcast."""
     _require_broadcast("add", x, y)
     return _ops().add(x, y)
 
 
 def mul(x: Tensor, y: Tensor | float) -> Tensor:
-    """Elementwise x · y; equal ranks and dtypes, axes of size 1 broadcast; y may be a number."""
+    """Elementwise x · y, as ``add``; y may be a number."""
     if not isinstance(y, float):
         _require_broadcast("mul", x, y)
     return _ops().mul(x, y)
@@ -112,39 +131,44 @@ def matmul(x: Tensor, y: Tensor, transpose_y: bool = False) -> Tensor:
     With ``transpose_y``, y is [..., N, K].
     """
     xs, ys = tuple(x.shape), tuple(y.shape)
-    _require(
-        len(xs) == len(ys) >= 2
-        and _broadcasts(xs[:-2], ys[:-2])
-        and xs[-1] == ys[-1 if transpose_y else -2],
-        "matmul",
-        f"shapes {xs} and {ys}{' (transposed)' if transpose_y else ''}",
-    )
+    if _checks():
+        _require(
+            len(xs) == len(ys) >= 2
+            and _broadcasts(xs[:-2], ys[:-2])
+            and xs[-1] == ys[-1 if transpose_y else -2],
+            "matmul",
+            f"shapes {xs} and {ys}{' (transposed)' if transpose_y else ''}",
+        )
     return _ops().matmul(x, y, transpose_y)
 
 
 def conv2d(
-    x: Tensor, weight: Parameter, bias: Parameter | None, stride: int = 1, padding: int = 0
+    x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
 ) -> Tensor:
     """Convolution of x [B, C, H, W] with weight [D, C, h, w]: [B, D, H', W'], zero padding."""
-    shape = tuple(weight.value.shape)
-    _require(
-        len(shape) == len(x.shape) == 4 and x.shape[1] == shape[1],
-        "conv2d",
-        f"input {tuple(x.shape)}, weight {shape}",
-    )
+    shape = tuple(weight.shape)
+    if _checks():
+        _require(
+            len(shape) == len(x.shape) == 4 and x.shape[1] == shape[1],
+            "conv2d",
+            f"input {tuple(x.shape)}, weight {shape}",
+        )
     return _ops().conv2d(x, weight, bias, stride, padding)
 
 
-def layer_norm(x: Tensor, weight: Parameter, bias: Parameter, eps: float, axis: int = -1) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, axis: int = -1
+) -> Tensor:
     """(x − mean) / √(variance + eps) · weight + bias along one axis, computed in float32.
 
     Weight and bias are [x.shape[axis]] and float32 (float64 for float64); the result has x's dtype.
     """
-    _require(
-        tuple(weight.value.shape) == tuple(bias.value.shape) == (x.shape[axis],),
-        "layer_norm",
-        f"weight {tuple(weight.value.shape)} for axis {axis} of {tuple(x.shape)}",
-    )
+    if _checks():
+        _require(
+            tuple(weight.shape) == tuple(bias.shape) == (x.shape[axis],),
+            "layer_norm",
+            f"weight {tuple(weight.shape)} for axis {axis} of {tuple(x.shape)}",
+        )
     return _ops().layer_norm(x, weight, bias, eps, axis)
 
 
@@ -162,11 +186,11 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @_composite
-def linear(x: Tensor, weight: Parameter, bias: Parameter) -> Tensor:
-    """x [..., C] · weightᵀ + bias, with weight [D, C] and bias [D]: [..., D]."""
+def linear(x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Tensor:
+    """x [..., C] · weightᵀ + bias, with weight [D, C] and bias [D] or none: [..., D]."""
     rank = len(x.shape)
-    product = matmul(x, constant(weight, rank), transpose_y=True)
-    return add(product, constant(bias, rank))
+    product = matmul(x, constant(weight, rank, "weight"), transpose_y=True)
+    return product if bias is None else add(product, constant(bias, rank, "bias"))
 
 
 @_composite
@@ -176,7 +200,7 @@ def window_partition(x: Tensor, window: int) -> Tensor:
     The grid is padded with zeros at the bottom and right to whole windows (Meta's
     ``window_partition``).
     """
-    _, height, width, channels = x.shape
+    (height, width), channels = sides(x), int(x.shape[3])
     pad_h, pad_w = -height % window, -width % window
     if pad_h or pad_w:
         x = pad(x, (0, 0, 0, 0), (0, pad_h, pad_w, 0))
@@ -190,7 +214,7 @@ def window_partition(x: Tensor, window: int) -> Tensor:
 def window_unpartition(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
     """Windows back to tokens [B, H, W, C] of that size (H, W); padding tokens are dropped."""
     height, width = size
-    channels = x.shape[-1]
+    channels = int(x.shape[-1])
     rows, columns = -(-height // window), -(-width // window)
     x = view(x, (-1, rows, columns, window, window, channels))
     x = permute(x, (0, 1, 3, 2, 4, 5))
@@ -201,7 +225,7 @@ def window_unpartition(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
 
 
 @_composite
-def rel_pos_bias(q: Tensor, rel_h: Parameter, rel_w: Parameter) -> Tensor:
+def rel_pos_bias(q: Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor) -> Tensor:
     """Decomposed relative positions (MViTv2, arXiv:2112.01526, eq. 5; Meta's
     ``add_decomposed_rel_pos``): bias [B, heads, H·W, H·W] of the attention scores.
 
@@ -212,11 +236,12 @@ def rel_pos_bias(q: Tensor, rel_h: Parameter, rel_w: Parameter) -> Tensor:
         rel_h: [H, H, D]. rel_w: [W, W, D].
     """
     _, heads, tokens, channels = q.shape
-    height, width = len(rel_h.value), len(rel_w.value)
-    _require(tokens == height * width, "rel_pos_bias", f"{tokens} tokens of {height}×{width}")
+    height, width = len(rel_h), len(rel_w)
+    if _checks():
+        _require(tokens == height * width, "rel_pos_bias", f"{tokens} tokens of {height}×{width}")
     q = view(q, (-1, height, width, channels))
-    by_row = matmul(q, constant(rel_h, 4), transpose_y=True)  # [B·heads, H, W, H]
-    by_column = matmul(permute(q, (0, 2, 1, 3)), constant(rel_w, 4), transpose_y=True)
+    by_row = matmul(q, constant(rel_h, 4, "rel_pos_h"), transpose_y=True)  # [B·heads, H, W, H]
+    by_column = matmul(permute(q, (0, 2, 1, 3)), constant(rel_w, 4, "rel_pos_w"), transpose_y=True)
     by_column = permute(by_column, (0, 2, 1, 3))  # [B·heads, H, W, W]
     bias = add(
         view(by_row, (-1, tokens, height, 1)),
@@ -243,7 +268,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 @_composite
 def fused_rel_pos_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Parameter, rel_w: Parameter
+    q: Tensor, k: Tensor, v: Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor
 ) -> Tensor:
     """``rel_pos_attention`` by the back end's own attention operator."""
     bias = rel_pos_bias(q, rel_h, rel_w)
@@ -252,7 +277,7 @@ def fused_rel_pos_attention(
 
 @_composite
 def rel_pos_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Parameter, rel_w: Parameter, fused: bool = True
+    q: Tensor, k: Tensor, v: Tensor, rel_h: torch.Tensor, rel_w: torch.Tensor, fused: bool = True
 ) -> Tensor:
     """Multi-head attention with decomposed relative positions: [B, heads, H·W, D].
 
@@ -274,8 +299,10 @@ def _broadcasts(xs: Sequence[int], ys: Sequence[int]) -> bool:
 
 def _require_broadcast(op: str, x: Tensor, y: Tensor) -> None:
     xs, ys = tuple(x.shape), tuple(y.shape)
-    _require(
-        len(xs) == len(ys) and _broadcasts(xs, ys) and x.dtype == y.dtype,
-        op,
-        f"{xs} of {x.dtype} and {ys} of {y.dtype}",
-    )
+    strict = active_network() is not None  # torch promotes types, as under autocast
+    if _checks():
+        _require(
+            len(xs) == len(ys) and _broadcasts(xs, ys) and (not strict or x.dtype == y.dtype),
+            op,
+            f"{xs} of {x.dtype} and {ys} of {y.dtype}",
+        )

@@ -1,70 +1,34 @@
-"""The layers that the encoder is made of."""
+"""The layers beside torch's own that the model is made of, with Meta's names
+(``segment_anything/modeling/common.py``)."""
 
-from samtrt.modeling import functional as F
-from samtrt.modeling.functional import Tensor
-from samtrt.modeling.module import Module, Parameter
-
-
-class Linear(Module):
-    """[..., in_features] → [..., out_features]."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        self.weight = Parameter(out_features, in_features)
-        self.bias = Parameter(out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
-class Conv2d(Module):
-    """[B, in_channels, H, W] → [B, out_channels, H', W'] with a square kernel."""
+class LayerNorm2d(nn.Module):
+    """Normalises the channels of [B, C, h, w] at each position, in fp32."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-    ) -> None:
-        self.stride, self.padding = stride, padding
-        self.weight = Parameter(out_channels, in_channels, kernel_size, kernel_size)
-        self.bias = Parameter(out_channels) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-
-
-class LayerNorm(Module):
-    """Normalises the last axis, in float32."""
-
-    axis = -1
-
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
         self.eps = eps
-        self.weight = Parameter(channels, full_precision=True)
-        self.bias = Parameter(channels, full_precision=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps, self.axis)
+        channels_last = x.permute(0, 2, 3, 1)
+        y = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
 
 
-class LayerNorm2d(LayerNorm):
-    """Normalises the channels of [B, C, H, W], in float32; eps is 1e-6 (Meta's common.py)."""
+class MLPBlock(nn.Module):
+    """Two linear layers with an activation between them: [..., C] → [..., C]."""
 
-    axis = 1
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-
-class MLP(Module):
-    """Two linear layers with GELU between them (Meta's ``MLPBlock``)."""
-
-    def __init__(self, channels: int, hidden_channels: int) -> None:
-        self.lin1 = Linear(channels, hidden_channels)
-        self.lin2 = Linear(hidden_channels, channels)
+    def __init__(self, embedding_dim: int, mlp_dim: int, act: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(embedding_dim, mlp_dim)
+        self.lin2 = nn.Linear(mlp_dim, embedding_dim)
+        self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(F.gelu(self.lin1(x)))
+        return self.lin2(self.act(self.lin1(x)))

@@ -1,9 +1,11 @@
 """The network that is being defined, if any: what the op vocabulary dispatches on."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+
+from torch import nn
 
 
 class Network(Protocol):
@@ -33,11 +35,30 @@ def active_network() -> Network | None:
 
 
 @contextmanager
-def net_guard(network: _Network) -> Iterator[_Network]:
+def net_guard(network: _Network, model: nn.Module | None = None) -> Iterator[_Network]:
     """Makes ``network`` the active one inside the block, and restores the former one after it,
-    also when the block raises. Other threads are not affected."""
+    also when the block raises. Other threads are not affected.
+
+    Args:
+        model: whose modules give the layers that they add their paths.
+    """
     token = _active.set(network)
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(_active.reset, token)
+        for path, module in model.named_modules() if model is not None else ():
+            _name_layers(network, module, path, hooks)
         yield network
-    finally:
-        _active.reset(token)
+
+
+def _name_layers(network: Network, module: nn.Module, path: str, hooks: ExitStack) -> None:
+    scopes: list[AbstractContextManager[None]] = []
+
+    def enter(*_: object) -> None:
+        scopes.append(network.scope(path))
+        scopes[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        scopes.pop().__exit__(None, None, None)
+
+    hooks.enter_context(module.register_forward_pre_hook(enter))
+    hooks.enter_context(module.register_forward_hook(leave, always_call=True))

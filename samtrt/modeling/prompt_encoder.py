@@ -10,10 +10,10 @@ Shapes: B prompts, N points a prompt, C = 256 channels, a grid of h×w image tok
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrt.checkpoints.config import MASK_IN_CHANS, PROMPT_EMBED_DIM
+from samtrt.modeling.layers import LayerNorm2d
 
 # What a point's label means (segment_anything/modeling/prompt_encoder.py and utils/onnx.py).
 LABEL_PADDING = -1
@@ -21,21 +21,6 @@ LABEL_BACKGROUND = 0
 LABEL_FOREGROUND = 1
 LABEL_BOX_TOP_LEFT = 2
 LABEL_BOX_BOTTOM_RIGHT = 3
-
-
-class LayerNorm2d(nn.Module):
-    """Normalises the channels of [B, C, h, w] at each position, in fp32."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels_last = x.permute(0, 2, 3, 1)
-        y = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
-        return y.permute(0, 3, 1, 2)
 
 
 class PositionEmbeddingRandom(nn.Module):

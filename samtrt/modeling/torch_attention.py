@@ -14,24 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrt.modeling.module import Parameter
-
 _BIAS_BYTES = 64 << 20  # up to here a bias is made at once
 
 
 def fused_rel_pos_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Parameter, rel_w: Parameter
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor
 ) -> Tensor:
     """``samtrt.modeling.functional.fused_rel_pos_attention`` on torch tensors."""
     batch, heads, tokens, _ = q.shape
-    grid = q.unflatten(2, (len(rel_h.value), len(rel_w.value)))
-    by_row = torch.einsum("bnyxd,ykd->bnyxk", grid, rel_h.value)
-    by_column = torch.einsum("bnyxd,xkd->bnyxk", grid, rel_w.value)
+    grid = q.unflatten(2, (len(rel_h), len(rel_w)))
+    by_row = torch.einsum("bnyxd,ykd->bnyxk", grid, rel_h)
+    by_column = torch.einsum("bnyxd,xkd->bnyxk", grid, rel_w)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return _spelled_out(q, k, v, by_row, by_column)  # as every format knows it
     if batch * heads * tokens * tokens * q.element_size() <= _BIAS_BYTES:
         return _with_bias(q, k, v, by_row, by_column)
-    if q.dtype in (torch.bfloat16, torch.float16):
+    if q.dtype in (torch.bfloat16, torch.float16) and not by_row.requires_grad:
         return _with_more_channels(q, k, v, by_row, by_column)
     return _head_by_head(q, k, v, by_row, by_column)
+
+
+def _bias(by_row: Tensor, by_column: Tensor) -> Tensor:
+    bias = by_row[..., None] + by_column[..., None, :]
+    return bias.flatten(4).flatten(2, 3)
+
+
+def _spelled_out(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + _bias(by_row, by_column)
+    return scores.softmax(-1) @ v
 
 
 def _with_bias(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
@@ -60,15 +70,11 @@ def _with_more_channels(
 
 
 def _head_by_head(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
-    outputs = []
-    for head in range(q.shape[1]):
-        one = slice(head, head + 1)
-        bias = by_row[:, one, ..., None] + by_column[:, one, ..., None, :]
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, one], k[:, one], v[:, one], attn_mask=bias.flatten(4).flatten(2, 3)
-            )
-        )
+    parts = zip(*(x.split(1, dim=1) for x in (q, k, v, by_row, by_column)), strict=True)
+    outputs = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=_bias(by_row, by_column))
+        for q, k, v, by_row, by_column in parts
+    ]
     return torch.cat(outputs, 1)
 
 

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from samtrt.modeling.module import Parameter
 from samtrt.modeling.torch_attention import fused_rel_pos_attention as fused_rel_pos_attention
 
 
-def constant(value: Parameter | torch.Tensor, rank: int | None) -> torch.Tensor:
-    tensor = value.value if isinstance(value, Parameter) else value
-    return tensor if rank is None else tensor.reshape((1,) * (rank - tensor.ndim) + tensor.shape)
+def constant(value: torch.Tensor, rank: int | None, name: str) -> torch.Tensor:
+    return value if rank is None else value.reshape((1,) * (rank - value.ndim) + value.shape)
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -36,6 +34,8 @@ def pad(x: torch.Tensor, before: Sequence[int], after: Sequence[int]) -> torch.T
 
 def slice(x: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
     for axis, (first, length) in enumerate(zip(start, size, strict=True)):
+        if (first, length) == (0, -1):
+            continue
         x = x.narrow(axis, first, x.shape[axis] - first if length == -1 else length)
     return x
 
@@ -53,20 +53,20 @@ def matmul(x: torch.Tensor, y: torch.Tensor, transpose_y: bool) -> torch.Tensor:
 
 
 def conv2d(
-    x: torch.Tensor, weight: Parameter, bias: Parameter | None, stride: int, padding: int
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int
 ) -> torch.Tensor:
     # Channels last, so that the tokens that the model permutes it to lie in a row.
     x = x.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight.value, bias.value if bias else None, stride, padding)
+    return F.conv2d(x, weight, bias, stride, padding)
 
 
 def layer_norm(
-    x: torch.Tensor, weight: Parameter, bias: Parameter, eps: float, axis: int
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, axis: int
 ) -> torch.Tensor:
     channels_last = x.movedim(axis, -1)
     if not (x.is_cpu and x.dtype == torch.bfloat16):  # there torch casts inside, in one pass
-        channels_last = channels_last.to(weight.value.dtype)
-    y = F.layer_norm(channels_last, weight.value.shape, weight.value, bias.value, eps)
+        channels_last = channels_last.to(weight.dtype)
+    y = F.layer_norm(channels_last, weight.shape, weight, bias, eps)
     return y.to(x.dtype).movedim(-1, axis)
 
 
@@ -79,8 +79,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x)
 
 
-def linear(x: torch.Tensor, weight: Parameter, bias: Parameter) -> torch.Tensor:
-    return F.linear(x, weight.value, bias.value)
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, weight, bias)
 
 
 def fused_attention(

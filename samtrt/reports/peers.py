@@ -1,7 +1,6 @@
 """Meta's own package, the peer that every comparison stands beside."""
 
 import importlib.util
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.errors import SamtrtError
 from samtrt.hints import install
+from samtrt.modeling.image_encoder import encoder_arguments
 
 # torchvision's wheels register kernels for operators that only its CUDA-matched binary defines;
 # beside a CPU build of torch the import fails unless somebody has declared them.
@@ -44,24 +44,6 @@ def import_segment_anything() -> ModuleType:
 
 def _declared(operator: str) -> bool:
     return hasattr(torch.ops.torchvision, operator)
-
-
-def encoder_arguments(config: EncoderConfig) -> dict[str, Any]:
-    """What the constructor of ``ImageEncoderViT`` takes, in Meta's package and in its forks."""
-    return {
-        "img_size": config.img_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
-        "mlp_ratio": config.mlp_dim / config.embed_dim,
-        "out_chans": config.out_chans,
-        "norm_layer": partial(torch.nn.LayerNorm, eps=config.layer_norm_eps),
-        "qkv_bias": True,
-        "use_rel_pos": True,
-        "window_size": config.window_size,
-        "global_attn_indexes": config.global_attn_indexes,
-    }
 
 
 def meta_image_encoder(config: EncoderConfig) -> torch.nn.Module:

@@ -14,7 +14,6 @@ from samtrt.encoders.cpu import CpuImageEncoder
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
 from samtrt.modeling import functional as F
-from samtrt.modeling.module import Parameter
 from samtrt.modeling.torch_attention import fused_rel_pos_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,11 +150,8 @@ def test_attention_without_the_bias_matrix(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     q, k, v = (random(batch, heads, height * width, head_dim) for _ in range(3))
-    rel_h, rel_w = Parameter(None, None, None), Parameter(None, None, None)
-    rel_h.load(0.3 * random(height, height, head_dim), dtype)
-    rel_w.load(0.3 * random(width, width, head_dim), dtype)
+    rel_h, rel_w = 0.3 * random(height, height, head_dim), 0.3 * random(width, width, head_dim)
     output = fused_rel_pos_attention(q, k, v, rel_h, rel_w)
-    for parameter in (rel_h, rel_w):
-        parameter.load(parameter.value, torch.float64)
-    expected = F.rel_pos_attention(q.double(), k.double(), v.double(), rel_h, rel_w, fused=False)
+    exact = [x.double() for x in (q, k, v, rel_h, rel_w)]
+    expected = F.rel_pos_attention(*exact, fused=False)
     assert relative_l2(output, expected) < bound

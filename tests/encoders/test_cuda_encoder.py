@@ -10,10 +10,11 @@ from triton_kernels import DEVICE, ON_GPU
 
 from samtrt.checkpoints.config import EncoderConfig, vit_b, vit_h, vit_l
 from samtrt.checkpoints.parameters import random_parameters
-from samtrt.encoders.cuda import FusedImageEncoder, resize_rel_pos
+from samtrt.encoders.cuda import FusedImageEncoder
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError, InputError
 from samtrt.kernels.digest import kernels_digest
+from samtrt.modeling.image_encoder import resize_rel_pos
 
 
 def errors(

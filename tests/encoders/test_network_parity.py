@@ -16,7 +16,7 @@ from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders.tensorrt.builder import DTYPES, INPUT, OUTPUT, define_network
 from samtrt.encoders.tensorrt.library import shared_log
 from samtrt.modeling import functional as F
-from samtrt.modeling.image_encoder import Attention, Block
+from samtrt.modeling.image_encoder import Attention, Block, relative_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,21 +118,15 @@ def test_evaluated_in_float64_the_network_is_the_definition(trt):
     assert relative_l2(output, meta_encoder_of(cfg, rounded, torch.float64)(x.double())) <= 1e-7
 
 
-def parents(key: str) -> list[str]:
-    """All modules that a parameter is in, from the root ("") down."""
-    names = key.split(".")
-    return [".".join(names[:length]) for length in range(len(names))]
-
-
 @pytest.mark.parametrize("attention", ["fused", "plain"])
 def test_layers_are_named_by_their_module(trt, attention):
     cfg, tensors = CONFIGS["head dim 80, padding"], parameters("head dim 80, padding")
     definition = define(trt, cfg, tensors, "fp16", attention).definition
     names = [definition.get_layer(index).name for index in range(definition.num_layers)]
     assert len(set(names)) == len(names)
-    paths = {parent for key in tensors for parent in parents(key)}
+    paths = {path for path, _ in meta_encoder_of(cfg, tensors).named_modules()}
     assert {name.rpartition("/")[0] for name in names} <= paths
-    for name in ("blocks.2.attn.qkv/matmul", "blocks.2.attn.qkv/weight", "neck.3/layer_norm"):
+    for name in ("blocks.2.attn.qkv/matmul", "blocks.2.attn.qkv/weight", "blocks.0.mlp.act/gelu"):
         assert name in names
     kinds = {definition.get_layer(index).type for index in range(definition.num_layers)}
     assert (trt.LayerType.ATTENTION_INPUT in kinds) == (attention == "fused")
@@ -149,7 +143,8 @@ def pad_after_qkv(self, x):
     _, height, width, _ = x.shape
     qkv = F.window_partition(self.attn.qkv(x), self.window_size)
     heads = (self.attn._split_heads(qkv, index) for index in range(3))
-    x = F.rel_pos_attention(*heads, self.attn.rel_pos_h, self.attn.rel_pos_w)
+    tables = self.attn.rel_pos_h, self.attn.rel_pos_w
+    x = F.rel_pos_attention(*heads, *(relative_positions(self.window_size, t) for t in tables))
     shape = (-1, self.window_size, self.window_size, self.attn.num_heads * self.attn.head_dim)
     x = self.attn.proj(F.view(F.permute(x, (0, 2, 1, 3)), shape))
     return F.window_unpartition(x, self.window_size, (height, width))

@@ -149,9 +149,9 @@ CHANGES_OF_THE_FUSED_NETWORK = {
     "normalization, axes": setting("blocks.1.norm2/layer_norm", "axes", 0b1100),
     "normalization, groups": setting("blocks.1.norm2/layer_norm", "num_groups", 2),
     "activation, tanh": setting(
-        "blocks.1.mlp/gelu", "type", lambda trt: trt.ActivationType.GELU_TANH
+        "blocks.1.mlp.act/gelu", "type", lambda trt: trt.ActivationType.GELU_TANH
     ),
-    "activation, alpha": setting("blocks.1.mlp/gelu", "alpha", 0.5),
+    "activation, alpha": setting("blocks.1.mlp.act/gelu", "alpha", 0.5),
     "attention, mask": other_mask,
     "attention, normalisation": no_normalisation,
     "unknown layer": replace_output(

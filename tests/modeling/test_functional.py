@@ -17,7 +17,6 @@ from samtrt.encoders.tensorrt import ops as ops_trt
 from samtrt.encoders.tensorrt.library import shared_log
 from samtrt.encoders.tensorrt.network import Network
 from samtrt.modeling import functional as F
-from samtrt.modeling.module import Parameter
 from samtrt.modeling.network import active_network, net_guard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,16 +174,12 @@ ERROR = {dtype: 5 * torch.finfo(dtype).eps / 2 for dtype in DTYPES}
 
 
 def make_operands(op, dtype):
-    """Inputs and loaded parameters in ``dtype``, and both once more in float64."""
+    """Inputs and parameters in ``dtype``, and both once more in float64."""
     generator = torch.Generator().manual_seed(5)
     inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in op.inputs]
-    parameters = []
-    for index, shape in enumerate(op.parameters):
-        parameter = Parameter(*shape, full_precision=op.full_precision)
-        parameter.name = f"parameter{index}"
-        parameter.load(torch.randn(shape, generator=generator), dtype)
-        parameters.append(parameter)
-    exact = [x.double() for x in inputs] + [p.value.double() for p in parameters]
+    precise = torch.float32 if op.full_precision else dtype
+    parameters = [torch.randn(shape, generator=generator).to(precise) for shape in op.parameters]
+    exact = [x.double() for x in inputs + parameters]
     return inputs, parameters, exact
 
 
@@ -253,10 +248,7 @@ def test_gelu_is_not_the_tanh_approximation():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_norms_and_softmax_do_not_overflow_in_low_precision(trt, dtype):
     """Squares of 300 exceed float16, and a sum of 4096 equal weights loses them in both types."""
-    weight, bias = Parameter(64, full_precision=True), Parameter(64, full_precision=True)
-    weight.load(torch.ones(64), dtype)
-    bias.load(torch.zeros(64), dtype)
-    weight.name, bias.name = "weight", "bias"
+    weight, bias = torch.ones(64), torch.zeros(64)
     x = (300 * torch.randn(2, 64)).to(dtype)
     reference = layer_norm_reference(x.double(), torch.ones(64), torch.zeros(64), 1e-6, -1)
 
@@ -278,18 +270,12 @@ SHAPE_ERRORS = {
     "add: .* of": lambda x: F.add(x, F.slice(x, (0, 0, 0), (-1, 2, 4))),
     "mul: .* of": lambda x: F.mul(x, F.view(x, (-1, 12))),
     "matmul: shapes": lambda x: F.matmul(x, x),
-    "layer_norm: weight": lambda x: F.layer_norm(x, loaded(5), loaded(5), 1e-6),
-    "conv2d: input": lambda x: F.conv2d(x, loaded(2, 3, 1, 1), None),
+    "layer_norm: weight": lambda x: F.layer_norm(x, torch.zeros(5), torch.zeros(5), 1e-6),
+    "conv2d: input": lambda x: F.conv2d(x, torch.zeros(2, 3, 1, 1), None),
     "rel_pos_bias: 3 tokens": lambda x: F.rel_pos_bias(
-        F.view(x, (-1, 1, 3, 4)), loaded(2, 2, 4), loaded(2, 2, 4)
+        F.view(x, (-1, 1, 3, 4)), torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)
     ),
 }
-
-
-def loaded(*shape):
-    parameter = Parameter(*shape)
-    parameter.load(torch.zeros(shape), torch.float32)
-    return parameter
 
 
 @pytest.mark.parametrize("message", SHAPE_ERRORS)

@@ -7,7 +7,8 @@ from oracle import meta_encoder, relative_l2, tiny_config
 
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.errors import CheckpointError
-from samtrt.modeling.image_encoder import ImageEncoderViT, relative_positions
+from samtrt.modeling.bound import bound_encoder
+from samtrt.modeling.image_encoder import relative_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +36,7 @@ def test_equals_meta(cfg, batch, attention):
     x = torch.randn(
         batch, 3, cfg.img_size, cfg.img_size, generator=torch.Generator().manual_seed(1)
     )
-    encoder = ImageEncoderViT(cfg, attention).load(random_parameters(cfg).encoder())
+    encoder = bound_encoder(cfg, random_parameters(cfg).encoder(), attention=attention)
     output = encoder(x)
     assert output.shape == (batch, cfg.out_chans, cfg.grid_size, cfg.grid_size)
     assert output.dtype == torch.float32
@@ -58,7 +59,7 @@ def test_relative_position_tables_of_another_length_are_interpolated_as_meta_doe
             torch.nn.Parameter(torch.from_numpy(parameters[name])),
         )
     x = image(cfg)
-    assert relative_l2(ImageEncoderViT(cfg).load(parameters)(x), meta(x)) <= 1e-5
+    assert relative_l2(bound_encoder(cfg, parameters)(x), meta(x)) <= 1e-5
 
 
 def test_relative_positions_are_those_of_meta():
@@ -74,21 +75,15 @@ def test_relative_positions_are_those_of_meta():
 def test_low_precision_keeps_float32_norms_and_output(dtype):
     cfg = tiny_config()
     tensors = random_parameters(cfg).encoder()
-    encoder = ImageEncoderViT(cfg).load(tensors, dtype)
-    for parameter in encoder.parameters():
-        norm = any(part in parameter.name for part in ("norm", "neck.1", "neck.3"))
-        assert parameter.value.dtype == (torch.float32 if norm else dtype), parameter.name
+    encoder = bound_encoder(cfg, tensors, dtype)
+    for name, parameter in encoder.named_parameters():
+        norm = any(part in name for part in ("norm", "neck.1", "neck.3"))
+        assert parameter.dtype == (torch.float32 if norm else dtype), name
     x = image(cfg)
     output, reference = encoder(x), meta_encoder(cfg)(x)
     assert output.dtype == torch.float32
     meta_error = relative_l2(meta_encoder(cfg).to(dtype)(x.to(dtype)), reference)
     assert 0 < relative_l2(output, reference) <= 2 * meta_error
-
-
-def test_parameter_names_are_metas_keys():
-    cfg = tiny_config()
-    names = [parameter.name for parameter in ImageEncoderViT(cfg).parameters()]
-    assert sorted(names) == sorted(meta_encoder(cfg).state_dict())
 
 
 def test_load_lists_every_fault_at_once():
@@ -99,7 +94,7 @@ def test_load_lists_every_fault_at_once():
     tensors["blocks.1.norm1.bias"] = np.zeros(7, np.float32)
     tensors["blocks.0.attn.rel_pos_h"] = np.zeros((9, 5), np.float32)
     with pytest.raises(CheckpointError) as error:
-        ImageEncoderViT(cfg).load(tensors)
+        bound_encoder(cfg, tensors)
     text = str(error.value)
     assert "\n" not in text
     for fault in (
@@ -115,12 +110,8 @@ def test_float32_parameters_share_the_memory_they_were_loaded_from():
     cfg = tiny_config()
     tensors = random_parameters(cfg).encoder()
     tensors["pos_embed"].flags.writeable = False  # as a memory-mapped file gives it
-    encoder = ImageEncoderViT(cfg).load(tensors)
+    encoder = bound_encoder(cfg, tensors)
     for name in ("pos_embed", "blocks.0.attn.qkv.weight"):
-        value = next(p.value for p in encoder.parameters() if p.name == name)
-        assert value.data_ptr() == tensors[name].__array_interface__["data"][0]
-
-
-def test_a_parameter_without_value_says_which():
-    with pytest.raises(ValueError, match=r"pos_embed has no value yet"):
-        ImageEncoderViT(tiny_config())(torch.zeros(1, 3, 128, 128))
+        assert (
+            encoder.get_parameter(name).data_ptr() == tensors[name].__array_interface__["data"][0]
+        )

@@ -7,6 +7,5 @@ names the lines it replaces.
 """
 
 from samtrt.encoders.cuda.encoder import FusedImageEncoder
-from samtrt.encoders.cuda.packing import resize_rel_pos
 
-__all__ = ["FusedImageEncoder", "resize_rel_pos"]
+__all__ = ["FusedImageEncoder"]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.modeling.module import stored_tensor
+from samtrt.modeling.bound import stored_tensor
+from samtrt.modeling.image_encoder import resize_rel_pos
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,3 @@ class EncoderParameters:
         size = self.config.attention_size(block)
         tables = [self.fp32(f"blocks.{block}.attn.rel_pos_{axis}") for axis in "hw"]
         return resize_rel_pos(tables[0], size), resize_rel_pos(tables[1], size)
-
-
-def resize_rel_pos(rel_pos: Tensor, size: int) -> Tensor:
-    """A relative position table [L, D] fp32 for attention over ``size`` tokens: [2 * size - 1, D].
-
-    Linear interpolation where the lengths differ, as Meta's ``get_rel_pos``.
-    """
-    length = 2 * size - 1
-    if rel_pos.shape[0] == length:
-        return rel_pos
-    return F.interpolate(rel_pos.t()[None], size=length, mode="linear")[0].t().contiguous()

@@ -12,7 +12,8 @@ from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
 from samtrt.encoders.tensorrt.network import Network
 from samtrt.encoders.tensorrt.progress import make_progress_monitor
 from samtrt.errors import EngineError
-from samtrt.modeling.image_encoder import AttentionKind, ImageEncoderViT
+from samtrt.modeling.bound import bound_encoder
+from samtrt.modeling.image_encoder import AttentionKind
 from samtrt.modeling.network import net_guard
 
 INPUT, OUTPUT = "image", "embedding"
@@ -36,18 +37,18 @@ def define_network(
         builder: a ``trt.Builder``.
         tensors: the encoder's parameters (``Parameters.encoder()``).
         precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
-        attention: "fused" or "plain" (see ``ImageEncoderViT``).
+        attention: "fused" or "plain" (see ``bound_encoder``).
 
     Raises:
         CheckpointError: the parameters do not fit the configuration.
         EngineError: the installed version has no fused attention.
     """
-    model = ImageEncoderViT(config, attention).load(tensors, DTYPES[precision])
+    model = bound_encoder(config, tensors, DTYPES[precision], attention)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = Network(trt, builder.create_network(1 << int(flag)), ops)
     size = config.img_size
     image = network.definition.add_input(INPUT, trt.DataType.FLOAT, (-1, 3, size, size))
-    with net_guard(network):
+    with net_guard(network, model):
         embedding = model(image)
     embedding.name = OUTPUT
     network.definition.mark_output(embedding)

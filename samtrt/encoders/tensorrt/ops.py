@@ -12,7 +12,6 @@ import torch
 
 from samtrt.encoders.tensorrt.network import Network
 from samtrt.errors import EngineError
-from samtrt.modeling.module import Parameter
 from samtrt.modeling.network import active_network
 
 Tensor = Any  # tensorrt.ITensor
@@ -24,13 +23,9 @@ _DATA_TYPES = {
 }
 
 
-def constant(value: Parameter | torch.Tensor, rank: int | None) -> Tensor:
-    if isinstance(value, Parameter):
-        name, tensor = value.name.rpartition(".")[2], value.value
-    else:
-        name, tensor = "constant", value
-    shape = (1,) * ((rank or tensor.ndim) - tensor.ndim) + tuple(tensor.shape)
-    return _constant(name, tensor, shape)
+def constant(value: torch.Tensor, rank: int | None, name: str) -> Tensor:
+    shape = (1,) * ((rank or value.ndim) - value.ndim) + tuple(value.shape)
+    return _constant(name, value, shape)
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,17 +84,17 @@ def matmul(x: Tensor, y: Tensor, transpose_y: bool) -> Tensor:
 
 
 def conv2d(
-    x: Tensor, weight: Parameter, bias: Parameter | None, stride: int, padding: int
+    x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int
 ) -> Tensor:
-    out_channels, _, *kernel_size = weight.value.shape
+    out_channels, _, *kernel_size = weight.shape
     layer = _add(
         "conv2d",
         _definition().add_convolution_nd(
             x,
             out_channels,
             tuple(kernel_size),
-            _weights(weight.value),
-            None if bias is None else _weights(bias.value),
+            _weights(weight),
+            None if bias is None else _weights(bias),
         ),
     )
     layer.stride_nd = (stride, stride)
@@ -107,7 +102,9 @@ def conv2d(
     return layer.get_output(0)
 
 
-def layer_norm(x: Tensor, weight: Parameter, bias: Parameter, eps: float, axis: int) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, axis: int
+) -> Tensor:
     definition = _definition()
     rank = len(x.shape)
     axis %= rank
@@ -115,8 +112,8 @@ def layer_norm(x: Tensor, weight: Parameter, bias: Parameter, eps: float, axis: 
     is_v2 = hasattr(definition, "add_normalization_v2")  # since TensorRT 10.15
     layer = (definition.add_normalization_v2 if is_v2 else definition.add_normalization)(
         cast(x, torch.float32),
-        _constant("weight", weight.value, shape),
-        _constant("bias", bias.value, shape),
+        _constant("weight", weight, shape),
+        _constant("bias", bias, shape),
         1 << axis,
     )
     _add("layer_norm", layer).epsilon = eps
