@@ -88,6 +88,7 @@ class _Evaluation:
             "NORMALIZATION": ("INormalizationLayer", self.normalization),
             "SOFTMAX": ("ISoftMaxLayer", self.softmax),
             "ACTIVATION": ("IActivationLayer", self.activation),
+            "UNARY": ("IUnaryLayer", self.unary),
             "ATTENTION_INPUT": ("IAttentionInputLayer", self.attention_input),
             "ATTENTION_OUTPUT": ("IAttentionOutputLayer", self.attention_output),
         }
@@ -272,6 +273,12 @@ class _Evaluation:
         kind = layer.layer.type  # here the activation's type, not the layer's
         layer.require(kind == self.trt.ActivationType.GELU_ERF, f"activation {kind}")
         return F.gelu(x, approximate="none")
+
+    def unary(self, layer: _Layer) -> torch.Tensor:
+        (x,) = layer.operands(self.tensors, 1)
+        operation = layer.read("op")
+        layer.require(operation == self.trt.UnaryOperation.ERF, f"operation {operation}")
+        return torch.erf(x)
 
     def attention_input(self, layer: _Layer) -> torch.Tensor:
         """Stands for the attention's inputs; its value is the result already."""

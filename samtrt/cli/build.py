@@ -11,6 +11,7 @@ from samtrt.cli.options import (
     log_to_stderr,
     required,
 )
+from samtrt.errors import InputError
 
 
 def add_options(options: Options) -> None:
@@ -55,6 +56,13 @@ def add_options(options: Options) -> None:
         action="store_true",
         help="do not compare the engine with fp32; the sidecar records it",
     )
+    options.add(
+        "--write-network",
+        type=Path,
+        metavar="DIR",
+        help="write the TensorRT network there, with a script that builds it where there is no "
+        "torch, in place of an engine (with --precision and --attention)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -64,6 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     log_to_stderr()
     params = required(arguments.params, "--params", "a parameter folder")
+    if arguments.write_network is not None:
+        _write_network(arguments, params)
+        return
     output_dir = arguments.output_dir or params / "engine"
     options = BuildOptions(
         arguments.backend,
@@ -76,3 +87,28 @@ def run(arguments: argparse.Namespace) -> None:
     info = build_encoder(load_parameters(params), output_dir, arguments.pictures, options)
     print(info.summary())
     print(f"written to  {output_dir}")
+
+
+def _write_network(arguments: argparse.Namespace, params: Path) -> None:
+    from samtrt.building.written_network import SCRIPT, write_network
+    from samtrt.checkpoints.parameters import load_parameters
+
+    others = {
+        "--output-dir": arguments.output_dir,
+        "--compute-capability": arguments.compute_capability,
+        "--skip-parity-gate": arguments.skip_parity_gate,
+        "--max-batch-size": arguments.max_batch_size != 1,
+        f"--backend {arguments.backend}": arguments.backend not in ("auto", "tensorrt"),
+    }
+    given = [flag for flag, value in others.items() if value]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} with --write-network: only --precision and --attention say what "
+            f"is written; the rest goes to {SCRIPT} in that folder"
+        )
+    directory = arguments.write_network
+    precision = "fp16" if arguments.precision == "auto" else arguments.precision
+    write_network(load_parameters(params), directory, precision, arguments.attention)
+    print(f"network     {precision}, {arguments.attention} attention")
+    print(f"written to  {directory}")
+    print(f"build it    python {directory / SCRIPT} --output-dir ENGINE")

@@ -14,8 +14,9 @@ import trt_reader
 from oracle import relative_l2
 
 from samtrt.encoders.tensorrt import ops as ops_trt
+from samtrt.encoders.tensorrt.builder import add_recording
 from samtrt.encoders.tensorrt.library import shared_log
-from samtrt.encoders.tensorrt.network import Network
+from samtrt.encoders.tensorrt.recording import Recording
 from samtrt.modeling import functional as F
 from samtrt.modeling.network import active_network, net_guard
 
@@ -187,23 +188,14 @@ def in_network(trt, call, inputs):
     """``call`` built as a network with a dynamic first axis, and evaluated by the reader."""
     log = shared_log(trt)
     log.errors.clear()
-    builder = trt.Builder(log)
-    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = Network(trt, builder.create_network(1 << int(flag)), ops_trt)
-    types = {
-        torch.float32: trt.DataType.FLOAT,
-        torch.float16: trt.DataType.HALF,
-        torch.bfloat16: trt.DataType.BF16,
-    }
+    recording = Recording(ops_trt)
     tensors = [
-        network.definition.add_input(f"x{i}", types[x.dtype], (-1, *x.shape[1:]))
-        for i, x in enumerate(inputs)
+        recording.add_input(f"x{i}", (-1, *x.shape[1:]), x.dtype) for i, x in enumerate(inputs)
     ]
-    with net_guard(network):
-        output = call(*tensors)
+    with net_guard(recording):
+        recording.outputs["y"] = call(*tensors)
+    network = add_recording(trt, trt.Builder(log), recording)
     assert not log.errors
-    output.name = "y"
-    network.definition.mark_output(output)
     values = {f"x{i}": x for i, x in enumerate(inputs)}
     return trt_reader.evaluate(trt, network.definition, values)["y"]
 
@@ -287,9 +279,8 @@ def test_shape_errors_are_the_same_in_both_back_ends(trt, message):
         in_network(trt, call, [x])
 
 
-def test_net_guard_restores_on_error_and_nests(trt):
-    builder = trt.Builder(shared_log(trt))
-    outer, inner = (Network(trt, builder.create_network(1), ops_trt) for _ in range(2))
+def test_net_guard_restores_on_error_and_nests():
+    outer, inner = Recording(ops_trt), Recording(ops_trt)
     with pytest.raises(RuntimeError), net_guard(outer):
         with net_guard(inner):
             assert active_network() is inner

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.encoders.tensorrt import ops
+from samtrt.encoders.tensorrt import ops, standalone
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
-from samtrt.encoders.tensorrt.network import Network
 from samtrt.encoders.tensorrt.progress import make_progress_monitor
+from samtrt.encoders.tensorrt.recording import Recording, type_name
 from samtrt.errors import EngineError
 from samtrt.modeling.bound import bound_encoder
 from samtrt.modeling.image_encoder import AttentionKind
@@ -20,6 +20,45 @@ INPUT, OUTPUT = "image", "embedding"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def record_network(
+    config: EncoderConfig,
+    tensors: Mapping[str, np.ndarray],
+    precision: str,
+    attention: AttentionKind = "fused",
+) -> Recording:
+    """The image encoder as layers of no TensorRT version yet.
+
+    Input "image" [B, 3, S, S] and output "embedding" [B, out_chans, S/patch, S/patch] are
+    float32; B is dynamic.
+
+    Args:
+        tensors: the encoder's parameters (``Parameters.encoder()``); their memory is not copied
+            where their type is that of the network.
+        precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
+        attention: "fused" or "plain" (see ``bound_encoder``).
+
+    Raises:
+        CheckpointError: the parameters do not fit the configuration.
+    """
+    model = bound_encoder(config, tensors, DTYPES[precision], attention)
+    recording = Recording(ops)
+    size = config.img_size
+    image = recording.add_input(INPUT, (-1, 3, size, size), torch.float32)
+    with net_guard(recording, model):
+        recording.outputs[OUTPUT] = model(image)
+    return recording
+
+
+def raw_weights(recording: Recording) -> dict[str, standalone.Weights]:
+    """The recorded weights' memory, as TensorRT and safetensors files take it."""
+    weights = {}
+    for name, tensor in recording.weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        content = tensor.reshape(-1).view(torch.uint8).numpy()
+        weights[name] = standalone.Weights(type_name(tensor.dtype), tuple(tensor.shape), content)
+    return weights
+
+
 def define_network(
     trt: Any,
     builder: Any,
@@ -27,32 +66,31 @@ def define_network(
     tensors: Mapping[str, np.ndarray],
     precision: str,
     attention: AttentionKind = "fused",
-) -> Network:
-    """The image encoder as a strongly typed TensorRT network.
-
-    Input "image" [B, 3, S, S] and output "embedding" [B, out_chans, S/patch, S/patch] are
-    float32; B is dynamic. The network refers to the parameters' memory and keeps it alive.
+) -> standalone.Network:
+    """The image encoder as a TensorRT network; the arguments are ``record_network``'s.
 
     Args:
         builder: a ``trt.Builder``.
-        tensors: the encoder's parameters (``Parameters.encoder()``).
-        precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
-        attention: "fused" or "plain" (see ``bound_encoder``).
 
     Raises:
         CheckpointError: the parameters do not fit the configuration.
-        EngineError: the installed version has no fused attention.
+        EngineError: the installed version does not take the network.
     """
-    model = bound_encoder(config, tensors, DTYPES[precision], attention)
-    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = Network(trt, builder.create_network(1 << int(flag)), ops)
-    size = config.img_size
-    image = network.definition.add_input(INPUT, trt.DataType.FLOAT, (-1, 3, size, size))
-    with net_guard(network, model):
-        embedding = model(image)
-    embedding.name = OUTPUT
-    network.definition.mark_output(embedding)
-    return network
+    return add_recording(trt, builder, record_network(config, tensors, precision, attention))
+
+
+def add_recording(trt: Any, builder: Any, recording: Recording) -> standalone.Network:
+    """A recorded network as layers of the installed TensorRT.
+
+    Raises:
+        EngineError: it does not take them.
+    """
+    try:
+        return standalone.add_network(trt, builder, recording.description(), raw_weights(recording))
+    except standalone.NetworkError as error:
+        log = shared_log(trt)
+        reason = f": {log.first_error()}" if log.errors else ""
+        raise EngineError(f"{error}{reason}") from error
 
 
 def build_engine(
@@ -93,20 +131,18 @@ def build_engine(
     log = shared_log(trt)
     log.errors.clear()
     builder = _make_builder(trt, log)
-    builder_config = builder.create_builder_config()
-    if precision == "fp32":
-        builder_config.clear_flag(trt.BuilderFlag.TF32)
+    recording = record_network(config, tensors, precision, attention)
+    builder_config = standalone.configure(
+        trt, builder, recording.description(), precision, max_batch_size
+    )
     if compute_capability is not None:
         _set_compute_capability(trt, builder_config, compute_capability)
-
-    profile = builder.create_optimization_profile()
-    picture = (3, config.img_size, config.img_size)
-    profile.set_shape(INPUT, (1, *picture), (max_batch_size, *picture), (max_batch_size, *picture))
-    builder_config.add_optimization_profile(profile)
     monitor = make_progress_monitor(trt, progress)
-    builder_config.progress_monitor = monitor
-
-    network = define_network(trt, builder, config, tensors, precision, attention)
+    if hasattr(trt, "IProgressMonitor"):
+        builder_config.progress_monitor = monitor
+    else:
+        monitor.phase_start("Building engine, of which this version tells no progress", None, 1)
+    network = add_recording(trt, builder, recording)
     try:
         engine = builder.build_serialized_network(network.definition, builder_config)
     finally:

@@ -54,9 +54,11 @@ def make_progress_monitor(trt: Any, show: bool = True, stream: TextIO | None = N
     """
     output = stream or sys.stderr
 
-    class ProgressMonitor(trt.IProgressMonitor):
+    base: Any = getattr(trt, "IProgressMonitor", object)  # since TensorRT 9
+
+    class ProgressMonitor(base):
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            base.__init__(self)
             self._lock = threading.RLock()  # phases run in several threads
             self._phases: dict[str, _Phase] = {}
             self._interrupted = False

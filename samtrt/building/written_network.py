@@ -1,0 +1,80 @@
+"""The image encoder's TensorRT network as a folder, to build from where there is no torch."""
+
+import shutil
+from pathlib import Path
+
+from samtrt.checkpoints.parameters import Parameters
+from samtrt.checkpoints.tensor_file import Dtype, RawTensor, write_tensors
+from samtrt.encoders.engine import PRECISIONS, EngineInfo
+from samtrt.encoders.tensorrt import standalone
+from samtrt.encoders.tensorrt.builder import raw_weights, record_network
+from samtrt.errors import EngineError
+from samtrt.files import replacing, sha256_of, write_sealed, writing
+from samtrt.modeling.image_encoder import AttentionKind
+
+SCRIPT = "build_engine.py"
+_DTYPES: dict[str, Dtype] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def write_network(
+    parameters: Parameters,
+    directory: str | Path,
+    precision: str = "fp16",
+    attention: AttentionKind = "plain",
+) -> None:
+    """Writes a folder that ``build_engine.py`` in it makes an engine of.
+
+    ``network.json`` has the layers, ``network.safetensors`` their weights in the network's types,
+    and the script needs NumPy and TensorRT only.
+
+    Args:
+        precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
+        attention: "plain" for every TensorRT, "fused" for 10.14 and later.
+
+    Raises:
+        EngineError: another precision.
+        SamtrtError: the folder cannot be written.
+    """
+    if precision not in PRECISIONS:
+        raise EngineError(f"unknown precision {precision}; expected {', '.join(PRECISIONS)}")
+    recording = record_network(
+        parameters.encoder_config, parameters.encoder(), precision, attention
+    )
+    # The script fills in what is known where it runs.
+    info = EngineInfo(
+        "tensorrt",
+        parameters.encoder_config,
+        precision,
+        1,
+        parameters.sha256,
+        library="tensorrt",
+        library_version="0",
+        attention=attention,
+        note=parameters.note,
+    )
+    weights = {
+        name: RawTensor(_DTYPES[raw.type], raw.shape, raw.content)
+        for name, raw in raw_weights(recording).items()
+    }
+
+    def produce(file: Path) -> dict[str, object]:
+        with writing(file):
+            write_tensors(file, weights)
+        sealed = {"version": standalone.VERSION, "weights_sha256": sha256_of(file)}
+        return {**sealed, "engine": info.to_json(), **recording.description()}
+
+    directory = Path(directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / SCRIPT) as script:
+        shutil.copyfile(standalone.__file__, script)
+    data, record = directory / standalone.WEIGHTS_FILE, directory / standalone.NETWORK_FILE
+    write_sealed(data, record, produce, lambda file: _is_sealed(directory, file))
+
+
+def _is_sealed(directory: Path, file: Path) -> bool:
+    try:
+        description = standalone.read_description(directory)
+    except standalone.NetworkError:
+        return False
+    return description.get("weights_sha256") == sha256_of(file)

@@ -1,0 +1,561 @@
+#!/usr/bin/env python3
+"""From a written network to a TensorRT engine, with nothing but NumPy and TensorRT 8.6 to 11.
+
+    python build_engine.py --output-dir ENGINE [--max-batch-size N]
+
+``samtrt build --write-network DIR`` puts this file beside the network that it writes: the folder
+can be taken to a machine that has neither torch nor samtrt (a Jetson, a container; CPython 3.8 or
+newer), and the engine folder back. samtrt itself builds by the same functions, so this file
+imports nothing of samtrt.
+
+Since TensorRT 10 the network is strongly typed: a layer computes in the type of its inputs. 8.6
+is told the type of every layer and obeys; it has no fused attention, no bfloat16, and no GELU,
+which is made of erf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
+VERSION = 1  # of the written network
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_STORED = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+_WORKSPACE_BYTES = 4 << 30
+
+
+class NetworkError(Exception):
+    """The network cannot be read, or the installed TensorRT does not take it."""
+
+
+class Weights(NamedTuple):
+    """Weights as TensorRT reads them: a type of ``TYPES``, sizes, and uint8 [all bytes]."""
+
+    type: str
+    shape: Tuple[int, ...]
+    content: np.ndarray
+
+
+# ------------------------------------------------------------------ what the library has
+
+
+def is_strongly_typed(trt: Any) -> bool:
+    """Whether layers take their inputs' types, instead of being told theirs."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def has_fused_attention(trt: Any) -> bool:
+    """Whether there is a layer for the whole of attention (10.14 and later)."""
+    definition = trt.INetworkDefinition
+    return hasattr(definition, "add_attention_v2") or hasattr(definition, "add_attention")
+
+
+def lacks(trt: Any) -> list[str]:
+    """What this version has not, in words."""
+    return [
+        text
+        for text, there in (
+            ("strongly typed networks", is_strongly_typed(trt)),
+            ("bf16", hasattr(trt.DataType, "BF16")),
+            ("a fused attention layer", has_fused_attention(trt)),
+            ("a GELU layer", hasattr(trt.ActivationType, "GELU_ERF")),
+        )
+        if not there
+    ]
+
+
+# ------------------------------------------------------------------ the network
+
+
+class Network:
+    """A TensorRT network and the memory that it refers to.
+
+    Attributes:
+        trt: the library.
+        definition: its ``INetworkDefinition``.
+    """
+
+    def __init__(self, trt: Any, builder: Any) -> None:
+        self.trt = trt
+        self.is_strongly_typed = is_strongly_typed(trt)
+        flags = trt.NetworkDefinitionCreationFlag
+        flag = flags.STRONGLY_TYPED if self.is_strongly_typed else flags.EXPLICIT_BATCH
+        self.definition = builder.create_network(1 << int(flag))
+        # TensorRT holds weights by reference until the engine is built.
+        self._kept: list[Any] = []
+
+    def keep(self, *objects: Any) -> None:
+        """Keeps objects alive as long as the network."""
+        self._kept.extend(objects)
+
+    def data_type(self, name: str) -> Any:
+        """TensorRT's data type of a type of ``TYPES``."""
+        found = getattr(self.trt.DataType, TYPES[name], None)
+        if found is None:
+            raise NetworkError(f"{_title(self.trt)} has no {name}; choose another precision")
+        return found
+
+    def add(self, name: str, layer: Any) -> Any:
+        """Names a new layer and returns it."""
+        if layer is None:
+            raise NetworkError(f"{self.trt.__name__} refused layer {name}")
+        layer.name = name
+        return layer
+
+    def weights(self, weights: Weights) -> Any:
+        """Weights in the memory that they are in."""
+        content = np.ascontiguousarray(weights.content)
+        made = self.trt.Weights(
+            self.data_type(weights.type), content.ctypes.data, math.prod(weights.shape)
+        )
+        self.keep(content, made)
+        return made
+
+    def constant(self, name: str, shape: Sequence[int], weights: Weights) -> Any:
+        """The output of a constant layer."""
+        layer = self.definition.add_constant(tuple(shape), self.weights(weights))
+        return self.add(name, layer).get_output(0)
+
+    def typed(self, layer: Any, type_name: str) -> Any:
+        """The output of a layer that computes in that type."""
+        if not self.is_strongly_typed:
+            layer.precision = self.data_type(type_name)
+            layer.set_output_type(0, self.data_type(type_name))
+        return layer.get_output(0)
+
+
+def add_network(
+    trt: Any, builder: Any, description: Mapping[str, Any], weights: Mapping[str, Weights]
+) -> Network:
+    """The described network as layers of the installed version.
+
+    Raises:
+        NetworkError: it does not take them, or infers another shape or type.
+    """
+    network = Network(trt, builder)
+    tensors = {}
+    for given in description["inputs"]:
+        tensors[given["name"]] = network.definition.add_input(
+            given["name"], network.data_type(given["type"]), tuple(given["shape"])
+        )
+    for layer in description["layers"]:
+        try:
+            inputs = [tensors[name] for name in layer["inputs"]]
+            tensors[layer["name"]] = _add_layer(network, layer, inputs, weights)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise NetworkError(f"layer {layer.get('name')} cannot be made: {error!r}") from error
+    for name, producer in description["outputs"].items():
+        tensors[producer].name = name
+        network.definition.mark_output(tensors[producer])
+    return network
+
+
+def _add_layer(
+    network: Network, layer: Mapping[str, Any], inputs: list, weights: Mapping[str, Weights]
+) -> Any:
+    if layer["kind"] not in _LAYERS:
+        raise NetworkError(f"{layer['name']}: a layer of kind {layer['kind']} is not known")
+    output = _LAYERS[layer["kind"]](network, layer, inputs, weights)
+    shape, expected = tuple(output.shape), tuple(layer["shape"])
+    wrong_type = network.is_strongly_typed and output.dtype != network.data_type(layer["type"])
+    if shape != expected or wrong_type:
+        raise NetworkError(
+            f"{layer['name']}: {_title(network.trt)} infers {shape} {output.dtype}, "
+            f"the network says {expected} {layer['type']}"
+        )
+    return output
+
+
+# ------------------------------------------------------------------ one function a kind of layer
+
+Layer = Mapping[str, Any]
+
+
+def _constant(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    return network.constant(layer["name"], layer["shape"], weights[layer["weights"]])
+
+
+def _cast(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    return _converted(network, layer["name"], inputs[0], layer["type"])
+
+
+def _converted(network: Network, name: str, x: Any, type_name: str) -> Any:
+    made = network.add(name, network.definition.add_cast(x, network.data_type(type_name)))
+    if not network.is_strongly_typed:
+        made.set_output_type(0, network.data_type(type_name))
+    return made.get_output(0)
+
+
+def _view(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    made = network.add(layer["name"], network.definition.add_shuffle(inputs[0]))
+    made.reshape_dims = tuple(layer["sizes"])
+    return network.typed(made, layer["type"])
+
+
+def _permute(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    made = network.add(layer["name"], network.definition.add_shuffle(inputs[0]))
+    made.first_transpose = tuple(layer["axes"])
+    return network.typed(made, layer["type"])
+
+
+def _pad(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    before, after = layer["before"], layer["after"]
+    grown = [low + high for low, high in zip(before, after)]
+    made = _block(network, layer["name"], inputs[0], [-low for low in before], grown)
+    made.mode = network.trt.SampleMode.FILL
+    size = 4 if layer["type"] == "float32" else 2
+    zero = Weights(layer["type"], (), np.zeros(size, np.uint8))
+    made.set_input(4, network.constant(layer["name"] + ".zero", (), zero))
+    return network.typed(made, layer["type"])
+
+
+def _slice(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    grown = [
+        -first if length == -1 else length - extent
+        for first, length, extent in zip(layer["start"], layer["size"], inputs[0].shape)
+    ]
+    made = _block(network, layer["name"], inputs[0], layer["start"], grown)
+    return network.typed(made, layer["type"])
+
+
+def _block(network: Network, name: str, x: Any, start: Sequence[int], grown: Sequence[int]) -> Any:
+    """A slice layer at ``start`` whose size along each axis is that of ``x`` plus ``grown``."""
+    definition, rank = network.definition, len(x.shape)
+    size = tuple(extent + more for extent, more in zip(x.shape, grown))
+    dynamic = -1 in tuple(x.shape)
+    made = definition.add_slice(x, tuple(start), (0,) * rank if dynamic else size, (1,) * rank)
+    made = network.add(name, made)
+    if dynamic:
+        shape = network.add(name + ".shape", definition.add_shape(x)).get_output(0)
+        # The library's own integers: 32 bits until TensorRT 9, 64 since.
+        more = np.array(grown, np.int32 if shape.dtype == network.trt.DataType.INT32 else np.int64)
+        network.keep(more)
+        more = network.add(name + ".grown", definition.add_constant((rank,), more)).get_output(0)
+        total = definition.add_elementwise(shape, more, network.trt.ElementWiseOperation.SUM)
+        made.set_input(2, network.add(name + ".size", total).get_output(0))
+    return made
+
+
+def _elementwise(operation: str) -> Callable[..., Any]:
+    def make(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+        kind = getattr(network.trt.ElementWiseOperation, operation)
+        made = network.definition.add_elementwise(inputs[0], inputs[1], kind)
+        return network.typed(network.add(layer["name"], made), layer["type"])
+
+    return make
+
+
+def _matmul(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    operation = network.trt.MatrixOperation
+    of_y = operation.TRANSPOSE if layer["transpose_y"] else operation.NONE
+    made = network.definition.add_matrix_multiply(inputs[0], operation.NONE, inputs[1], of_y)
+    return network.typed(network.add(layer["name"], made), layer["type"])
+
+
+def _conv2d(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    kernel = weights[layer["weight"]]
+    bias = network.trt.Weights(network.data_type(kernel.type))
+    if layer["bias"] is not None:
+        bias = network.weights(weights[layer["bias"]])
+    made = network.definition.add_convolution_nd(
+        inputs[0], kernel.shape[0], tuple(layer["kernel"]), network.weights(kernel), bias
+    )
+    made = network.add(layer["name"], made)
+    made.stride_nd = (layer["stride"],) * 2
+    made.padding_nd = (layer["padding"],) * 2
+    return network.typed(made, layer["type"])
+
+
+def _layer_norm(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    definition = network.definition
+    # v2 since TensorRT 10.15; without groups they are the same.
+    add = getattr(definition, "add_normalization_v2", None) or definition.add_normalization
+    made = network.add(layer["name"], add(*inputs, 1 << layer["axis"]))
+    made.epsilon = layer["eps"]
+    if not network.is_strongly_typed:
+        made.compute_precision = network.data_type("float32")
+    return network.typed(made, layer["type"])
+
+
+def _softmax(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    made = network.add(layer["name"], network.definition.add_softmax(inputs[0]))
+    made.axes = 1 << (len(layer["shape"]) - 1)
+    return network.typed(made, layer["type"])
+
+
+def _gelu(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    kind = getattr(network.trt.ActivationType, "GELU_ERF", None)
+    if kind is not None:
+        made = network.add(layer["name"], network.definition.add_activation(inputs[0], kind))
+        return network.typed(made, layer["type"])
+    return _gelu_of_erf(network, layer, inputs[0])
+
+
+def _gelu_of_erf(network: Network, layer: Layer, x: Any) -> Any:
+    """x · ½ · (1 + erf(x / √2)), in float32: for negative x the sum cancels."""
+    name, definition = layer["name"], network.definition
+    operation = network.trt.ElementWiseOperation
+
+    def number(suffix: str, value: float) -> Any:
+        content = np.array([value], np.float32).view(np.uint8)
+        weights = Weights("float32", (), content)
+        return network.constant(name + suffix, (1,) * len(x.shape), weights)
+
+    def combined(suffix: str, a: Any, b: Any, kind: Any) -> Any:
+        made = network.add(name + suffix, definition.add_elementwise(a, b, kind))
+        return network.typed(made, "float32")
+
+    precise = _converted(network, name + ".float32", x, "float32")
+    scaled = combined(".scaled", precise, number(".root", 0.5**0.5), operation.PROD)
+    erf = definition.add_unary(scaled, network.trt.UnaryOperation.ERF)
+    erf = network.typed(network.add(name + ".erf", erf), "float32")
+    half = combined(".half", precise, number(".factor", 0.5), operation.PROD)
+    share = combined(".share", erf, number(".one", 1.0), operation.SUM)
+    return _converted(
+        network, name, combined(".product", half, share, operation.PROD), layer["type"]
+    )
+
+
+def _attention(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    trt, definition = network.trt, network.definition
+    q, k, v, bias = inputs
+    if hasattr(definition, "add_attention_v2"):
+        made = definition.add_attention_v2(
+            q, k, v, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
+        )
+    elif hasattr(definition, "add_attention"):  # TensorRT 10.14 to 10.16
+        made = definition.add_attention(q, k, v, trt.AttentionNormalizationOp.SOFTMAX, False)
+    else:
+        raise NetworkError(
+            f"{_title(trt)} has no fused attention layer; expected 10.14 or later, or choose "
+            "--attention plain"
+        )
+    network.add(layer["name"], made).mask = bias
+    # A GPU may have no fused kernel for this head size and mask; it may then take several.
+    made.decomposable = True
+    return made.get_output(0)
+
+
+_LAYERS: Dict[str, Callable[..., Any]] = {
+    "constant": _constant,
+    "cast": _cast,
+    "view": _view,
+    "permute": _permute,
+    "pad": _pad,
+    "slice": _slice,
+    "add": _elementwise("SUM"),
+    "mul": _elementwise("PROD"),
+    "matmul": _matmul,
+    "conv2d": _conv2d,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "gelu": _gelu,
+    "attention": _attention,
+}
+
+
+# ------------------------------------------------------------------ the engine
+
+
+def configure(
+    trt: Any, builder: Any, description: Mapping[str, Any], precision: str, max_batch_size: int
+) -> Any:
+    """An ``IBuilderConfig`` for 1…max_batch_size pictures.
+
+    Args:
+        precision: fp32 (without TF32), fp16 or bf16.
+    """
+    config = builder.create_builder_config()
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if not is_strongly_typed(trt):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        if precision == "fp16":
+            config.set_flag(trt.BuilderFlag.FP16)
+    profile = builder.create_optimization_profile()
+    for given in description["inputs"]:
+        one = tuple(given["shape"][1:])
+        most = (max_batch_size, *one)
+        profile.set_shape(given["name"], (1, *one), most, most)
+    config.add_optimization_profile(profile)
+    return config
+
+
+def _title(trt: Any) -> str:
+    return f"{trt.__name__} {trt.__version__}"
+
+
+# ------------------------------------------------------------------ the written folder
+
+
+def read_network(folder: Path) -> Tuple[Dict[str, Any], Dict[str, Weights]]:
+    """A written network and its weights, which stay in the file until they are used.
+
+    Raises:
+        NetworkError: it is not there, of another version, or damaged.
+    """
+    description = read_description(folder)
+    weights = _read_weights(folder / WEIGHTS_FILE, description.get("weights_sha256"))
+    missing = _names_of_weights(description) - weights.keys()
+    if missing:
+        raise NetworkError(f"{folder / WEIGHTS_FILE} has no {', '.join(sorted(missing)[:5])}")
+    return description, weights
+
+
+def read_description(folder: Path) -> Dict[str, Any]:
+    """A written network without its weights.
+
+    Raises:
+        NetworkError: it is not there, or of another version.
+    """
+    file = folder / NETWORK_FILE
+    try:
+        description: Dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = description["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NetworkError(f"{file} cannot be read: {error}") from error
+    if version != VERSION:
+        raise NetworkError(f"{file} has version {version}, expected {VERSION}")
+    return description
+
+
+def _names_of_weights(description: Mapping[str, Any]) -> set[str]:
+    settings = ("weights", "weight", "bias")
+    return {
+        layer[setting]
+        for layer in description["layers"]
+        for setting in settings
+        if layer.get(setting) is not None
+    }
+
+
+def _read_weights(file: Path, sha256: Any) -> Dict[str, Weights]:
+    """A safetensors file: eight bytes of header length, a JSON header, and all tensors."""
+    try:
+        content = np.memmap(file, np.uint8, "r")
+        if hashlib.sha256(content.data).hexdigest() != sha256:
+            raise ValueError("it is not the file that the network was written with")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+        weights = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            type_name, size = _STORED[entry["dtype"]]
+            shape, (first, end) = tuple(entry["shape"]), entry["data_offsets"]
+            raw = content[start + first : start + end]
+            if len(raw) != math.prod(shape) * size:
+                raise ValueError(f"{name} has {len(raw)} bytes for {list(shape)}")
+            weights[name] = Weights(type_name, shape, raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NetworkError(f"{file} cannot be read: {error}") from error
+    return weights
+
+
+def main() -> None:
+    """Builds an engine folder from the network beside this file."""
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description="Builds a TensorRT engine of a written network.")
+    parser.add_argument("--network", type=Path, default=here, help="its folder (default: this one)")
+    parser.add_argument("--output-dir", type=Path, required=True, help="the engine folder")
+    parser.add_argument("--max-batch-size", type=int, default=1, metavar="N")
+    parser.add_argument("--optimization-level", type=int, metavar="0-5", help="TensorRT's own")
+    parser.add_argument(
+        "--no-library-tactics",
+        action="store_true",
+        help="no kernels of cuBLAS and cuDNN, where those are not installed (TensorRT 8 and 9)",
+    )
+    arguments = parser.parse_args()
+    try:
+        _build(arguments)
+    except NetworkError as error:
+        sys.exit(f"error: {error}")
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    if arguments.max_batch_size < 1:
+        raise NetworkError(f"--max-batch-size is {arguments.max_batch_size}, expected 1 or more")
+    description, weights = read_network(arguments.network)
+    record = dict(description["engine"])
+    trt = _library()
+    print(f"{_title(trt)} lacks {', '.join(lacks(trt)) or 'nothing that is used here'}")
+    log = trt.Logger(trt.Logger.WARNING)
+    try:
+        builder = trt.Builder(log)
+    except (TypeError, RuntimeError) as error:  # the binding's way to say that there is none
+        raise NetworkError(
+            f"{_title(trt)} cannot start here; it needs a GPU and a driver that it supports"
+        ) from error
+    start = time.time()
+    network = add_network(trt, builder, description, weights)
+    config = configure(trt, builder, description, record["precision"], arguments.max_batch_size)
+    if arguments.optimization_level is not None:
+        config.builder_optimization_level = arguments.optimization_level
+    if arguments.no_library_tactics:
+        config.set_tactic_sources(0)
+    print(f"building {network.definition.num_layers} layers", flush=True)
+    engine = builder.build_serialized_network(network.definition, config)
+    if engine is None:
+        raise NetworkError(f"{_title(trt)} could not build the engine; its messages are above")
+    content = bytes(engine)
+    record.update(
+        library=trt.__name__,
+        library_version=trt.__version__,
+        compute_capability=_compute_capability() if trt.__name__ == "tensorrt" else None,
+        max_batch_size=arguments.max_batch_size,
+        build_seconds=round(time.time() - start, 3),
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    _replace(arguments.output_dir / "encoder.engine", content)
+    _replace(arguments.output_dir / "encoder.json", json.dumps(record, indent=2).encode() + b"\n")
+    print(
+        f"{len(content) / 1e6:.0f} MB in {record['build_seconds']:.0f} s, "
+        f"written to {arguments.output_dir}; nobody has compared its output with fp32 yet"
+    )
+
+
+def _library() -> Any:
+    for name in LIBRARIES:
+        try:
+            return __import__(name)
+        except ImportError as error:
+            reason = error
+    raise NetworkError(f"neither {' nor '.join(LIBRARIES)} can be imported: {reason}")
+
+
+def _compute_capability() -> str:
+    """Of the first GPU, as "9.0"."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    numbers = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, MINOR
+        value = ctypes.c_int()
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
+            raise NetworkError("the GPU's compute capability cannot be read")
+        numbers.append(str(value.value))
+    return ".".join(numbers)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Writes a file in one step."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(file)
+
+
+if __name__ == "__main__":
+    main()
