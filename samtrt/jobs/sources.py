@@ -10,7 +10,7 @@ from PIL import Image
 
 from samtrt.errors import InputError
 from samtrt.formats.annotated import is_ours
-from samtrt.pictures.reading import FORMATS, read_png_texts
+from samtrt.pictures.reading import FORMATS, HEIC_SUFFIXES, read_png_texts
 
 MARK = "samtrt"  # the keyword in a PNG, and the key in a JSON, that an earlier run has written
 
@@ -188,4 +188,4 @@ def _is_output(path: Path) -> bool:
 def _suffixes() -> frozenset[str]:
     """Of the kinds of pictures that are read."""
     known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in FORMATS)
+    return frozenset((*(suffix for suffix, kind in known if kind in FORMATS), *HEIC_SUFFIXES))

@@ -19,6 +19,10 @@ from samtrt.pictures.structure import check_structure
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+# What phones take; decoded by pillow-heif (the extra `heic`) where it is installed.
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
+
 # A file of a few kilobytes can decode to gigabytes; 100 megapixels are 300 MB as RGB.
 MAX_PIXELS = 100_000_000
 
@@ -46,8 +50,8 @@ def load_image(
         [H, W, 3] uint8, RGB.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, no picture, damaged, too large, or put
-            together as no picture is (``check_structure``).
+        InputError: the file is missing, unreadable, empty, no picture, damaged, too large, put
+            together as no picture is (``check_structure``), or HEIC without pillow-heif.
     """
     if isinstance(source, bytes):
         return decode_image(source, "the picture", max_pixels)
@@ -81,10 +85,14 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt
     if not content:
         raise InputError(f"{name} is empty; expected a PNG, JPEG or another picture")
     check_structure(content, name)
+    formats: tuple[str, ...] = FORMATS
+    if _is_heic(content):
+        _register_heif(name)
+        formats = (*FORMATS, "HEIF")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is nothing the user can act on
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=formats) as image:
                 _check_size(name, image.size, max_pixels)
                 return _to_rgb(name, image)
     except InputError:
@@ -163,6 +171,31 @@ def _save_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = 
     for keyword, text in (texts or {}).items():
         chunks.add_text(keyword, text)
     image.save(path, format="PNG", compress_level=3, pnginfo=chunks)
+
+
+def _is_heic(content: bytes) -> bool:
+    """Whether a file begins as HEIC does: a box of type ``ftyp`` with one of its brands."""
+    if content[4:8] != b"ftyp":
+        return False
+    end = min(int.from_bytes(content[:4], "big"), 256)
+    brands = {content[8:12], *(content[at : at + 4] for at in range(16, end, 4))}
+    return not brands.isdisjoint(_HEIC_BRANDS) and b"avif" not in brands
+
+
+def _register_heif(name: str) -> None:
+    """Lets Pillow open HEIC.
+
+    Raises:
+        InputError: pillow-heif is not installed.
+    """
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise InputError(
+            f"{name} is HEIC, and pillow-heif, which reads it, is not installed; run "
+            "`pip install pillow-heif` (the extra samtrt[heic]), or convert it to JPEG"
+        ) from error
+    register_heif_opener(thumbnails=False)
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
