@@ -5,6 +5,9 @@ from pathlib import Path
 
 from samtrt.cli.options import Options, required
 
+# As ``decoders.export`` has them, which brings torch along.
+CONTRACTS = ("samtrt", "meta", "cvat")
+
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
@@ -15,18 +18,49 @@ def add_options(options: Options) -> None:
         action="store_true",
         help="one mask a prompt, chosen in the model, instead of all four",
     )
+    options.add(
+        "--contract",
+        choices=CONTRACTS,
+        default="samtrt",
+        help="inputs and outputs: samtrt's (default), those of Meta's export_onnx_model.py with "
+        "masks at the picture's size, or those of CVAT's page",
+    )
+    options.add(
+        "--use-stability-score",
+        action="store_true",
+        help="scores are the masks' stability (contract meta or cvat)",
+    )
+    options.add(
+        "--return-extra-metrics",
+        action="store_true",
+        help="the masks' stability and area as well (contract meta)",
+    )
+    options.add(
+        "--gelu-approximate",
+        action="store_true",
+        help="GELU by tanh, for runtimes without erf",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Exports, and prints what was written."""
     from samtrt.checkpoints.parameters import load_parameters
-    from samtrt.decoders.export import export_decoder
+    from samtrt.decoders.export import DecoderExport, export_decoder
 
+    options = DecoderExport(
+        arguments.contract,
+        arguments.return_single_mask or arguments.contract == "cvat",
+        arguments.use_stability_score,
+        arguments.return_extra_metrics,
+        arguments.gelu_approximate,
+    )
     params = required(arguments.params, "--params", "a parameter folder")
     output = arguments.output or params / "mask_decoder.onnx"
     parameters = load_parameters(params)
-    export_decoder(parameters, output, arguments.return_single_mask)
-    print(f"mask decoder  {'one mask' if arguments.return_single_mask else 'four masks'} a prompt")
+    export_decoder(parameters, output, options=options)
+    print(f"mask decoder  {'one mask' if options.return_single_mask else 'four masks'} a prompt")
+    if options.contract != "samtrt":
+        print(f"contract      {options.contract}: {', '.join(options.output_names)}")
     print(f"file size     {output.stat().st_size / 1e6:.1f} MB")
     if parameters.note:
         print(f"note          {parameters.note}")

@@ -1,8 +1,9 @@
 """The mask decoder as one ONNX file, parameters inside.
 
-Tensor names are those of Meta's ``scripts/export_onnx_model.py``. Two things differ: the prompt
-batch is dynamic as well as the number of points, and ``orig_im_size`` is left out, because
-upscaling to the picture belongs to ``transforms.postprocess_masks``.
+Tensor names are those of Meta's ``scripts/export_onnx_model.py``, and the prompt batch is dynamic
+as well as the number of points. Three contracts: ``samtrt``, without ``orig_im_size``, because
+upscaling to the picture belongs to ``transforms.postprocess_masks``; ``meta``, what that script
+exports; ``cvat``, what CVAT's page loads.
 """
 
 import io
@@ -11,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +20,25 @@ from torch import Tensor, nn
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.decoders.sam_onnx_model import (
+    CvatOnnxModel,
+    SamOnnxModel,
+    mask_a_prompt,
+    single_mask,
+)
 from samtrt.decoders.sealed import sealed
-from samtrt.errors import SamtrtError
+from samtrt.errors import InputError, SamtrtError
 from samtrt.files import replacing
 from samtrt.hints import install
 from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
 
+CONTRACTS = ("samtrt", "meta", "cvat")
 INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUT_NAMES = ("low_res_masks", "iou_predictions")
+ORIG_IM_SIZE = "orig_im_size"  # the last input of the contracts `meta` and `cvat`
+META_OUTPUT_NAMES = ("masks", "iou_predictions", "low_res_masks")
+EXTRA_METRICS = ("stability_scores", "areas")  # before the last of them, where asked for
+BOX_NAMES = ("xtl", "ytl", "xbr", "ybr")  # what `cvat` has after them
 OPSET = 18
 
 # Keys of the file's metadata, by which a decoder is held against an encoder engine.
@@ -37,13 +50,8 @@ SEALED_VERSION = 1  # from this ``model_version`` on, files of ours end in a dig
 
 
 class ExportedDecoder(nn.Module):
-    """The decoder as it is exported, with Meta's choice of a single mask if asked for.
-
-    That choice raises the score of mask 0 by 1000 · (N − 2.5), N being the number of points with
-    padding and box corners: mask 0 for three points and more, the best of masks 1…3 otherwise. A
-    box alone counts as two points, so it gets one of masks 1…3, where Meta's PyTorch predictor
-    (``multimask_output=False``) always answers with mask 0.
-    """
+    """The decoder as it is exported, with Meta's choice of a single mask (``single_mask``) if asked
+    for."""
 
     image_pe: Tensor
 
@@ -65,31 +73,94 @@ class ExportedDecoder(nn.Module):
 
         ``mask_input`` is [B, 1, 4h, 4w], or [1, 1, 4h, 4w] for all prompts.
         """
-        # A size of its own, and an index that picks the one mask or each prompt's: were both
-        # sizes one symbol, ONNX Runtime would take a single mask for as many as there are prompts.
-        prompt = torch.arange(point_labels.shape[0], device=point_labels.device)
-        num_masks = torch.ones_like(mask_input[:, 0, 0, 0]).sum()
-        mask_input = mask_input[prompt * (num_masks > 1)]
         masks, iou_predictions = self.decoder.decode(
             image_embeddings,
             self.image_pe,
             point_coords,
             point_labels,
-            mask_input,
+            mask_a_prompt(mask_input, point_labels.shape[0]),
             has_mask_input,
         )
         if not self.return_single_mask:
             return masks, iou_predictions
-        first = torch.arange(iou_predictions.shape[1], device=masks.device) == 0
         # Counted in a tensor: the exporter cannot multiply by a symbolic size.
         num_points = torch.ones_like(point_labels).sum(dim=1, keepdim=True)
-        score = iou_predictions + 1000.0 * (num_points - 2.5) * first
-        best = score.argmax(dim=1)
-        return masks[prompt, best].unsqueeze(1), iou_predictions[prompt, best].unsqueeze(1)
+        return single_mask(masks, iou_predictions, num_points)
+
+
+@dataclass(frozen=True)
+class DecoderExport:
+    """What is exported.
+
+    Attributes:
+        contract: one of ``CONTRACTS``: which inputs and outputs; see ``export_decoder``.
+        return_single_mask: one mask a prompt (``single_mask``) in place of four; ``cvat`` always
+            has one.
+        use_stability_score: scores are the stability of the low resolution logits.
+        return_extra_metrics: stability and area of the masks as well.
+        gelu_approximate: GELU by tanh, for runtimes without erf.
+
+    Raises:
+        InputError: another contract, or options that a contract does not have.
+    """
+
+    contract: str = "samtrt"
+    return_single_mask: bool = False
+    use_stability_score: bool = False
+    return_extra_metrics: bool = False
+    gelu_approximate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.contract not in CONTRACTS:
+            raise InputError(
+                f"contract is {self.contract!r}, expected one of {', '.join(CONTRACTS)}"
+            )
+        if self.contract == "samtrt" and (self.use_stability_score or self.return_extra_metrics):
+            raise InputError(
+                "stability scores and extra metrics belong to the contract 'meta'; ask for it, or "
+                "leave them out"
+            )
+        if self.contract == "cvat" and self.return_extra_metrics:
+            raise InputError("the contract 'cvat' has no extra metrics; leave them out")
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Of the file, in order."""
+        return INPUT_NAMES if self.contract == "samtrt" else (*INPUT_NAMES, ORIG_IM_SIZE)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of the file, in order."""
+        if self.contract == "samtrt":
+            return OUTPUT_NAMES
+        if self.contract == "cvat":
+            return (*META_OUTPUT_NAMES, *BOX_NAMES)
+        *first, last = META_OUTPUT_NAMES
+        return (*first, *(EXTRA_METRICS if self.return_extra_metrics else ()), last)
+
+    def module(self, decoder: PromptedMaskDecoder) -> nn.Module:
+        """What is traced."""
+        if self.gelu_approximate:
+            for module in decoder.modules():
+                if isinstance(module, nn.GELU):
+                    module.approximate = "tanh"
+        if self.contract == "meta":
+            return SamOnnxModel(
+                decoder,
+                self.return_single_mask,
+                self.use_stability_score,
+                self.return_extra_metrics,
+            )
+        if self.contract == "cvat":
+            return CvatOnnxModel(decoder, self.use_stability_score)
+        return ExportedDecoder(decoder, self.return_single_mask)
 
 
 def export_decoder(
-    parameters: Parameters, output: str | os.PathLike[str], return_single_mask: bool = False
+    parameters: Parameters,
+    output: str | os.PathLike[str],
+    return_single_mask: bool = False,
+    options: DecoderExport | None = None,
 ) -> None:
     """Writes the mask decoder as an ONNX file, whole or not at all.
 
@@ -99,6 +170,12 @@ def export_decoder(
     ``mask_input`` [B, 1, 4h, 4w] or [1, 1, 4h, 4w], ``has_mask_input`` [1]. Outputs:
     ``low_res_masks`` [B, M, 4h, 4w] and ``iou_predictions`` [B, M], M being 4, or 1 with
     ``return_single_mask``.
+
+    The contracts ``meta`` and ``cvat`` also take ``orig_im_size`` [2], (height, width) of the
+    picture; their outputs are those of ``SamOnnxModel`` and of ``CvatOnnxModel``, whose B is 1.
+
+    Args:
+        options: what is exported; ``return_single_mask`` alone otherwise.
 
     Raises:
         SamtrtError: the exporter's packages are missing, or the file cannot be written.
@@ -111,45 +188,53 @@ def export_decoder(
             f"{error.name} is not installed, and the export needs it; run `{install('export')}`"
         ) from error
 
+    options = options or DecoderExport(return_single_mask=return_single_mask)
     config = parameters.encoder_config
     decoder = build_mask_decoder(parameters.decoder(), config)
-    model = ExportedDecoder(decoder, return_single_mask).eval()
     with replacing(output) as temporary:  # first, so that a bad name fails before the work
-        proto = _to_onnx(model, config)
+        proto = _to_onnx(options.module(decoder).eval(), options, config)
         metadata = {METADATA_PARAMETERS: parameters.sha256, METADATA_NOTE: parameters.note}
         onnx.helper.set_model_props(proto, {k: v for k, v in metadata.items() if v})
         onnx.checker.check_model(proto)
         temporary.write_bytes(sealed(proto.SerializeToString(deterministic=True)))
 
 
-def _to_onnx(model: nn.Module, config: EncoderConfig) -> Any:
+def _to_onnx(model: nn.Module, options: DecoderExport, config: EncoderConfig) -> Any:
     """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
     prompts, points, masks = (
         torch.export.Dim(name) for name in ("num_prompts", "num_points", "num_masks")
     )
     grid, side = config.grid_size, 4 * config.grid_size
     # Neither dynamic size is 1: the exporter would take a 1 for a constant.
-    example = (
+    batch = 1 if options.contract == "cvat" else 2
+    example = [
         torch.zeros(1, config.out_chans, grid, grid),
-        torch.zeros(2, 5, 2),
-        torch.zeros(2, 5),
-        torch.zeros(3, 1, side, side),
+        torch.zeros(batch, 5, 2),
+        torch.zeros(batch, 5),
+        torch.zeros(2 * batch - 1, 1, side, side),
         torch.ones(1),
-    )
+    ]
+    prompt = {1: points} if batch == 1 else {0: prompts, 1: points}
+    shapes: list[dict[int, Any]] = [{}, prompt, prompt, {} if batch == 1 else {0: masks}, {}]
+    if ORIG_IM_SIZE in options.input_names:
+        example.append(torch.tensor([0.6, 0.9]) * config.img_size)
+        shapes.append({})
     with _quiet():
         program = torch.onnx.export(
             model,
-            example,
+            tuple(example),
             dynamo=True,
             opset_version=OPSET,
-            input_names=INPUT_NAMES,
-            output_names=OUTPUT_NAMES,
-            dynamic_shapes=({}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: masks}, {}),
+            input_names=options.input_names,
+            output_names=options.output_names,
+            dynamic_shapes=tuple(shapes),
             verbose=False,
         )
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
+    if ORIG_IM_SIZE in options.input_names:
+        _name_sides(proto)
     proto.producer_name, proto.producer_version = PRODUCER, ""
     proto.model_version = SEALED_VERSION
     return proto
@@ -163,6 +248,17 @@ def _strip_traces(proto: Any) -> None:
         part.doc_string = ""
     del graph.metadata_props[:]
     proto.doc_string = graph.doc_string = ""
+
+
+def _name_sides(proto: Any) -> None:
+    """Calls the two dynamic sides of the masks by their names, wherever they occur."""
+    (masks,) = (part for part in proto.graph.output if part.name == META_OUTPUT_NAMES[0])
+    sides = [dim.dim_param for dim in masks.type.tensor_type.shape.dim[-2:]]
+    names = dict(zip(sides, ("height", "width"), strict=True))
+    for part in (*proto.graph.value_info, *proto.graph.output):
+        for dim in part.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 @contextmanager

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from samtrt.checkpoints.parameters import CONFIG_FILE
 from samtrt.decoders.export import (
+    INPUT_NAMES,
     METADATA_NOTE,
     METADATA_PARAMETERS,
+    ORIG_IM_SIZE,
+    OUTPUT_NAMES,
     PRODUCER,
     SEALED_VERSION,
 )
@@ -24,15 +27,7 @@ from samtrt.files import read_whole
 from samtrt.hints import command
 from samtrt.modeling.mask_decoder import select_masks
 
-_REQUIRED_INPUTS = {
-    "image_embeddings",
-    "point_coords",
-    "point_labels",
-    "mask_input",
-    "has_mask_input",
-}
-_ORIG_IM_SIZE = "orig_im_size"  # only in decoders that Meta's export_onnx_model.py made
-_OUTPUTS = ["low_res_masks", "iou_predictions"]
+_OUTPUTS = list(OUTPUT_NAMES)  # those that every contract has
 
 
 class OnnxDecoder:
@@ -125,8 +120,8 @@ class OnnxDecoder:
             else _in_host_memory(mask),
             "has_mask_input": np.array([mask is not None], np.float32),
         }
-        if _ORIG_IM_SIZE in self._inputs:
-            feed[_ORIG_IM_SIZE] = np.array([self.img_size, self.img_size], np.float32)
+        if ORIG_IM_SIZE in self._inputs:
+            feed[ORIG_IM_SIZE] = np.array([self.img_size, self.img_size], np.float32)
         try:
             masks, ious = self.session.run(_OUTPUTS, feed, self._run_options)
         except Exception as error:  # they share no base class of their own
@@ -164,7 +159,7 @@ class OnnxDecoder:
     def _check_signature(self, outputs: dict[str, Any]) -> int:
         """Side of the mask prompt, once inputs and outputs are those of a mask decoder."""
         names = set(self._inputs)
-        fits = names - {_ORIG_IM_SIZE} == _REQUIRED_INPUTS and outputs.keys() >= set(_OUTPUTS)
+        fits = names - {ORIG_IM_SIZE} == set(INPUT_NAMES) and outputs.keys() >= set(_OUTPUTS)
         # With --return-extra-metrics Meta's script gives that name to the stability scores.
         if not fits or len(outputs["low_res_masks"].shape) != 4:
             raise EngineError(

@@ -7,6 +7,8 @@ from oracle import tiny_config
 from scripts import call_script, load_script
 
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.cli import export_decoder
+from samtrt.decoders.export import CONTRACTS
 from samtrt.decoders.onnx import OnnxDecoder
 
 SCRIPT = load_script("export_decoder")
@@ -29,14 +31,30 @@ def test_default_output_is_in_the_parameter_folder(
     assert OnnxDecoder(params / "mask_decoder.onnx").num_masks == 4
 
 
-def test_return_single_mask(params: Path, tmp_path: Path) -> None:
+def test_return_single_mask_in_metas_contract(params: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "single.onnx"
     status, out, _ = call_script(
-        SCRIPT, "--params", params, "--return-single-mask", "--output", output
+        *(SCRIPT, "--params", params, "--return-single-mask", "--output", output),
+        *("--contract", "meta"),
     )
     assert status == 0 and "one mask a prompt" in out
+    assert "contract      meta: masks, iou_predictions, low_res_masks" in out.splitlines()
     assert OnnxDecoder(output).num_masks == 1
     assert [path.name for path in output.parent.iterdir()] == ["single.onnx"]
+
+
+def test_options_that_the_contract_does_not_have(params: Path, tmp_path: Path) -> None:
+    output = tmp_path / "decoder.onnx"
+    status, out, err = call_script(
+        SCRIPT, "--params", params, "--use-stability-score", "--output", output
+    )
+    assert (status, out) == (1, "")
+    assert "contract 'meta'" in err and err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_contracts_are_those_of_the_package() -> None:
+    assert export_decoder.CONTRACTS == CONTRACTS
 
 
 def test_missing_parameters(tmp_path: Path) -> None:
