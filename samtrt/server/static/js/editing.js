@@ -1,6 +1,7 @@
 // Masks are selected, painted, rubbed out, joined and cut without the decoder.
 
 import { drawnMask, drawOn } from "./edits.js";
+import { setEnabled } from "./focus.js";
 import { announce, notify } from "./notices.js";
 import { contains, difference, isEmpty, piecesOf, strokeOf, union } from "./regions.js";
 import { areaOf } from "./runs.js";
@@ -22,8 +23,9 @@ export class Editing {
     byId("split").addEventListener("click", () => this.split());
     scene.addEventListener("change", () => {
       const { length } = scene.chosen;
-      byId("merge").disabled = byId("subtract").disabled = length < 2;
-      byId("split").disabled = length !== 1;
+      setEnabled(byId("merge"), length > 1);
+      setEnabled(byId("subtract"), length > 1);
+      setEnabled(byId("split"), length === 1);
     });
   }
 

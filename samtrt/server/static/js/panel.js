@@ -1,6 +1,7 @@
 // The list of masks, and the buttons whose state follows from it.
 
 import { cssOf } from "./colors.js";
+import { keepFocus, setEnabled } from "./focus.js";
 import { areaOf } from "./runs.js";
 
 const byId = (id) => document.getElementById(id);
@@ -8,6 +9,8 @@ const byId = (id) => document.getElementById(id);
 export class Panel {
   #scene;
   #pixels = 1;
+  #rows = new Map(); // mask id -> {mask, element, isChosen}
+  #lastSelected = null;
 
   constructor(scene) {
     this.#scene = scene;
@@ -19,35 +22,54 @@ export class Panel {
 
   /** Pixels of the picture, of which areas are a share. */
   setPixels(pixels) {
+    this.#rows.clear();
     this.#pixels = pixels;
   }
 
   #render() {
-    const { masks, selected, chosen } = this.#scene;
+    const { masks, chosen, selected } = this.#scene;
     byId("count").textContent = masks.length;
     byId("no-masks").hidden = masks.length > 0;
-    byId("clear").disabled = !masks.length;
-    byId("undo").disabled = !this.#scene.canUndo;
-    byId("redo").disabled = !this.#scene.canRedo;
+    setEnabled(byId("clear"), masks.length);
+    setEnabled(byId("undo"), this.#scene.canUndo);
+    setEnabled(byId("redo"), this.#scene.canRedo);
     for (const button of document.querySelectorAll("[data-download]")) {
-      button.disabled = !masks.some((mask) => mask.visible);
+      setEnabled(button, masks.some((mask) => mask.visible));
     }
-    // Focus is put back where it was: the list is made anew.
-    const focused = document.activeElement?.dataset?.focus;
-    byId("list").replaceChildren(...masks.map((mask) => this.#item(mask, chosen.includes(mask))).reverse());
-    if (focused) document.querySelector(`[data-focus="${focused}"]`)?.focus();
-    if (selected) byId("list").querySelector(".selected").scrollIntoView({ block: "nearest" });
+    const rows = masks.map((mask) => this.#rowOf(mask, chosen.includes(mask))).reverse();
+    keepFocus(byId("list"), () => arrange(byId("list"), rows));
+    if (selected && selected.id !== this.#lastSelected) {
+      byId("list").querySelector(`[data-mask="${selected.id}"]`).scrollIntoView({ block: "nearest" });
+    }
+    this.#lastSelected = selected?.id;
   }
 
-  #item(mask, selected) {
+  /** A mask's row; only what differs is made anew, or a hundred masks would lag. */
+  #rowOf(mask, isChosen) {
+    let known = this.#rows.get(mask.id);
+    if (known?.mask !== mask) known = { mask, element: this.#item(mask), isChosen: null };
+    if (known.isChosen !== isChosen) {
+      known.element.classList.toggle("selected", isChosen);
+      known.element.querySelector(".pick").setAttribute("aria-pressed", isChosen);
+      known.isChosen = isChosen;
+    }
+    this.#rows.set(mask.id, known);
+    return known.element;
+  }
+
+  #pick(mask, isOneMore) {
+    const { chosen } = this.#scene;
+    if (isOneMore) this.#scene.toggle(mask.id);
+    else this.#scene.select(chosen.length === 1 && chosen[0].id === mask.id ? null : mask.id);
+  }
+
+  #item(mask) {
     const item = document.createElement("li");
-    item.className = `item${selected ? " selected" : ""}${mask.visible ? "" : " off"}`;
+    item.className = `item${mask.visible ? "" : " off"}`;
     item.dataset.mask = mask.id;
-    const pick = button("pick", `pick-${mask.id}`, (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) this.#scene.toggle(mask.id);
-      else this.#scene.select(selected && this.#scene.chosen.length === 1 ? null : mask.id);
-    });
-    pick.setAttribute("aria-pressed", selected);
+    const pick = button("pick", `pick-${mask.id}`, (event) =>
+      this.#pick(mask, event.ctrlKey || event.metaKey || event.shiftKey),
+    );
     const swatch = span("swatch", "");
     swatch.style.background = cssOf(mask.color);
     const share = ((100 * areaOf(mask.runs)) / this.#pixels).toFixed(1);
@@ -64,6 +86,15 @@ export class Panel {
     item.append(pick, toggle, remove);
     return item;
   }
+}
+
+/** Makes the list's rows these, touching only what differs. */
+function arrange(list, rows) {
+  const wanted = new Set(rows);
+  for (const row of [...list.children]) if (!wanted.has(row)) row.remove();
+  rows.forEach((row, i) => {
+    if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
+  });
 }
 
 function button(className, focus, act) {
