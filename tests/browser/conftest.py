@@ -198,11 +198,16 @@ def downloaded_masks(page: Page) -> list[np.ndarray]:
     return masks
 
 
+def module_url(name: str) -> str:
+    """JavaScript for the address of one of the page's modules."""
+    return f"new URL('{name}.js', document.querySelector('script[type=module]').src)"
+
+
 def in_page(page: Page, module: str, body: str, *arguments: Any) -> Any:
     """Runs the body with a module of the page as ``module``."""
     return page.driver.execute_async_script(
         "const done = arguments[arguments.length - 1];"
-        f"import('/static/js/{module}.js').then(module => done((() => {{ {body} }})()));",
+        f"import({module_url(module)}).then(module => done((() => {{ {body} }})()));",
         *arguments,
     )
 

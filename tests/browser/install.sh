@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the browser tests need and pip cannot bring: Chromium with its driver, the page's assets, and
-# nginx to stand before the server.
+# What the browser tests need and pip cannot bring: Chromium with its driver, the page's assets,
+# nginx to stand before the server; and axe-core, which looks for what keeps people out.
 # Does what it can (apt as root, npm where it is installed) and says what it could not; without
 # Chromium or the assets the tests are skipped, except where CI is set.
 set -uo pipefail
@@ -24,6 +24,7 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 if command -v npm >/dev/null; then
   "$python" -m samtrt.server.assets || echo "note: the page's assets are not installed" >&2
+  npm ci --prefix tests/browser --loglevel=error >/dev/null || echo "note: axe-core is not installed" >&2
 else
   echo "note: install Node.js with npm to get the page's assets" >&2
 fi
