@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -298,3 +299,22 @@ def page(shared_page: Page, url: str, file: Path) -> Page:
     shared_page.log()  # what earlier tests provoked
     shared_page.open(file)
     return shared_page
+
+
+@pytest.fixture
+def gate(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The image encoder waits until it is set."""
+    gate = threading.Event()
+    encoder = sam.image_encoder
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(encoder, name)
+
+        def __call__(self, x: Any) -> Any:
+            assert gate.wait(60)
+            return encoder(x)
+
+    monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: Slow()))
+    yield gate
+    gate.set()
