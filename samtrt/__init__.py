@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         sam_model_registry,
     )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Pipeline",
     "Sam",
@@ -49,3 +51,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"])

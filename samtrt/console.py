@@ -1,6 +1,7 @@
 """What every console program does around its work: errors in one line, exit status, progress."""
 
 import errno
+import json
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from samtrt.errors import SamtrtError
+from samtrt.files import without_nan
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -52,6 +54,11 @@ def run_script(main: Callable[[], int | None]) -> int:
             raise
         _discard_output()
         return _fail(f"error: {error.strerror}; make room, or write elsewhere", EXIT_ERROR)
+
+
+def print_json(value: Any) -> None:
+    """Prints ``value`` on stdout as one line of JSON; NaN and infinity become null."""
+    print(json.dumps(without_nan(value), ensure_ascii=False))
 
 
 def one_line(text: str) -> str:

@@ -20,6 +20,8 @@ from io import BufferedIOBase, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
+import platformdirs
+
 from samtrt.errors import InputError, SamtrtError
 
 try:
@@ -31,12 +33,22 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+CACHE_VARIABLE = "SAMTRT_CACHE_DIR"
+
 _MAX_NAME_BYTES = 255  # of a file's name on every common file system
 _MAX_WRITERS = 64  # of one file at a time
+_LOCK_FILE = ".samtrt-lock"
 _CHUNK = 1 << 18  # bytes that are hashed at once
 # What a file system without locks answers (some network drives).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$SAMTRT_CACHE_DIR``, or ``samtrt`` in the user's
+    cache."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else platformdirs.user_cache_path("samtrt", appauthor=False)
 
 
 @contextmanager
@@ -186,6 +198,35 @@ def read_sealed(data: Path, record: Path, read: Callable[[Path], T]) -> T:
             if seen == (_state(record), _state(final)):
                 raise
         # A writer was at its last steps meanwhile.
+
+
+@contextmanager
+def working_alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time work in a folder, which is created; the others wait.
+
+    Raises:
+        SamtrtError: the folder cannot be written.
+    """
+    path = folder / _LOCK_FILE
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = FileIO(path, "r+", opener=_create)
+    with file:
+        if not _try_lock(file):
+            logger.info("waiting for another process that works in %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that cannot be written, before anything is computed for it.
+
+    Raises:
+        InputError: the name is a folder's, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    check_writable(path.parent)
 
 
 def read_whole(path: Path) -> bytearray:

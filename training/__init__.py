@@ -1,5 +1,5 @@
 """How the demo checkpoint was trained: procedural scenes, SAM's losses, one training script.
 
-``training.scenes`` needs torch, NumPy and Pillow only, so the examples evaluate on it; the
+The scenes are the package's own (``samtrt.scenes``), which `samtrt evaluate` draws as well; the
 training itself also needs Meta's ``segment-anything`` package.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.scenes import SceneBatch, generate
+from samtrt.scenes.drawing import SceneBatch, generate
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.layout import SLOTS
+from samtrt.scenes.drawing import PADDING, SceneBatch
+from samtrt.scenes.layout import SLOTS
+from samtrt.scenes.randomness import SceneRandom
 from training.model import decode, encode
-from training.randomness import SceneRandom
-from training.scenes import PADDING, SceneBatch
 
 FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
 # SAM trains the single-mask token from the second prompt on, and three tokens on the first

@@ -10,7 +10,7 @@ from PIL import Image
 from samtrt.console import run_script
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from training.scenes import BACKGROUND, PADDING, generate
+from samtrt.scenes.drawing import BACKGROUND, PADDING, generate
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,10 +24,11 @@ from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.console import run_script
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from training import model, objective, scenes
+from samtrt.scenes import drawing as scenes
+from samtrt.scenes.randomness import SceneRandom
+from training import model, objective
 from training.loader import Plan, load_scenes
 from training.optimization import Gradients, build_optimizers
-from training.randomness import SceneRandom
 
 PROMPT_SEED = 1 << 20  # apart from the scenes' streams
 FIELDS = (

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from samtrt import __version__
 from samtrt.cli import (
     benchmark,
     build,
@@ -11,10 +12,11 @@ from samtrt.cli import (
     evaluate,
     everything,
     export_decoder,
+    models,
     serve,
 )
 from samtrt.cli import run as run_image
-from samtrt.cli.options import Options, log_to_stderr
+from samtrt.cli.options import Options, log_to_stderr, parse_line
 from samtrt.console import run_script
 
 COMMANDS = {
@@ -24,6 +26,7 @@ COMMANDS = {
     "run": run_image,
     "everything": everything,
     "serve": serve,
+    "models": models,
     "compare": compare,
     "benchmark": benchmark,
     "evaluate": evaluate,
@@ -41,7 +44,7 @@ def run(argv: list[str]) -> int | None:
     Raises:
         SamtrtError: whatever the command cannot do.
     """
-    arguments = make_parser().parse_args(argv)
+    arguments = parse_line(make_parser(), argv)
     log_to_stderr()
     status: int | None = COMMANDS[arguments.command].run(arguments)
     return status
@@ -50,6 +53,7 @@ def run(argv: list[str]) -> int | None:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``command`` is the name of the one chosen."""
     parser = argparse.ArgumentParser(prog="samtrt", description="Segment Anything, fast.")
+    parser.add_argument("--version", action="version", version=f"samtrt {__version__}")
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True
     )

@@ -1,12 +1,11 @@
 """Measures an engine's masks on procedural scenes with exact masks: mean IoU by kind of prompt."""
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from samtrt.cli.options import DEMO, Options, required
+from samtrt.cli.options import Options
+from samtrt.cli.parts.model import add_model, chosen_model
 from samtrt.errors import InputError
 
 UNSEEN_SEED = 2024  # the demo checkpoint was trained on seed 1
@@ -14,9 +13,13 @@ UNSEEN_SEED = 2024  # the demo checkpoint was trained on seed 1
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
-    options.add_path("--engine", "engine to measure", DEMO / "engine", metavar="DIR")
-    options.add_backend()
-    options.add_path("--decoder", "parameter folder or ONNX file", DEMO)
+    add_model(options)
+    options.add(
+        "--decoder",
+        type=Path,
+        metavar="FILE",
+        help="mask decoder, a parameter folder or an ONNX file (default: the model's own)",
+    )
     options.add(
         "--against", type=Path, metavar="DIR", help="second engine, to compare the masks with"
     )
@@ -33,19 +36,18 @@ def run(arguments: argparse.Namespace) -> None:
     from torch import Tensor
 
     from samtrt.console import track
-    from samtrt.decoders.load import load_decoder
     from samtrt.encoders.load import load_encoder
     from samtrt.files import write_json
     from samtrt.reports.evaluation import Encode, evaluate_picture, summarise
+    from samtrt.scenes.drawing import examples
 
     if arguments.scenes < 1:
         raise InputError(f"--scenes is {arguments.scenes}; expected 1 or more")
-    draw = _scenes(arguments.home)
-    engine = required(arguments.engine, "--engine", "an engine folder")
-    encoder = load_encoder(engine, arguments.backend)
-    decoder = load_decoder(
-        required(arguments.decoder, "--decoder", "a parameter folder or an ONNX file")
-    )
+    if arguments.seed < 0:
+        raise InputError(f"--seed is {arguments.seed}; expected 0 or more")
+    model = chosen_model(arguments)
+    encoder = load_encoder(model.engine, arguments.backend)
+    decoder = model.decoder(arguments.decoder)
     against: Encode | None = None
     if arguments.against is not None:
         second = load_encoder(arguments.against, arguments.against_backend)
@@ -55,12 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = encoder.device
     records = []
-    drawn = draw(arguments.seed, arguments.scenes, decoder.img_size, device)
+    drawn = examples(arguments.seed, arguments.scenes, decoder.img_size, device)
     for image, masks, groups in track(drawn, "scenes", arguments.scenes):
         if len(masks):
             records += evaluate_picture(encoder, decoder, image, masks, groups, device, against)
     summary = {
-        "engine": str(engine),
+        "engine": str(model.engine),
         "against": None if arguments.against is None else str(arguments.against),
         "seed": arguments.seed,
         "scenes": arguments.scenes,
@@ -69,27 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     _print_table(summary)
     if arguments.json is not None:
         write_json(arguments.json, summary)
-
-
-def _scenes(home: Path | None) -> Callable[..., Any]:
-    """What draws the scenes; it belongs to the checkout, beside the package.
-
-    Raises:
-        InputError: it is not to be found.
-    """
-    checkout = Path.cwd() if home is None else home.parents[1]
-    if str(checkout) not in sys.path:
-        sys.path.insert(0, str(checkout))
-    try:
-        from training.scenes import examples
-    except ModuleNotFoundError as error:
-        if error.name not in ("training", "training.scenes"):
-            raise
-        raise InputError(
-            "the scenes are drawn by samtrt's checkout (training/), which is not here; "
-            "run this in the checkout's folder"
-        ) from error
-    return examples
 
 
 def _print_table(summary: dict[str, Any]) -> None:

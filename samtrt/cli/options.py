@@ -115,7 +115,22 @@ def parse_arguments(
     """Parses the options of a script that lies in ``home``."""
     parser = argparse.ArgumentParser(description=command.__doc__)
     command.add_options(Options(parser, home))
-    return parser.parse_args(argv)
+    return parse_line(parser, argv)
+
+
+def parse_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses a command line; the subjects of a command that takes many may stand anywhere in it,
+    where argparse wants them together."""
+    arguments, rest = parser.parse_known_args(argv)
+    subject: str = getattr(arguments, "subject", "")
+    words = [word for word in rest if word == "-" or not word.startswith("-")]
+    if len(words) < len(rest) or (words and not subject):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if words:
+        setattr(arguments, subject, [*getattr(arguments, subject), *words])
+    return arguments
 
 
 class _ToStderr(logging.Handler):

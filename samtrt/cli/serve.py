@@ -1,29 +1,22 @@
-"""Serves the click page and the HTTP API for one model."""
+"""Serves the click page and the HTTP API for one model, the demo model by default."""
 
 import argparse
 from pathlib import Path
 
-from samtrt.cli.options import ENGINE, PARAMS, Options
-
-DEFAULT_PARAMS = Path("examples/sam/sam_models/sam_demo")
+from samtrt.cli.options import Options
+from samtrt.cli.parts.model import add_model, chosen_model
+from samtrt.errors import InputError
 
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
-    options.add(
-        "--params",
-        type=Path,
-        default=DEFAULT_PARAMS,
-        help=f"{PARAMS} (default: {DEFAULT_PARAMS})",
-    )
-    options.add("--engine", type=Path, help=f"{ENGINE} (default: PARAMS/engine)")
+    add_model(options)
     options.add(
         "--decoder",
         type=Path,
         help="ONNX file of the mask decoder, for the page "
-        "(default: PARAMS/mask_decoder.onnx, exported when it is not there)",
+        "(default: mask_decoder.onnx beside the parameters, exported when it is not there)",
     )
-    options.add_backend()
     options.add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     options.add("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     options.add(
@@ -63,11 +56,19 @@ def add_options(options: Options) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serves until it is interrupted."""
-    from samtrt.server.launch import ServeOptions, serve
+    from samtrt.models.catalogue import DEMO, demo_picture
+    from samtrt.server.launch import ServeOptions, require_installed, serve
 
+    require_installed(not arguments.no_page)
+    model = chosen_model(arguments, default=DEMO)
+    if model.params is None:
+        raise InputError(
+            "--engine holds an image encoder alone; name the parameter folder that it was built "
+            "from with --params"
+        )
     options = ServeOptions(
-        params=arguments.params,
-        engine=arguments.engine,
+        params=model.params,
+        engine=model.engine,
         decoder=arguments.decoder,
         backend=arguments.backend,
         host=arguments.host,
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         trusted_proxies=tuple(arguments.trusted_proxy),
         token_file=arguments.token_file,
         metrics=not arguments.no_metrics,
-        sample=arguments.sample,
+        sample=arguments.sample or demo_picture(),
         page=not arguments.no_page,
     )
     serve(options)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
-from samtrt.files import check_writable, replacing
+from samtrt.files import check_output, replacing
 from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
@@ -161,9 +161,7 @@ def check_png_output(path: Path) -> None:
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"masks are written as PNG; expected a name that ends in .png, not {path}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    check_writable(path.parent)
+    check_output(path)
 
 
 def _save_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = None) -> None:

@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 BACKLOG = 256
 MIN_TOKEN_LENGTH = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DEFAULT_SAMPLE = Path("examples/sam/images/demo.jpg")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ServeOptions:
         token_file: file with the token that clients must send; None for the environment's
             SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
         metrics: whether there is ``/metrics``.
-        sample: picture that the page offers to try; None for the demo scene where it is there.
+        sample: picture that the page offers to try; None for none.
         page: whether there is a page, or the API alone.
         settings: limits; its hosts, prefix, proxies, token and metrics are replaced by those here.
     """
@@ -73,20 +72,15 @@ def serve(options: ServeOptions) -> None:
     Raises:
         SamtrtError: a package, the page's assets, the model or the port is not to be had.
     """
-    try:
-        from samtrt.server.app import create_app
-        from samtrt.server.assets import assets_compressed, require_assets
-        from samtrt.server.guard.serving import Server
-    except ImportError as error:
-        raise SamtrtError(
-            f"{error.name} is not installed, and the server needs it; run `{install('server')}`"
-        ) from error
+    require_installed(options.page)
+    from samtrt.server.app import create_app
+    from samtrt.server.assets import assets_compressed
+    from samtrt.server.guard.serving import Server
 
     engine = options.engine or options.params / "engine"
     sample = _find_sample(options.sample)
     decoder = None
     if options.page:
-        require_assets()
         if not assets_compressed():
             logger.warning(
                 "the page's assets are not compressed, and a first visit takes longer; "
@@ -117,6 +111,27 @@ def serve(options: ServeOptions) -> None:
             if app.state.studio.is_busy:
                 _leave()  # a picture in the encoder would hold the interpreter until it is done
             raise
+
+
+def require_installed(page: bool) -> None:
+    """Raises unless the server can start here; before anything takes its time.
+
+    Args:
+        page: whether there is a page, which has assets of its own.
+
+    Raises:
+        SamtrtError: a package or the page's assets are missing.
+    """
+    try:
+        import samtrt.server.app
+        import samtrt.server.guard.serving  # noqa: F401
+        from samtrt.server.assets import require_assets
+    except ImportError as error:
+        raise SamtrtError(
+            f"{error.name} is not installed, and the server needs it; run `{install('server')}`"
+        ) from error
+    if page:
+        require_assets()
 
 
 def _leave() -> None:
@@ -192,7 +207,7 @@ def _given_token(options: ServeOptions) -> str | None:
 
 def _find_sample(sample: Path | None) -> Path | None:
     if sample is None:
-        return DEFAULT_SAMPLE if DEFAULT_SAMPLE.is_file() else None
+        return None
     if not sample.is_file():
         raise InputError(f"no picture at {sample}; give the path of a picture file")
     return sample

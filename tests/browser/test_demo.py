@@ -18,8 +18,7 @@ from pycocotools import mask as mask_utils
 from scipy.ndimage import distance_transform_edt
 
 from samtrt.cli import commands
-from samtrt.cli.serve import DEFAULT_PARAMS
-from training.scenes import SLOTS, STRIDE, generate
+from samtrt.scenes.drawing import SLOTS, STRIDE, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSEEN_SEED, SCENE = 7, 6  # fourteen objects: text, polygons, ellipses, blobs, curves
@@ -42,7 +41,7 @@ def url(
 ) -> Iterator[str]:
     """The server as the README starts it, in a folder that `make run` has filled."""
     folder = tmp_path_factory.mktemp("checkout")
-    params = folder / DEFAULT_PARAMS
+    params = folder / "examples/sam/sam_models/sam_demo"
     checkpoint = ROOT / "examples/sam/sam_models/sam_demo.pth"
     commands.run(["convert", str(checkpoint), "--output-dir", str(params)])
     commands.run(["build", str(params), "--backend", "cpu", "--skip-parity-gate"])

@@ -24,7 +24,7 @@ from server_support import CONFIG, build_model, encoded, picture, tiny_decoder, 
 from samtrt.checkpoints import config
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
 from samtrt.cli import commands, options
-from samtrt.cli.segment import segment
+from samtrt.cli.parts.segment import segment
 from samtrt.console import run_script
 from samtrt.decoders.load import load_decoder
 from samtrt.decoders.prompts import Prompt
@@ -132,7 +132,7 @@ def test_both_doors_have_the_same_options(
 
 def test_no_option_is_described_twice() -> None:
     """But for the doors' own: a text stands in one place of the sources."""
-    sources = [path.read_text("utf-8") for path in (*CLI.glob("*.py"), *EXAMPLES.glob("*.py"))]
+    sources = [path.read_text("utf-8") for path in (*CLI.rglob("*.py"), *EXAMPLES.glob("*.py"))]
     texts: Counter[str] = Counter()
     for source in sources:
         for node in ast.walk(ast.parse(source)):
@@ -175,7 +175,7 @@ def test_checkpoint_to_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
     output = tmp_path / "mask.png"
     run = ["run", str(photo), "--params", str(folder), "--output", str(output)]
-    assert commands.run([*run, "--point-coords", "60", "70"]) is None
+    assert not commands.run([*run, "--point-coords", "60", "70"])
     expected = segment(
         image, Prompt.from_numbers([60, 70]), load_encoder(folder / "engine"), load_decoder(folder)
     )
@@ -249,9 +249,9 @@ def test_errors_are_one_line(
         (["--seed", "--random"], ("convert", tmp_path / "none.pth", "--seed", "1")),
         (["--params is not given"], ("build",)),
         (["--params is not given"], ("export-decoder",)),
-        (["--image is not given"], ("run",)),
-        (["--engine is not given", "--params"], ("run", photo)),
-        (["--engine is not given"], ("evaluate",)),
+        (["no picture is named"], ("run",)),
+        (["no model is named", "--params"], ("run", photo, "--point", "1,2")),
+        (["no model is named"], ("evaluate",)),
         (["no picture"], ("compare", model)),
         (["none.pth"], ("convert", tmp_path / "none.pth")),
         (["config.json is missing"], ("build", tmp_path)),

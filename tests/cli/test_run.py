@@ -16,8 +16,8 @@ from scripts import EXAMPLES, call_script, load_script
 
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import Parameters, random_parameters, save_parameters
+from samtrt.cli.parts.segment import Mask, StageTimes, segment
 from samtrt.cli.run import DEMO_POINT
-from samtrt.cli.segment import Mask, StageTimes, segment
 from samtrt.decoders.export import export_decoder
 from samtrt.decoders.prompts import Prompt
 from samtrt.decoders.protocol import check_fits

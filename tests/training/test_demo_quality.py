@@ -9,7 +9,7 @@ from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.load import encoder_from_parameters
 from samtrt.reports.evaluation import evaluate_picture, summarise
-from training.scenes import examples
+from samtrt.scenes.drawing import examples
 
 MODELS = Path(__file__).resolve().parents[2] / "examples/sam/sam_models"
 CHECKPOINT = MODELS / "sam_demo.pth"

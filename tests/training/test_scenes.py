@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from samtrt.reports.evaluation import deepest_points, distance_inside
-from training import scenes, shapes
-from training.randomness import SceneRandom
-from training.scenes import SLOTS, STRIDE, generate
-from training.textures import jpeg
+from samtrt.scenes import drawing as scenes
+from samtrt.scenes import shapes
+from samtrt.scenes.drawing import SLOTS, STRIDE, generate
+from samtrt.scenes.randomness import SceneRandom
+from samtrt.scenes.textures import jpeg
 
 SIZE = 256
 

@@ -12,9 +12,9 @@ from oracle import meta_sam, relative_l2, tiny_config
 from PIL import Image
 
 from samtrt.errors import InputError
+from samtrt.scenes.randomness import SceneRandom
 from training import model, objective, train
 from training.optimization import Gradients, build_optimizers
-from training.randomness import SceneRandom
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--img-size", "128", "--batch-size", "2", "--masks", "2", "--rounds", "2")

@@ -12,9 +12,8 @@ import time
 from functools import cache
 from pathlib import Path
 
-import platformdirs
+from samtrt.files import CACHE_VARIABLE, cache_folder
 
-CACHE_VARIABLE = "SAMTRT_CACHE_DIR"
 UNUSED_DAYS = 90  # after these a file goes
 
 _DAY = 24 * 60 * 60
@@ -22,12 +21,6 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _SUFFIX = ".cubin"
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: ``$SAMTRT_CACHE_DIR``, or ``samtrt`` in the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else platformdirs.user_cache_path("samtrt", appauthor=False)
 
 
 def read_code(name: str) -> bytes | None:

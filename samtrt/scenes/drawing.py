@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import shapes
-from training.layout import (
+from samtrt.scenes import shapes
+from samtrt.scenes.layout import (
     CURVE,
     CUT,
     ELLIPSE,
@@ -34,9 +34,9 @@ from training.layout import (
     Layout,
     sample_layout,
 )
-from training.randomness import SceneRandom
-from training.shapes import Window
-from training.textures import clouds, photograph, shade
+from samtrt.scenes.randomness import SceneRandom
+from samtrt.scenes.shapes import Window
+from samtrt.scenes.textures import clouds, photograph, shade
 
 BACKGROUND, PADDING = 0, 255  # owners that are no slot
 MIN_AREA = 1600  # visible pixels of a mask, at 1024²

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training import shapes
-from training.randomness import SceneRandom
-from training.textures import surfaces
+from samtrt.scenes import shapes
+from samtrt.scenes.randomness import SceneRandom
+from samtrt.scenes.textures import surfaces
 
 OBJECTS = 16
 PARTS = 2  # of one object, at most

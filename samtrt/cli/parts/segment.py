@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from samtrt.decoders.protocol import Decoder, check_fits
 from samtrt.decoders.upscaling import cut_out
 from samtrt.encoders.embedded import embed_frame
 from samtrt.encoders.protocol import ImageEncoder
+from samtrt.masks.runs import require_pycocotools
 from samtrt.masks.transfer import to_host
 from samtrt.pictures.drawing import draw_overlay, side_by_side
 from samtrt.pictures.reading import save_pngs
@@ -24,7 +26,7 @@ from samtrt.pictures.transforms import preprocess
 
 
 class StageTimes:
-    """Wall time of named stages, in the order they ran.
+    """Wall time of named stages, all their runs together, in the order they first ran.
 
     Attributes:
         seconds: name to seconds.
@@ -40,7 +42,7 @@ class StageTimes:
         yield
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,17 @@ def write_masks(
 def best_mask(masks: Sequence[Mask]) -> Mask:
     """The mask with the highest score."""
     return max(masks, key=lambda mask: mask.score)
+
+
+def mask_record(mask: Mask) -> dict[str, Any]:
+    """A mask as JSON: score, area, box, and COCO's compressed run lengths."""
+    encoded = require_pycocotools().encode(np.asfortranarray(mask.pixels.astype(np.uint8)))
+    return {
+        "score": mask.score,
+        "area": mask.area,
+        "box": mask.box,
+        "segmentation": {**encoded, "counts": encoded["counts"].decode("ascii")},
+    }
 
 
 def print_masks(console: Console, masks: Sequence[Mask]) -> None:

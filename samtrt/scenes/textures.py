@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.randomness import SceneRandom
+from samtrt.scenes.randomness import SceneRandom
 
 # Annex K of the JPEG standard (ITU-T T.81): luminance and chrominance quantisation.
 _LUMA = (
