@@ -95,6 +95,10 @@ def test_axe_finds_nothing_with_a_picture_and_masks(page: Page, tmp_path: Path) 
     page["file"].send_keys(str(text))
     page.wait(lambda: "not a picture" in page["notices"].text, "the error")
     axe(page, "error notice")
+    for _ in range(6):
+        page["zoom-in"].click()
+    page.wait(lambda: page["detail"].is_displayed(), "the switch")
+    axe(page, "zoomed")
     resize(page, 390, 844)
     axe(page, "narrow")
 

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Decoder } from "./decoder.js";
+import { Detail } from "./detail.js";
 import { Editing } from "./editing.js";
 import { everything } from "./everything.js";
 import { download } from "./exporting.js";
@@ -27,7 +28,8 @@ const panel = new Panel(scene);
 const tools = new Tools(stage.surface);
 const decoder = new Decoder();
 const session = new Session(decoder);
-const prompting = new Prompting({ scene, stage, session, tools });
+const detail = new Detail({ stage, session });
+const prompting = new Prompting({ scene, stage, session: detail, tools });
 const editing = new Editing({ scene, stage, prompting });
 const opening = new Opening({ scene, stage, panel, session, prompting });
 const segmentEverything = () => everything(scene, session);

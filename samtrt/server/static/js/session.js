@@ -14,6 +14,8 @@ export class Session {
   #limits = null;
   #blob = null;
   #embedding = null; // what /embed answered
+  #whole = null; // {answer, buffer} of the picture
+  #prompted = null; // what /embed answered of what prompts are about
   #hovering = false;
   #nextHover = null;
 
@@ -69,14 +71,30 @@ export class Session {
     } catch (error) {
       throw new Error(`The mask decoder could not start in this browser: ${error.message}`, { cause: error });
     }
+    this.#whole = { answer, buffer };
+    await this.promptAbout(null);
+    this.#embedding = answer;
+  }
+
+  /** What the server makes of a part of the picture, for `promptAbout`. */
+  async embedPart(blob, signal) {
+    const answer = await api.embed(blob, { signal, onUpload: () => {} });
+    return { answer, buffer: await api.embedding(answer.id, signal) };
+  }
+
+  /** Prompts and masks are about a part of the picture from now on, or about all of it (null). */
+  async promptAbout(part) {
+    const { answer, buffer } = part ?? this.#whole;
+    if (this.#prompted === answer) return;
+    this.#prompted = answer;
+    this.stopHover();
     await this.#decoder.setPicture({
-      embedding: buffer,
+      embedding: buffer.slice(0), // the decoder takes it over
       shape: answer.embedding_shape,
       originalSize: answer.original_size,
       inputSize: answer.input_size,
       frame: answer.frame_size,
     });
-    this.#embedding = answer;
   }
 
   /** A mask for points [[x, y, label], …] and a box; the picture's own size. */
@@ -87,7 +105,7 @@ export class Session {
       maskInput: earlier?.logits ?? null,
       // One point is ambiguous: a button, a shirt or the person. Anything more is not.
       multimask: points.length === 1 && !box,
-      targets: [{ size: this.#embedding.original_size }],
+      targets: [{ size: this.#prompted.original_size }],
     });
     return { points, box, runs: runs[0], score, logits };
   }
