@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAM := examples/sam
 DEMO := $(SAM)/sam_models/sam_demo
+REPOSITORY ?=
 SOURCES := samtrt training examples benchmarks tests .ci
 
-.PHONY: run test check lint format lock audit third-party clean help
+.PHONY: run test check lint format lock audit third-party wheel clean help
 
 help:
 	@echo "make run     checkpoint -> parameters -> engine -> mask, on this machine's CPU or GPU"
@@ -16,6 +17,7 @@ help:
 	@echo "make lock    pins and hashes of all requirements, anew (needs uv)"
 	@echo "make audit   known vulnerabilities of what is pinned (needs pip-audit, npm)"
 	@echo "make third-party  THIRD_PARTY.md: the licences of what a wheel ships"
+	@echo "make wheel   dist/*.whl with the page's assets (needs npm); REPOSITORY=https://… for its links"
 	@echo "make clean   removes the virtual environment and everything that was built"
 
 run: $(DEMO)/engine/encoder.json $(DEMO)/mask_decoder.onnx
@@ -47,8 +49,8 @@ $(VENV)/%.installed: requirements.txt locks/requirements.txt locks/requirements-
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: samtrt needs Python 3.10 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements.txt)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r locks/requirements$(if $(filter test,$*),-test).txt
+	$(BIN)/python -m pip install $$(grep '^torch==' requirements.txt)
+	$(BIN)/python -m pip install --no-deps --require-hashes -r locks/requirements$(if $(filter test,$*),-test).txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -61,5 +63,10 @@ audit:
 third-party: $(VENV)/test.installed
 	$(BIN)/python .ci/third_party.py
 
+wheel: $(VENV)/test.installed
+	$(BIN)/python -m samtrt.server.assets
+	rm -rf build dist
+	SAMTRT_REPOSITORY=$(REPOSITORY) $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(SAM)/outputs
+	rm -rf $(VENV) $(DEMO) $(SAM)/outputs build dist
