@@ -88,6 +88,15 @@ class Page:
         entries = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
+    def start_afresh(self, url: str) -> None:
+        """The page as somebody sees it who was never there."""
+        self.script("sessionStorage.clear()")
+        self.driver.get("about:blank")
+        kept = {"origin": url, "storageTypes": "indexeddb,local_storage"}
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", kept)
+        self.driver.get(url)
+        self.log()  # what came before
+
     def open(self, file: Path) -> None:
         """Chooses a picture and waits for its embedding."""
         self["file"].send_keys(str(file))
@@ -295,8 +304,7 @@ def shared_page(make_page: Callable[..., Page], url: str) -> Page:
 @pytest.fixture
 def page(shared_page: Page, url: str, file: Path) -> Page:
     """The page with the picture open and no masks."""
-    shared_page.driver.get(url)
-    shared_page.log()  # what earlier tests provoked
+    shared_page.start_afresh(url)
     shared_page.open(file)
     return shared_page
 

@@ -66,7 +66,7 @@ def test_axe_finds_nothing_before_and_while_a_picture_is_read(
     shared_page: Page, url: str, gate: threading.Event, tmp_path: Path
 ) -> None:
     page = shared_page
-    page.driver.get(url)
+    page.start_afresh(url)
     page.wait(lambda: page["try-sample"].is_displayed(), "the sample button")
     axe(page, "empty")
     page["help"].click()
@@ -182,7 +182,7 @@ def test_outlines_show_on_any_ground(
     shared_page: Page, url: str, tmp_path: Path, ground: int
 ) -> None:
     page = shared_page
-    page.driver.get(url)
+    page.start_afresh(url)
     file = tmp_path / "ground.png"
     file.write_bytes(encoded(np.full((60, 80, 3), ground, np.uint8)))
     page.open(file)
@@ -274,7 +274,7 @@ def test_tab_goes_from_the_picture_to_the_tools_to_the_masks(page: Page) -> None
     page.click(100, 80)
     page.script("document.querySelector('.brand').focus()")
     stops = []
-    for _ in range(20):
+    for _ in range(30):
         page.keys(Keys.TAB)
         stops.append(focused(page))
     order = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, WIDTH, Page, downloaded_masks, in_page
+from conftest import HEIGHT, WIDTH, Page, downloaded_masks, in_page, mask_of
 from PIL import Image
 from pycocotools import mask as mask_utils
 from selenium.webdriver.common.action_chains import ActionChains
@@ -53,9 +53,12 @@ def test_quick_clicks_are_all_answered(page: Page, predictor: SamPredictor) -> N
     for point in points:
         page.at(*point).click().perform()
     page.wait(lambda: page.count == len(points), "the masks of all clicks")
-    for point, mask in zip(points, downloaded_masks(page), strict=True):
-        expected, _ = best_of(predictor.predict(np.array([point]), np.array([1])))
-        assert iou(mask, expected) > 0.99
+    for point, annotation in zip(points, page.coco()["annotations"], strict=True):
+        # Clicks fall on the screen's pixels, and a random model's best mask hangs by a hair.
+        clicked = np.array(annotation["point_coords"])
+        assert np.abs(clicked - point).max() < 1
+        expected, _ = best_of(predictor.predict(clicked, np.array([1])))
+        assert iou(mask_of(annotation), expected) > 0.99
 
 
 def test_boxes_and_negative_points_are_the_predictors(page: Page, predictor: SamPredictor) -> None:
@@ -198,7 +201,7 @@ def test_segment_everything_that_finds_nothing_says_so(page: Page) -> None:
 
 def test_sample_and_a_second_picture(shared_page: Page, url: str, tmp_path: Path) -> None:
     page = shared_page
-    page.driver.get(url)
+    page.start_afresh(url)
     page.wait(lambda: page["try-sample"].is_displayed(), "the sample button")
     page["try-sample"].click()
     page.wait_for_picture()
@@ -256,7 +259,7 @@ def test_embedding_shows_progress_and_can_be_cancelled(
     other = tmp_path / "slow.png"
     other.write_bytes(encoded(picture(9, 120, 160)))
     page["file"].send_keys(str(other))
-    page.wait(lambda: "Reading the picture" in page["progress-text"].text, "the progress")
+    page.wait(lambda: "Reading slow.png" in page["progress-text"].text, "the progress")
     page.wait(lambda: page["progress-fill"].size["width"] > 0, "the bar")
     page["cancel"].click()
     page.wait(lambda: "Cancelled" in page["notices"].text, "the notice")

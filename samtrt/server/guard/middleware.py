@@ -21,13 +21,15 @@ from samtrt.server.settings import Settings
 
 log = logging.getLogger("samtrt.server")
 
-# Scripts, styles and data come from here only; WebAssembly needs its own permission. Isolation
-# (COOP and COEP) is what lets the decoder's WebAssembly use threads.
+# Scripts, styles and what the page loads by itself come from here only; WebAssembly needs its own
+# permission. connect-src is wide for pictures that a user opens by their address. Isolation (COOP
+# and COEP) is what lets the decoder's WebAssembly use threads.
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-        "style-src 'self'; font-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "style-src 'self'; font-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self' https: http: data: blob:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",

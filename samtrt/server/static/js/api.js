@@ -43,15 +43,44 @@ export async function embedding(id, signal) {
   return (await request(`embed/${id}`, { signal })).arrayBuffer();
 }
 
-export async function everything(options, signal) {
+/**
+ * Masks of everything. onEvent is called with each line but the last.
+ * @returns the data set at the end.
+ */
+export async function everything(options, signal, onEvent) {
   const post = () =>
     request("everything", {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", Accept: "application/x-ndjson" },
       body: JSON.stringify(options),
       signal,
     });
-  return (await retrying(signal, post)).json();
+  const response = await retrying(signal, post);
+  for await (const line of linesOf(response)) {
+    const event = JSON.parse(line);
+    if (event.problem) throw new ApiError(sentence(event.problem.detail), event.problem.status);
+    if (event.dataset) return event.dataset;
+    onEvent(event);
+  }
+  throw new ApiError("The server ended before everything was searched.");
+}
+
+async function* linesOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    let part;
+    try {
+      part = await reader.read();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw unreachable();
+    }
+    if (part.done) return;
+    const lines = (rest + part.value).split("\n");
+    rest = lines.pop();
+    yield* lines;
+  }
 }
 
 async function request(path, options = {}) {

@@ -4,8 +4,13 @@ const PALETTE = [
   [34, 170, 172], [219, 101, 172], [132, 160, 48], [170, 112, 76], [92, 122, 234], [205, 70, 50],
 ];
 
-/** Red, green and blue of the n-th mask; after one round of the palette each is varied. */
-export function rgbOf(n) {
+/**
+ * Red, green and blue of a colour: #rrggbb, or the n-th of the palette; after one round of it each is
+ * varied.
+ */
+export function rgbOf(color) {
+  if (typeof color === "string") return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+  const n = color;
   const base = PALETTE[n % PALETTE.length];
   const round = Math.floor(n / PALETTE.length) % 4;
   const mix = [0, 0.28, -0.22, 0.48][round];
@@ -13,6 +18,11 @@ export function rgbOf(n) {
   return base.map((value) => Math.round(value + (target - value) * Math.abs(mix)));
 }
 
-export function cssOf(n) {
-  return `rgb(${rgbOf(n).join(" ")})`;
+export function cssOf(color) {
+  return `rgb(${rgbOf(color).join(" ")})`;
+}
+
+/** #rrggbb. */
+export function hexOf(color) {
+  return `#${rgbOf(color).map((value) => value.toString(16).padStart(2, "0")).join("")}`;
 }

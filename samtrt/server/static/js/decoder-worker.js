@@ -29,10 +29,11 @@ const handlers = {
   /**
    * @param points [[x, y, label], …] and box [x0, y0, x1, y1] or null, in pixels of the picture.
    * @param maskInput logits of an earlier answer, or null.
-   * @param multimask best of three masks, or the one mask for unambiguous prompts.
+   * @param multimask one of three masks, or the one mask for unambiguous prompts.
+   * @param rank which of the three, by score; 0 for the best.
    * @param targets [{size, window}, …] for which runs are wanted, see runsFromLogits.
    */
-  async decode({ points, box, maskInput, multimask, targets }) {
+  async decode({ points, box, maskInput, multimask, rank = 0, targets }) {
     const { originalSize, inputSize, frame, shape } = picture;
     const scaleX = inputSize[1] / originalSize[1];
     const scaleY = inputSize[0] / originalSize[0];
@@ -51,14 +52,11 @@ const handlers = {
       has_mask_input: new ort.Tensor("float32", [maskInput ? 1 : 0], [1]),
     });
     const scores = output.iou_predictions.data;
-    let best = 0;
-    if (multimask) {
-      best = 1;
-      for (let i = 2; i < scores.length; i++) if (scores[i] > scores[best]) best = i;
-    }
-    const logits = output.low_res_masks.data.slice(best * side * side, (best + 1) * side * side);
+    const ranked = [...scores.keys()].slice(1).sort((a, b) => scores[b] - scores[a]);
+    const chosen = multimask ? ranked[rank] : 0;
+    const logits = output.low_res_masks.data.slice(chosen * side * side, (chosen + 1) * side * side);
     return {
-      score: scores[best],
+      score: scores[chosen],
       logits,
       runs: targets.map(({ size, window }) => runsFromLogits(logits, side, frame, inputSize, size, window)),
     };

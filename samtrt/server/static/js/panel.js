@@ -8,12 +8,14 @@ const byId = (id) => document.getElementById(id);
 
 export class Panel {
   #scene;
+  #labels;
   #pixels = 1;
   #rows = new Map(); // mask id -> {mask, element, isChosen}
   #lastSelected = null;
 
-  constructor(scene) {
+  constructor(scene, labels) {
     this.#scene = scene;
+    this.#labels = labels;
     scene.addEventListener("change", () => this.#render());
     byId("clear").addEventListener("click", () => scene.clear());
     byId("undo").addEventListener("click", () => scene.undo());
@@ -72,8 +74,10 @@ export class Panel {
     );
     const swatch = span("swatch", "");
     swatch.style.background = cssOf(mask.color);
+    const label = this.#labels.find(mask.label);
     const share = ((100 * areaOf(mask.runs)) / this.#pixels).toFixed(1);
-    pick.append(swatch, span("name", mask.name), span("facts", `${share} % · ${mask.score === null ? "drawn" : `score ${mask.score.toFixed(2)}`}`));
+    const made = mask.score === null ? "drawn" : `score ${mask.score.toFixed(2)}`;
+    pick.append(swatch, span("name", mask.name), span("facts", [label?.name, `${share} %`, made].filter(Boolean).join(" · ")));
     const toggle = iconButton(
       mask.visible ? "eye" : "eye-off",
       `${mask.visible ? "Hide" : "Show"} ${mask.name}`,

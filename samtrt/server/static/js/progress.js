@@ -9,6 +9,13 @@ const frame = document.getElementById("frame");
 const TICK = 150; // milliseconds
 let working = false;
 
+const ends = new EventTarget();
+
+/** Calls act when a long task has ended. */
+export function listenToWork(act) {
+  ends.addEventListener("end", act);
+}
+
 /** Whether a long task runs: a picture is opened, or everything is segmented. */
 export function isWorking() {
   return working;
@@ -16,9 +23,10 @@ export function isWorking() {
 
 /**
  * Shows progress until the work is done, and gives the work a signal that Cancel aborts.
- * The server cannot say how far it is, so the bar nears its end along the usual time.
+ * Where nobody can say how far it is (`run`), the bar nears its end along the usual time.
+ * @param options {aside}: whether the picture stays in sight.
  */
-export async function withProgress(work) {
+export async function withProgress(work, { aside = false } = {}) {
   const abort = new AbortController();
   const cancel = document.getElementById("cancel");
   const onCancel = () => abort.abort();
@@ -26,6 +34,10 @@ export async function withProgress(work) {
   let timer = 0;
 
   const show = (label, share) => {
+    clearInterval(timer); // of run
+    put(label, share);
+  };
+  const put = (label, share) => {
     text.textContent = label;
     fill.style.width = `${100 * share}%`;
     track.setAttribute("aria-valuenow", Math.round(100 * share));
@@ -37,7 +49,7 @@ export async function withProgress(work) {
       const seconds = (performance.now() - started) / 1000;
       const note = seconds < 1 ? "" : `, ${seconds.toFixed(0)} s`;
       const about = usual && usual > 2 ? ` of about ${usual.toFixed(0)}` : "";
-      show(`${label}${note}${note && about}`, 1 - Math.exp((-2 * seconds) / (usual || 20)));
+      put(`${label}${note}${note && about}`, 1 - Math.exp((-2 * seconds) / (usual || 20)));
     };
     tick();
     timer = setInterval(tick, TICK);
@@ -45,6 +57,7 @@ export async function withProgress(work) {
 
   working = true;
   show("", 0);
+  card.classList.toggle("aside", aside);
   card.hidden = false;
   frame.classList.add("busy");
   try {
@@ -55,5 +68,6 @@ export async function withProgress(work) {
     cancel.removeEventListener("click", onCancel);
     card.hidden = true;
     frame.classList.remove("busy");
+    ends.dispatchEvent(new Event("end"));
   }
 }

@@ -55,6 +55,14 @@ export class Prompting {
     this.#decode(() => this.#keep(this.#session.mask([], box)));
   }
 
+  /** Another of the three masks of the mask's one point. */
+  chooseCandidate(mask, rank) {
+    this.#decode(async () => {
+      this.#scene.replace(mask.id, await this.#session.mask(mask.points, null, null, rank));
+      announce(`${mask.name}: candidate ${rank + 1}.`);
+    });
+  }
+
   /** The mask without one of its points, decoded from what is left. */
   removePoint(mask, index) {
     const points = mask.points.filter((_, i) => i !== index);

@@ -8,6 +8,14 @@ export class Scene extends EventTarget {
   #future = [];
   #state = EMPTY;
   #lastId = 0;
+  #labels;
+
+  /** @param labels the Labels, whose active one new masks get. */
+  constructor(labels) {
+    super();
+    this.#labels = labels;
+    labels.addEventListener("change", () => this.#amend((mask) => this.#coloured(mask)));
+  }
 
   get masks() {
     return this.#state.masks;
@@ -31,18 +39,58 @@ export class Scene extends EventTarget {
     return this.#future.length > 0;
   }
 
-  /** Adds masks, {runs, score, points, box, logits} each, and selects `select` of them. */
+  /**
+   * Adds masks, {runs, score, points, box, logits} each, perhaps with the id of a label or a name, and
+   * selects `select` of them.
+   */
   add(made, select = made.length - 1) {
-    const masks = made.map((mask) => this.#named({ ...mask, visible: true }));
+    const masks = made.map((mask) => this.#named({ ...mask, visible: true }, mask.name));
     this.#change({
       masks: [...this.masks, ...masks],
       chosen: masks[select] ? [masks[select].id] : this.#state.chosen,
     });
   }
 
+  /**
+   * Masks that come while work goes on, all of them one step of history.
+   * @returns show(made, isLast), to be called with all that there are by now; at last their names are
+   *   counted anew.
+   */
+  growing() {
+    const before = this.#state;
+    const firstId = this.#lastId + 1;
+    const named = new Map(); // of `made`, so that a mask keeps its colour
+    let isFirst = true;
+    return (made, isLast = false) => {
+      const masks = made.map((mask) => {
+        if (!named.has(mask)) named.set(mask, this.#named({ ...mask, visible: true }));
+        return named.get(mask);
+      });
+      if (isLast) {
+        masks.forEach((mask, i) => (masks[i] = { ...mask, id: firstId + i, name: `Mask ${firstId + i}` }));
+        this.#lastId = firstId + masks.length - 1;
+      }
+      const state = { ...before, masks: [...before.masks, ...masks] };
+      if (isFirst) {
+        this.#change(state);
+      } else {
+        this.#state = state;
+        this.#announce();
+      }
+      isFirst = false;
+    };
+  }
+
   replace(id, fields) {
     const masks = this.masks.map((mask) => (mask.id === id ? { ...mask, ...fields } : mask));
     this.#change({ masks, chosen: this.#state.chosen.includes(id) ? this.#state.chosen : [id] });
+  }
+
+  /** Gives masks a label, or none (null). */
+  label(ids, label) {
+    const given = (mask) => this.#coloured({ ...mask, label: label?.id ?? null });
+    const masks = this.masks.map((mask) => (ids.includes(mask.id) ? given(mask) : mask));
+    this.#change({ ...this.#state, masks });
   }
 
   remove(...ids) {
@@ -96,18 +144,40 @@ export class Scene extends EventTarget {
     this.#announce();
   }
 
-  /** Another picture: no masks, no history, names from 1 again. */
-  reset() {
+  /** Another picture: its masks as they were kept, or none; no history. */
+  reset(masks = []) {
     this.#past = [];
     this.#future = [];
-    this.#state = EMPTY;
-    this.#lastId = 0;
+    this.#state = { ...EMPTY, masks: masks.map((mask) => this.#coloured(mask)) };
+    this.#lastId = Math.max(0, ...masks.map((mask) => mask.id));
     this.#announce();
   }
 
-  #named(mask) {
+  #named(mask, name = null) {
     const id = ++this.#lastId;
-    return { ...mask, id, name: `Mask ${id}`, color: id - 1 };
+    const label = mask.label === undefined ? (this.#labels.active?.id ?? null) : mask.label;
+    return this.#coloured({ ...mask, id, name: name ?? `Mask ${id}`, label });
+  }
+
+  /** The mask in its label's colour; one without a label, or whose label is gone, in its own. */
+  #coloured(mask) {
+    const label = this.#labels.find(mask.label);
+    const fields = { label: label?.id ?? null, color: label?.color ?? mask.id - 1 };
+    return fields.label === mask.label && fields.color === mask.color ? mask : { ...mask, ...fields };
+  }
+
+  /** Changes masks wherever they stand in history; it is no step of it. */
+  #amend(change) {
+    const changed = new Map();
+    const changedOf = (mask) => {
+      if (!changed.has(mask)) changed.set(mask, change(mask));
+      return changed.get(mask);
+    };
+    const amended = (state) => ({ ...state, masks: state.masks.map(changedOf) });
+    this.#past = this.#past.map(amended);
+    this.#future = this.#future.map(amended);
+    this.#state = amended(this.#state);
+    this.#announce();
   }
 
   #change(state) {

@@ -1,6 +1,7 @@
 // One picture at a time: from a file to an embedding, from prompts to masks.
 
 import * as api from "./api.js";
+import { digestOf } from "./digest.js";
 import { textToCounts } from "./runs.js";
 
 const SIGNATURES = [
@@ -12,7 +13,7 @@ const SIGNATURES = [
 export class Session {
   #decoder;
   #limits = null;
-  #blob = null;
+  #picture = null;
   #embedding = null; // what /embed answered
   #whole = null; // {answer, buffer} of the picture
   #prompted = null; // what /embed answered of what prompts are about
@@ -34,45 +35,50 @@ export class Session {
   }
 
   /**
-   * Embeds a picture. onBitmap is called as soon as it can be shown.
+   * A picture that can be shown, sent and known again: {name, file, bitmap, blob, hash}.
    * @throws Error with a message for the user.
    */
-  async open(file, { signal, show, run }, onBitmap) {
-    this.#embedding = null;
+  async read(file, name) {
     let bitmap;
     try {
       bitmap = await createImageBitmap(file);
     } catch {
-      throw new Error("This file is not a picture that the browser can read. Try a JPEG, PNG or WebP.");
+      throw new Error(`${name} is not a picture that the browser can read. Try a JPEG, PNG or WebP.`);
     }
-    onBitmap(bitmap);
-    this.#blob = await uploadable(file, bitmap);
+    const [blob, hash] = await Promise.all([uploadable(file, bitmap), digestOf(file)]);
     const limits = this.#limits ?? (await this.health());
-    if (this.#blob.size > limits.max_upload_bytes) {
+    if (blob.size > limits.max_upload_bytes) {
       throw new Error(
-        `The picture is ${megabytes(this.#blob.size)}; the server takes ${megabytes(limits.max_upload_bytes)}. Scale it down or save it as a JPEG.`,
+        `${name} is ${megabytes(blob.size)}; the server takes ${megabytes(limits.max_upload_bytes)}. Scale it down or save it as a JPEG.`,
       );
     }
-    await this.#embed(signal, show, run);
-    if (this.#embedding.original_size.join() !== [bitmap.height, bitmap.width].join()) {
-      throw new Error("Browser and server read this picture differently. Save it as a PNG and try again.");
-    }
+    return { name, file, bitmap, blob, hash };
   }
 
-  async #embed(signal, show, run) {
+  /** What the server makes of a picture, for `use`; the picture at work stays. */
+  async embed(picture, { signal, show, run }) {
     const { embed_seconds: usual } = await this.health();
     const onUpload = (share) =>
-      share < 1 ? show("Sending the picture", share) : run("Reading the picture", usual);
-    const answer = await api.embed(this.#blob, { signal, onUpload });
-    const buffer = await api.embedding(answer.id, signal);
+      share < 1 ? show(`Sending ${picture.name}`, share) : run(`Reading ${picture.name}`, usual);
+    const answer = await api.embed(picture.blob, { signal, onUpload });
+    if (answer.original_size.join() !== [picture.bitmap.height, picture.bitmap.width].join()) {
+      throw new Error("Browser and server read this picture differently. Save it as a PNG and try again.");
+    }
+    return { answer, buffer: await api.embedding(answer.id, signal) };
+  }
+
+  /** Prompts are about this picture from now on. */
+  async use(picture, { answer, buffer }, { signal, run }) {
     run("Loading the mask decoder");
     try {
-      await this.#decoder.ready;
+      await unlessAborted(signal, this.#decoder.ready);
     } catch (error) {
+      if (error.name === "AbortError") throw error;
       throw new Error(`The mask decoder could not start in this browser: ${error.message}`, { cause: error });
     }
     this.#whole = { answer, buffer };
     await this.promptAbout(null);
+    this.#picture = picture;
     this.#embedding = answer;
   }
 
@@ -98,16 +104,17 @@ export class Session {
   }
 
   /** A mask for points [[x, y, label], …] and a box; the picture's own size. */
-  async mask(points, box = null, earlier = null) {
+  async mask(points, box = null, earlier = null, rank = 0) {
     const { runs, score, logits } = await this.#decoder.decode({
       points,
       box,
       maskInput: earlier?.logits ?? null,
       // One point is ambiguous: a button, a shirt or the person. Anything more is not.
       multimask: points.length === 1 && !box,
+      rank,
       targets: [{ size: this.#prompted.original_size }],
     });
-    return { points, box, runs: runs[0], score, logits };
+    return { points, box, runs: runs[0], score, logits, rank };
   }
 
   /**
@@ -137,33 +144,43 @@ export class Session {
     this.#nextHover = this.#hovering ? undefined : null;
   }
 
-  /** Masks of everything. An embedding that the server has forgotten is made again. */
-  async everything({ signal, show, run }) {
-    // A quarter of the points is what a CPU does in a time that somebody waits for.
-    const side = this.#limits.device === "cpu" ? 16 : 32;
-    const ask = () => {
-      run(`Segmenting everything from ${side}×${side} points`);
-      return api.everything({ id: this.#embedding.id, points_per_side: side }, signal);
-    };
-    let answer;
+  /**
+   * Masks of everything, as they are found. An embedding that the server has forgotten is made again.
+   * @param options the server's, without id.
+   * @param onEvent called with {pointsDone, pointsTotal, found, dropped}: masks with the `number` that
+   *   `dropped` means.
+   * @returns the masks at the end, in their final order.
+   */
+  async everything(options, { signal, show, run }, onEvent) {
+    const ask = () => api.everything({ id: this.#embedding.id, ...options }, signal, (event) => {
+      if (!event.points_total) return;
+      onEvent({
+        pointsDone: event.points_done,
+        pointsTotal: event.points_total,
+        found: event.found.map((mask) => ({ ...maskOf(mask), number: mask.id })),
+        dropped: event.dropped,
+      });
+    });
+    let dataset;
     try {
-      answer = await ask();
+      dataset = await ask();
     } catch (error) {
       if (error.status !== 404) throw error;
-      await this.#embed(signal, show, run);
-      answer = await ask();
+      await this.use(this.#picture, await this.embed(this.#picture, { signal, show, run }), { signal, run });
+      dataset = await ask();
     }
-    return answer.annotations.map((annotation) => ({
-      points: annotation.point_coords.map(([x, y]) => [x, y, 1]),
-      box: null,
-      runs: {
-        size: annotation.segmentation.size,
-        counts: textToCounts(annotation.segmentation.counts),
-      },
-      score: annotation.predicted_iou,
-      logits: null,
-    }));
+    return dataset.annotations.map(maskOf);
   }
+}
+
+function maskOf({ point_coords: points, segmentation, predicted_iou: score }) {
+  return {
+    points: points.map(([x, y]) => [x, y, 1]),
+    box: null,
+    runs: { size: segmentation.size, counts: textToCounts(segmentation.counts) },
+    score,
+    logits: null,
+  };
 }
 
 /** The file as it is where the server takes its type, else as a PNG. */
@@ -174,6 +191,14 @@ async function uploadable(file, bitmap) {
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });
+}
+
+function unlessAborted(signal, promise) {
+  signal.throwIfAborted();
+  const aborted = new Promise((_, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
+  return Promise.race([promise, aborted]);
 }
 
 function megabytes(bytes) {

@@ -2,6 +2,7 @@
 
 import { isTyping, singleKeys } from "./keys.js";
 import { dismissNotices } from "./notices.js";
+import { isWorking } from "./progress.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -14,7 +15,7 @@ export function listenToShortcuts(scene, acts) {
       dismissNotices();
       return;
     }
-    if (byId("panel").hidden) return;
+    if (byId("panel").hidden || isWorking()) return;
     if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
       if (event.shiftKey || key === "y") scene.redo();
       else scene.undo();

@@ -1,0 +1,58 @@
+// What outlives the page: the masks of each picture, and the picture that was open last.
+
+const NAME = "samtrt";
+const VERSION = 1;
+
+/**
+ * Work of a picture: {hash, name, width, height, done, savedAt, masks}, masks as the scene has them
+ * but without logits. The methods reject where the browser keeps nothing.
+ */
+class Store {
+  #opened = null;
+
+  work(hash) {
+    return this.#ask("work", "readonly", (work) => work.get(hash));
+  }
+
+  saveWork(record) {
+    return this.#ask("work", "readwrite", (work) => work.put(record));
+  }
+
+  removeWork(hash) {
+    return this.#ask("work", "readwrite", (work) => work.delete(hash));
+  }
+
+  /** {hash, name, file} of the picture that was open last. */
+  lastPicture() {
+    return this.#ask("last", "readonly", (last) => last.get("picture"));
+  }
+
+  saveLastPicture(picture) {
+    return this.#ask("last", "readwrite", (last) => last.put(picture, "picture"));
+  }
+
+  async #ask(name, mode, ask) {
+    this.#opened ??= open();
+    const transaction = (await this.#opened).transaction(name, mode);
+    const request = ask(transaction.objectStore(name));
+    await new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve; // a put that succeeded may still be undone
+      transaction.onabort = transaction.onerror = () => reject(transaction.error ?? request.error);
+    });
+    return request.result;
+  }
+}
+
+function open() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(NAME, VERSION);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("work", { keyPath: "hash" });
+      request.result.createObjectStore("last");
+    };
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+export const store = new Store();
