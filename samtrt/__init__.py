@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samtrt.encoders.load import load_image_encoder
     from samtrt.masks.automatic import SamAutomaticMaskGenerator
     from samtrt.masks.pipeline import Pipeline
     from samtrt.masks.predictor import SamPredictor
@@ -28,6 +29,7 @@ __all__ = [
     "build_sam_vit_b",
     "build_sam_vit_h",
     "build_sam_vit_l",
+    "load_image_encoder",
     "load_sam",
     "sam_model_registry",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "build_sam_vit_b": "samtrt.sam",
     "build_sam_vit_h": "samtrt.sam",
     "build_sam_vit_l": "samtrt.sam",
+    "load_image_encoder": "samtrt.encoders.load",
     "load_sam": "samtrt.sam",
     "sam_model_registry": "samtrt.sam",
 }

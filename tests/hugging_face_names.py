@@ -21,6 +21,7 @@ _ONE_TO_ONE = {
     "image_encoder.pos_embed": "vision_encoder.pos_embed",
     "mask_decoder.iou_token.weight": "mask_decoder.iou_token.weight",
     "mask_decoder.mask_tokens.weight": "mask_decoder.mask_tokens.weight",
+    "mask_decoder.hf_token.weight": "mask_decoder.hq_token.weight",
 }
 _LAYERS = {
     "image_encoder.patch_embed.proj": "vision_encoder.patch_embed.projection",
@@ -78,10 +79,24 @@ def layers_of(depth: int) -> dict[str, str]:
     return layers
 
 
+def _hq_layers() -> dict[str, str]:
+    """Of ``SamHQModel``."""
+    layers = _of_mlp("mask_decoder.hf_mlp", "mask_decoder.hq_mask_mlp")
+    for meta, theirs in (
+        ("compress_vit_feat", "compress_vit"),
+        ("embedding_encoder", "encoder"),
+        ("embedding_maskfeature", "mask"),
+    ):
+        layers[f"mask_decoder.{meta}.0"] = f"mask_decoder.{theirs}_conv1"
+        layers[f"mask_decoder.{meta}.1"] = f"mask_decoder.{theirs}_norm"
+        layers[f"mask_decoder.{meta}.3"] = f"mask_decoder.{theirs}_conv2"
+    return layers
+
+
 def to_hugging_face(tensors: dict[str, np.ndarray], depth: int) -> dict[str, torch.Tensor]:
     """A SAM's tensors under Hugging Face's names."""
     names = dict(_ONE_TO_ONE)
-    for meta, theirs in layers_of(depth).items():
+    for meta, theirs in (layers_of(depth) | _hq_layers()).items():
         for kind in ("weight", "bias"):
             names[f"{meta}.{kind}"] = f"{theirs}.{kind}"
     for i in range(depth):

@@ -43,7 +43,7 @@ MAY_IMPORT = {
 }
 # Entry points for users: what they import, nobody gets by importing the package.
 DOORS = {
-    "samtrt": {"masks", "sam"},
+    "samtrt": {"encoders", "masks", "sam"},
     "samtrt.__main__": {"cli"},
     "samtrt.server.__main__": {"cli", "console"},
 }

@@ -84,6 +84,7 @@ class _Evaluation:
             "SLICE": ("ISliceLayer", self.slice),
             "ELEMENTWISE": ("IElementWiseLayer", self.elementwise),
             "MATRIX_MULTIPLY": ("IMatrixMultiplyLayer", self.matrix_multiply),
+            "CONCATENATION": ("IConcatenationLayer", self.concatenation),
             "CONVOLUTION": ("IConvolutionLayer", self.convolution),
             "NORMALIZATION": ("INormalizationLayer", self.normalization),
             "SOFTMAX": ("ISoftMaxLayer", self.softmax),
@@ -232,6 +233,11 @@ class _Evaluation:
         x, y = operands
         layer.require(x.ndim == y.ndim and x.dtype == y.dtype, "operands that do not match")
         return x @ y
+
+    def concatenation(self, layer: _Layer) -> torch.Tensor:
+        operands = layer.operands(self.tensors, layer.layer.num_inputs)
+        layer.require(len({operand.dtype for operand in operands}) == 1, "operands of two types")
+        return torch.cat(operands, layer.read("axis"))
 
     def convolution(self, layer: _Layer) -> torch.Tensor:
         (x,) = layer.operands(self.tensors, 1)

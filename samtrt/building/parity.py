@@ -104,11 +104,12 @@ def check_parity(
 
 @dataclass
 class _Expected:
-    """A picture with its fp32 embedding [1, 256, h, w] and the logits [P, 4, 4h, 4w] of that."""
+    """A picture with its fp32 embedding [1, 256, h, w] and the logits [P, 4, 4h, 4w] of that, or
+    None where there is no mask decoder."""
 
     picture: Picture
     embedding: Tensor
-    logits: Tensor
+    logits: Tensor | None
     judged: list[Tensor] = field(default_factory=list)
 
 
@@ -117,13 +118,15 @@ class _Comparison:
 
     def __init__(self, parameters: Parameters) -> None:
         self._reference = bound_encoder(parameters.encoder_config, parameters.encoder())
-        self._decode = fp32_decoder(parameters)
+        # An image encoder alone is judged by what it gives.
+        self._decode = fp32_decoder(parameters) if parameters.has_decoder else None
         self._errors: list[float] = []
         self._ious: list[Tensor] = []
 
     def expect(self, picture: Picture) -> _Expected:
         embedding = self._reference(picture.pixels)
-        return _Expected(picture, embedding, decode_prompts(self._decode, embedding, picture))
+        logits = self._decode and decode_prompts(self._decode, embedding, picture)
+        return _Expected(picture, embedding, logits)
 
     def add(self, embedding: Tensor, expected: _Expected) -> None:
         embedding = embedding.cpu()
@@ -131,11 +134,17 @@ class _Comparison:
             return  # the same bits again, as from back ends that encode a batch one by one
         expected.judged.append(embedding)
         self._errors.append(relative_l2(embedding, expected.embedding))
+        if self._decode is None or expected.logits is None:
+            return
         logits = decode_prompts(self._decode, embedding, expected.picture)
         self._ious.append(mask_ious(logits, expected.logits, expected.picture))
 
     def result(self, limits: Limits, pictures: int) -> ParityResult:
-        error, ious = worst(self._errors), torch.cat(self._ious)
+        error = worst(self._errors)
+        if not self._ious:
+            status = PASSED if error <= limits.relative_l2 else FAILED
+            return ParityResult(status, error, None, pictures)
+        ious = torch.cat(self._ious)
         mean_iou, worst_iou = ious.mean().item(), ious.min().item()
         passed = (
             error <= limits.relative_l2

@@ -28,6 +28,10 @@ _BlockIndex = Annotated[int, Ge(0), Lt(1024)]
 _EachBlock = Annotated[tuple[Annotated[int, Ge(1), Le(1 << 18)], ...], Len(0, 1024)]
 
 
+# Fields that only some models have, of tuples.
+_TUPLES = ("head_dims", "mlp_dims", "taps", "strided_chans")
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of SAM's ViT image encoder (``ImageEncoderViT`` of segment_anything).
@@ -47,6 +51,11 @@ class EncoderConfig:
         head_dims: channels of a head, block by block, where they are not ``embed_dim`` /
             ``num_heads`` in all of them (pruned models); empty otherwise.
         mlp_dims: hidden channels of the MLPs, block by block, where they differ; empty otherwise.
+        taps: blocks whose output follows the embedding, as further channels (SAM-HQ, CellViT).
+        strided_chans: output channels of the 3×3 convolutions of stride 2 after the neck
+            (DeepEncoder).
+        readout_chans: channels of the picture that the output is, where the embedding is read out
+            pixel by pixel (Cellpose-SAM); 0 where it is not.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -63,14 +72,21 @@ class EncoderConfig:
     layer_norm_eps: Annotated[float, Gt(0), Lt(1)] = 1e-6
     head_dims: _EachBlock = ()
     mlp_dims: _EachBlock = ()
+    taps: Annotated[tuple[_BlockIndex, ...], Len(0, 64)] = ()
+    strided_chans: Annotated[tuple[_Channels, ...], Len(0, 8)] = ()
+    readout_chans: Annotated[int, Ge(0), Le(1 << 16)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("global_attn_indexes", "head_dims", "mlp_dims"):
+        for name in ("global_attn_indexes", *_TUPLES):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mlp_dim == 0:
             widest = max(self.mlp_dims, default=4 * self.embed_dim)
             object.__setattr__(self, "mlp_dim", widest)
         self._check_each_block()
+        if list(self.taps) != sorted({tap for tap in self.taps if tap < self.depth}):
+            raise ValueError(f"taps {self.taps}, expected blocks below {self.depth} in their order")
+        if (bool(self.taps), bool(self.strided_chans), bool(self.readout_chans)).count(True) > 1:
+            raise ValueError("an encoder has taps, strided convolutions or a readout, not two")
         if self.embed_dim % self.num_heads and not self.head_dims:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
@@ -118,6 +134,25 @@ class EncoderConfig:
         """Side of the square token grid, in tokens."""
         return self.img_size // self.patch_size
 
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of what the encoder makes of a picture; (256, 64, 64) for Meta's.
+
+        After the ``out_chans`` of the embedding come ``embed_dim`` channels of each tap.
+        """
+        if self.readout_chans:
+            return self.readout_chans, self.img_size, self.img_size
+        side = self.grid_size
+        for _ in self.strided_chans:
+            side = (side + 1) // 2
+        chans = self.strided_chans[-1] if self.strided_chans else self.out_chans
+        return chans + len(self.taps) * self.embed_dim, side, side
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the output is the embedding alone, as with Meta's models."""
+        return not self.taps and not self.strided_chans and not self.readout_chans
+
     def is_global(self, block: int) -> bool:
         """Whether that block attends over the whole grid."""
         return block in self.global_attn_indexes
@@ -132,7 +167,7 @@ class EncoderConfig:
         What only some models have is left out of the others' records.
         """
         record = asdict(self)
-        for name in ("head_dims", "mlp_dims"):
+        for name in (*_TUPLES, "readout_chans"):
             if not record[name]:
                 del record[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}

@@ -48,9 +48,9 @@ _RELATIVES = (
     _Kind("EfficientSAM", (r"(^|\.)final_output_upscaling_layers\.",)),
     _Kind("EfficientViT-SAM", (r"(^|\.)image_encoder\.backbone\.",)),
     _Kind("EdgeSAM or RepViT-SAM", (r"(^|\.)image_encoder\.(features|stages)\.\d",)),
-    _Kind("SAM-HQ", (r"(^|\.)mask_decoder\.(hf_token|hq_token)\.",)),
-    _Kind("Cellpose-SAM", (r"^W2$", r"^encoder\.neck\.")),
-    _Kind("CellViT", (r"(^|\.)nuclei_binary_map_decoder\.",)),
+    _Kind(
+        "a Cellpose or CellViT without SAM's image encoder", (r"^W2$|nuclei_binary_map_decoder\.",)
+    ),
     _Kind(
         "a SAM with adapters (SAM-Med2D, Medical SAM Adapter)", (r"\.blocks\.\d+\.\w*[aA]dapter",)
     ),

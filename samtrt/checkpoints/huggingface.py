@@ -22,6 +22,9 @@ from samtrt.records import parse_record
 
 _INDEX = ".index.json"
 
+_SAMS = ("", "sam", "sam_hq")
+_OTHERS = ("deepseek_vl_v2", "GOT")  # DeepSeek-OCR and GOT-OCR: their image encoder is read
+
 # What the image encoder's position embeddings are called; every SAM of theirs has them once.
 ANCHOR = "vision_encoder.pos_embed"
 
@@ -29,6 +32,12 @@ _POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _NECK = {"conv1": "0", "layer_norm1": "1", "conv2": "2", "layer_norm2": "3"}
 _MASK_EMBED = {"conv1": "0", "layer_norm1": "1", "conv2": "3", "layer_norm2": "4", "conv3": "6"}
 _UPSCALING = {"conv1": "0", "layer_norm": "1", "conv2": "3"}
+_HQ = {
+    "compress_vit": "compress_vit_feat",
+    "encoder": "embedding_encoder",
+    "mask": "embedding_maskfeature",
+}
+_HQ_LAYERS = {"conv1": "0", "norm": "1", "conv2": "3"}
 _MLP = {"proj_in": "0", "layers.0": "1", "proj_out": "2"}
 
 # transformers/models/sam/modeling_sam.py → segment_anything/modeling, applied in this order.
@@ -51,6 +60,12 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))"
      r"\.(proj_in|layers\.0|proj_out)\.",
      lambda found: f"{found[1]}.layers.{_MLP[found[2]]}."),
+    # SAM-HQ's, transformers/models/sam_hq
+    (r"^mask_decoder\.hq_token\.", "mask_decoder.hf_token."),
+    (r"^mask_decoder\.hq_mask_mlp\.(proj_in|layers\.0|proj_out)\.",
+     lambda found: f"mask_decoder.hf_mlp.layers.{_MLP[found[1]]}."),
+    (r"^mask_decoder\.(compress_vit|encoder|mask)_(conv1|norm|conv2)\.",
+     lambda found: f"mask_decoder.{_HQ[found[1]]}.{_HQ_LAYERS[found[2]]}."),
 )  # fmt: skip
 
 
@@ -115,11 +130,11 @@ def read_config(folder: Path) -> FolderConfig | None:
         raise CheckpointError(
             f"{path} is not the config of a Hugging Face SAM ({error}); download the folder again"
         ) from error
-    if config.model_type not in ("", "sam"):
+    if config.model_type not in _SAMS + _OTHERS:
         raise CheckpointError(
             f"{folder} is a Hugging Face model of type '{shown(config.model_type)}', and samtrt "
-            "reads those of type 'sam'; take facebook/sam-vit-base, -large or -huge, or a "
-            "fine-tuned one of them"
+            "reads those of type 'sam' and 'sam_hq'; take facebook/sam-vit-base, -large or -huge, "
+            "or a fine-tuned one of them"
         )
     return config
 
@@ -131,6 +146,8 @@ def check_config(config: FolderConfig, found: EncoderConfig, folder: Path) -> No
         CheckpointError: they contradict each other, or it asks for what SAM's encoder has not.
     """
     vision = config.vision_config or _Vision()
+    if config.model_type not in _SAMS:
+        return
     expected = {
         "hidden_size": found.embed_dim,
         "num_hidden_layers": found.depth,

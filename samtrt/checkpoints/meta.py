@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samtrt.checkpoints import huggingface
+from samtrt.checkpoints import family, huggingface
 from samtrt.checkpoints.diagnosis import require_sam
 from samtrt.checkpoints.parameters import Parameters, is_parameter_folder, load_parameters
 from samtrt.checkpoints.pickled import DOWNLOAD, damaged, load_pickled
@@ -130,15 +130,19 @@ def _to_torch(raw: RawTensor) -> torch.Tensor:
 
 def _parameters_of(tensors: dict[str, torch.Tensor], path: Path, sha256: str) -> Parameters:
     tensors = without_parallel(tensors, path)
-    if any(
-        name == huggingface.ANCHOR or name.endswith("." + huggingface.ANCHOR) for name in tensors
-    ):
-        tensors = without_prefix(tensors, huggingface.ANCHOR, path)
-        tensors = huggingface.to_meta_names(tensors, path)
-    tensors = _with_joint_projections(without_prefix(tensors, _ANCHOR, path))
-    require_sam(tensors, path)
+    taps: tuple[int, ...] = ()
+    note = ""
+    if relative := family.recognised(tensors, path):
+        tensors, taps, note = relative.tensors, relative.taps, relative.note
+        logger.info("%s: %s", path, note)
+    else:
+        if any(f".{name}".endswith("." + huggingface.ANCHOR) for name in tensors):
+            tensors = without_prefix(tensors, huggingface.ANCHOR, path)
+            tensors = huggingface.to_meta_names(tensors, path)
+        tensors = _with_joint_projections(without_prefix(tensors, _ANCHOR, path))
+        require_sam(tensors, path)
     arrays = {name: _to_numpy(name, tensor) for name, tensor in tensors.items()}
-    return Parameters(check_tensors(arrays, str(path)), arrays, source_sha256=sha256)
+    return Parameters(check_tensors(arrays, str(path), taps), arrays, sha256, note)
 
 
 def _with_joint_projections(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,12 @@ import numpy as np
 from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.checkpoints.shapes import ENCODER_PREFIX, check_tensors, parameter_shapes
+from samtrt.checkpoints.shapes import (
+    ENCODER_PREFIX,
+    check_tensors,
+    has_decoder,
+    parameter_shapes,
+)
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.errors import CheckpointError
 from samtrt.files import read_sealed, read_whole, sealed_names, write_sealed, writing
@@ -23,6 +28,11 @@ from samtrt.records import SHA256, STRICT, parse_record
 
 PARAMETERS_FILE = "parameters.safetensors"
 CONFIG_FILE = "config.json"
+# Layers whose weights are [input channels, output channels, …].
+_TRANSPOSED = tuple(
+    f"mask_decoder.{layer}."
+    for layer in ("output_upscaling", "compress_vit_feat", "embedding_encoder")
+)
 # What Hugging Face's folders have beside a config.json of their own.
 OTHERS_FILES = (
     "model.safetensors", "pytorch_model.bin",
@@ -59,10 +69,17 @@ class Parameters:
         """The prompt encoder's and the mask decoder's tensors, full names."""
         return {k: v for k, v in self.tensors.items() if not k.startswith(ENCODER_PREFIX)}
 
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there is a prompt encoder and mask decoder, and not an image encoder alone."""
+        return has_decoder(self.tensors)
+
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over names, dtypes, shapes and values: what an engine is bound to."""
+        """SHA-256 over names, dtypes, shapes, values and taps: what an engine is bound to."""
         digest = hashlib.sha256()
+        if self.encoder_config.taps:  # which no tensor shows
+            digest.update(f"taps {self.encoder_config.taps}\n".encode())
         for name in sorted(self.tensors):
             tensor = np.ascontiguousarray(self.tensors[name])
             digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
@@ -156,7 +173,8 @@ def _read(folder: Path, data: Path) -> Parameters:
             f"`{_convert_command(folder)}`"
         ) from error
     parameters = Parameters(record.encoder, tensors, record.source_sha256, record.note)
-    if parameters.sha256 != record.sha256 or check_tensors(tensors, str(folder)) != record.encoder:
+    found = check_tensors(tensors, str(folder), record.encoder.taps)
+    if parameters.sha256 != record.sha256 or found != record.encoder:
         raise CheckpointError(
             f"the parameter folder {folder} was altered after its conversion: its content does "
             f"not have the recorded hash; make it again with `{_convert_command(folder)}`"
@@ -171,16 +189,21 @@ def _convert_command(folder: Path) -> str:
     return command("convert", "--checkpoint", source, "--output-dir", folder)
 
 
-def random_parameters(config: EncoderConfig, seed: int = 0) -> Parameters:
+def random_parameters(
+    config: EncoderConfig, seed: int = 0, hq: bool = False, decoder: bool = True
+) -> Parameters:
     """Seeded random float32 parameters of a full SAM, for measuring speed and numerical error.
 
     Everything is random: Meta initialises relative positions and position embeddings to zero,
     which would hide every mistake made with them. The spread keeps activations of a full-depth
     encoder within float16's range.
+
+    Args:
+        hq, decoder: see ``parameter_shapes``.
     """
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in parameter_shapes(config, hq, decoder).items():
         values = rng.standard_normal(shape, dtype=np.float32)
         if name.endswith("positional_encoding_gaussian_matrix"):
             pass  # unit variance, as in the prompt encoder
@@ -189,7 +212,7 @@ def random_parameters(config: EncoderConfig, seed: int = 0) -> Parameters:
         elif name.endswith(("bias", "rel_pos_h", "rel_pos_w", "pos_embed")):
             values *= np.float32(0.1)
         elif len(shape) > 1:
-            fan_in = int(np.prod(shape[1:])) if "output_upscaling" not in name else shape[0]
+            fan_in = int(np.prod(shape[1:])) if not name.startswith(_TRANSPOSED) else shape[0]
             values *= np.float32(fan_in**-0.5)
         tensors[name] = values
     note = f"seeded random weights (seed {seed}), never trained: its masks mean nothing"

@@ -1,5 +1,8 @@
 """The tensors of a SAM: their names and shapes, and the encoder's sizes read from them."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
 from samtrt.checkpoints import config as sizes
@@ -8,16 +11,33 @@ from samtrt.console import track
 from samtrt.errors import CheckpointError
 
 ENCODER_PREFIX = "image_encoder."
+STRIDED_LAYERS = ("net_2", "net_3")  # of the image encoder, DeepEncoder's names
+READOUT_LAYER = "out"  # Cellpose-SAM's
+HQ_TOKEN = "mask_decoder.hf_token.weight"  # SAM-HQ's
+_DECODERS = ("prompt_encoder.", "mask_decoder.")
 _SHOWN = 8  # faults in a message
 
 
-def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every key of a SAM checkpoint with its shape, as Meta's ``Sam.state_dict()`` has them."""
-    return {
-        **{ENCODER_PREFIX + name: shape for name, shape in _encoder_shapes(config).items()},
-        **_prompt_encoder_shapes(),
-        **_mask_decoder_shapes(),
-    }
+def parameter_shapes(
+    config: EncoderConfig, hq: bool = False, decoder: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Every key of a SAM checkpoint with its shape, as Meta's ``Sam.state_dict()`` has them.
+
+    Args:
+        hq: with what SAM-HQ's mask decoder has more.
+        decoder: with a prompt encoder and mask decoder.
+    """
+    shapes = {ENCODER_PREFIX + name: shape for name, shape in _encoder_shapes(config).items()}
+    if decoder:
+        shapes |= _prompt_encoder_shapes() | _mask_decoder_shapes()
+    if hq:
+        shapes |= _hq_shapes(config.embed_dim)
+    return shapes
+
+
+def has_decoder(names: Iterable[str]) -> bool:
+    """Whether there is something of a prompt encoder or mask decoder."""
+    return any(name.startswith(_DECODERS) for name in names)
 
 
 def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
@@ -44,12 +64,17 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
         mlp_dims = tuple(shapes[block + "mlp.lin1.weight"][0] for block in blocks)
         attended = [shapes[block + "attn.proj.weight"][1] for block in blocks]
         out_chans = shapes[ENCODER_PREFIX + "neck.0.weight"][0]
+        weights = [f"{ENCODER_PREFIX}{layer}.weight" for layer in (*STRIDED_LAYERS, READOUT_LAYER)]
+        *strided, readout = [shapes[name][0] if name in shapes else 0 for name in weights]
+        strided_chans = tuple(
+            chans for name, chans in zip(weights, strided, strict=False) if name in shapes
+        )
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             "this is not a SAM checkpoint: the image encoder's sizes cannot be read from its keys "
             f"({error}); expected segment_anything's sam_vit_b, sam_vit_l or sam_vit_h layout"
         ) from None
-    sizes_read = (embed_dim, patch_size, grid, out_chans, *head_dims, *mlp_dims)
+    sizes_read = (embed_dim, patch_size, grid, out_chans, *head_dims, *mlp_dims, *strided_chans)
     num_heads = attended[0] // max(head_dims[0], 1)
     is_whole = num_heads > 0 and attended == [num_heads * dim for dim in head_dims]
     if in_chans != 3 or grid != grid_w or 0 in sizes_read or not is_whole:
@@ -75,17 +100,24 @@ def infer_encoder_config(shapes: dict[str, tuple[int, ...]]) -> EncoderConfig:
         patch_size=patch_size,
         mlp_dim=max(mlp_dims),
         out_chans=out_chans,
+        strided_chans=strided_chans,
+        readout_chans=readout // patch_size**2,
         head_dims=head_dims if {dim * num_heads for dim in head_dims} != {embed_dim} else (),
         mlp_dims=mlp_dims if len(set(mlp_dims)) > 1 else (),
     )
 
 
-def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
-    """The encoder's sizes of a whole set of tensors, which must be SAM's.
+def check_tensors(
+    tensors: dict[str, np.ndarray], source: str, taps: tuple[int, ...] = ()
+) -> EncoderConfig:
+    """The encoder's sizes of a whole set of tensors, which must be SAM's, or its encoder's alone.
+
+    Only an encoder with taps or a head of its own may be alone.
 
     Args:
         tensors: full key name to array.
         source: what the message calls the set.
+        taps: the encoder's, which tensors do not show; SAM-HQ's are known.
 
     Raises:
         CheckpointError: names every missing, unexpected or wrongly shaped tensor, or one with NaN.
@@ -93,9 +125,16 @@ def check_tensors(tensors: dict[str, np.ndarray], source: str) -> EncoderConfig:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         config = infer_encoder_config(shapes)
-    except CheckpointError as error:
+        hq = HQ_TOKEN in shapes
+        if hq:
+            taps = config.global_attn_indexes[:1]
+        config = replace(config, taps=taps)
+        decoder = has_decoder(shapes)
+        if decoder and (config.strided_chans or config.readout_chans or hq > bool(taps)):
+            raise ValueError("its image encoder does not end in what its mask decoder takes")
+    except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
-    expected = parameter_shapes(config)
+    expected = parameter_shapes(config, hq, decoder or config.is_plain)
     faults = [f"missing {name}" for name in expected if name not in shapes]
     faults += [f"unexpected {name}" for name in shapes if name not in expected]
     faults += [
@@ -149,6 +188,13 @@ def _encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     shapes |= _norm("neck.1", out)
     shapes["neck.2.weight"] = (out, out, 3, 3)
     shapes |= _norm("neck.3", out)
+    for name, chans in zip(STRIDED_LAYERS, config.strided_chans, strict=False):
+        shapes[f"{name}.weight"] = (chans, out, 3, 3)
+        out = chans
+    if config.readout_chans:
+        chans = config.readout_chans * patch**2
+        shapes[f"{READOUT_LAYER}.weight"] = (chans, out, 1, 1)
+        shapes[f"{READOUT_LAYER}.bias"] = (chans,)
     return shapes
 
 
@@ -208,4 +254,25 @@ def _mask_decoder_shapes() -> dict[str, tuple[int, ...]]:
     for i in range(tokens):
         mlp(f"mask_decoder.output_hypernetworks_mlps.{i}", dim // 8)
     mlp("mask_decoder.iou_prediction_head", tokens)
+    return shapes
+
+
+def _hq_shapes(embed_dim: int) -> dict[str, tuple[int, ...]]:
+    """What SAM-HQ adds to the mask decoder (arXiv:2306.01567)."""
+    dim = sizes.PROMPT_EMBED_DIM
+    shapes: dict[str, tuple[int, ...]] = {HQ_TOKEN: (1, dim)}
+    for i, width in enumerate((dim, dim, dim // 8)):
+        shapes |= _linear(f"mask_decoder.hf_mlp.layers.{i}", width, dim)
+    for name, channels, middle in (
+        ("compress_vit_feat", embed_dim, dim),
+        ("embedding_encoder", dim, dim // 4),
+    ):
+        layer = f"mask_decoder.{name}"
+        shapes |= {f"{layer}.0.weight": (channels, middle, 2, 2), f"{layer}.0.bias": (middle,)}
+        shapes |= _norm(f"{layer}.1", middle)
+        shapes |= {f"{layer}.3.weight": (middle, dim // 8, 2, 2), f"{layer}.3.bias": (dim // 8,)}
+    layer, middle = "mask_decoder.embedding_maskfeature", dim // 4
+    shapes |= {f"{layer}.0.weight": (middle, dim // 8, 3, 3), f"{layer}.0.bias": (middle,)}
+    shapes |= _norm(f"{layer}.1", middle)
+    shapes |= {f"{layer}.3.weight": (dim // 8, middle, 3, 3), f"{layer}.3.bias": (dim // 8,)}
     return shapes

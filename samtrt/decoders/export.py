@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.checkpoints.shapes import HQ_TOKEN
 from samtrt.decoders.sam_onnx_model import (
     CvatOnnxModel,
     SamOnnxModel,
@@ -190,6 +191,11 @@ def export_decoder(
 
     options = options or DecoderExport(return_single_mask=return_single_mask)
     config = parameters.encoder_config
+    if HQ_TOKEN in parameters.tensors:
+        raise SamtrtError(
+            "SAM-HQ's mask decoder takes early features beside the embedding, which the ONNX file "
+            "has no input for; use load_sam, which computes it in torch"
+        )
     decoder = build_mask_decoder(parameters.decoder(), config)
     with replacing(output) as temporary:  # first, so that a bad name fails before the work
         proto = _to_onnx(options.module(decoder).eval(), options, config)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from samtrt.decoders.prompts import Prompts
-from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
 from samtrt.kernels.graph import GraphedWork
-from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, select_masks
+from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
 from samtrt.torch_state import any_algorithm, as_written
 
@@ -93,8 +93,10 @@ class GraphedDecoder:
         self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
         check_fits(self, picture.img_size, multimask_output)
+        check_channels(picture, self.module.mask_decoder.embedding_chans)
         if not len(prompts):
-            return no_masks(picture, 3 if multimask_output else 1, self.device)
+            kinds = self.module.mask_decoder.answers(multimask_output)
+            return no_masks(picture, kinds, self.device)
         with self._lock, as_written():
             if self._copy is None or not self._copy.is_current():
                 self._drop()  # the old one's memory goes first
@@ -145,7 +147,9 @@ class _Copy:
             mine.append(own[name].detach())
             theirs.append(tensor.detach())
         self._image_pe = self._prompt_encoder.get_dense_pe().to(dtype)
-        self._features = torch.empty_like(self._image_pe)
+        _, _, height, width = self._image_pe.shape
+        channels = self._mask_decoder.embedding_chans
+        self._features = self._image_pe.new_empty(1, channels, height, width)
         self._graphs: OrderedDict[tuple[int, int, bool], _Graph] = OrderedDict()
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
@@ -179,9 +183,9 @@ class _Copy:
                 for part in prompts.split(_BATCHES[0])
             ]
             masks, scores = (torch.cat(tensors).float() for tensors in zip(*parts, strict=True))
-            return select_masks(masks, scores, multimask_output)
+            return self._mask_decoder.select(masks, scores, multimask_output)
         count, points = prompts.labels.shape
-        side, kinds = picture.mask_side, 3 if multimask_output else 1
+        side, kinds = picture.mask_side, self._mask_decoder.answers(multimask_output)
         found = (
             torch.empty(count, kinds, side, side, dtype=torch.float32, device=self.device),
             torch.empty(count, kinds, dtype=torch.float32, device=self.device),
@@ -199,7 +203,7 @@ class _Copy:
                 given = graph.coords, graph.labels, graph.mask_input
                 masks, scores = graph.work(partial(_freely, self._forward, *given))
                 used = part.stop - part.start
-                answers = select_masks(masks[:used], scores[:used], multimask_output)
+                answers = self._mask_decoder.select(masks[:used], scores[:used], multimask_output)
                 for out, answer in zip(found, answers, strict=True):
                     out[part].copy_(answer)
         return found

@@ -38,8 +38,9 @@ class Decoder(Protocol):
                 or the one that a decoder with ``num_masks`` 1 has.
 
         Returns:
-            Logits [B, M, 4h, 4w] and predicted IoUs [B, M] float32, M = 3 or 1, in memory of
-            their own, on the decoder's device (ONNX Runtime's: on the picture's).
+            Logits [B, M, 4h, 4w] and predicted IoUs [B, M] float32, M = 3 or 1 (SAM-HQ's: 1, the
+            best of the three), in memory of their own, on the decoder's device (ONNX Runtime's: on
+            the picture's).
 
         Raises:
             EngineError: the picture is of a model of another size.
@@ -60,6 +61,19 @@ def check_fits(decoder: Decoder, img_size: int, multimask_output: bool) -> None:
         raise InputError(
             "three masks are asked for, and this mask decoder was exported with "
             "--return-single-mask; export it without"
+        )
+
+
+def check_channels(picture: EmbeddedPicture, channels: int) -> None:
+    """Refuses an embedding of a model of another kind: SAM-HQ's has more channels than SAM's.
+
+    Raises:
+        EngineError: the embedding has not so many channels.
+    """
+    if picture.features.shape[1] != channels:
+        raise EngineError(
+            f"the mask decoder takes embeddings of {channels} channels, and this picture's has "
+            f"{picture.features.shape[1]}; take the decoder and the encoder of the same model"
         )
 
 

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.prompts import Prompts
-from samtrt.decoders.protocol import check_fits, no_masks
+from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.modeling.mask_decoder import (
     PromptedMaskDecoder,
     build_mask_decoder,
-    select_masks,
 )
 from samtrt.torch_state import as_written
 
@@ -65,11 +64,13 @@ class TorchDecoder:
     def __call__(
         self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
-        return select_masks(*self.all_masks(picture, prompts), multimask_output)
+        masks, scores = self.all_masks(picture, prompts)
+        return self.module.mask_decoder.select(masks, scores, multimask_output)
 
     def all_masks(self, picture: EmbeddedPicture, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """All four masks of each prompt: logits [B, 4, 4h, 4w] and predicted IoUs [B, 4]."""
         check_fits(self, picture.img_size, False)
+        check_channels(picture, self.module.mask_decoder.embedding_chans)
         device, dtype = self.device, self._weight.dtype
         if not len(prompts):
             return no_masks(picture, self.num_masks, device)

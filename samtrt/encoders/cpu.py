@@ -87,7 +87,7 @@ class CpuImageEncoder:
         self.precision = precision
         self.computed_by = f"cpu {precision} torch {torch.__version__}"
         self._max_batch_size = max_batch_size
-        self._output_shape = (config.out_chans, config.grid_size, config.grid_size)
+        self._output_shape = config.output_shape
         with as_written():
             self._model = bound_encoder(config, tensors, DTYPES[precision])
 

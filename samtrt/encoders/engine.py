@@ -50,7 +50,8 @@ class ParityResult:
         status: ``PASSED``, ``FAILED``, ``SKIPPED`` (the user asked for it) or ``NOT_CHECKED``
             (the machine that built the engine cannot execute it).
         relative_l2: the worst picture's ‖output − fp32‖ / ‖fp32‖ of the embedding.
-        mean_mask_iou: mean IoU between the masks decoded from the two embeddings.
+        mean_mask_iou: mean IoU between the masks decoded from the two embeddings; None where there
+            is no mask decoder.
         pictures: how many pictures were compared.
         worst_mask_iou: the smallest of those IoUs; None from versions that did not look.
     """
@@ -64,8 +65,13 @@ class ParityResult:
     worst_mask_iou: float | None = None
 
     def __str__(self) -> str:
-        if self.relative_l2 is None or self.mean_mask_iou is None:
+        if self.relative_l2 is None:
             return self.status
+        if self.mean_mask_iou is None:
+            return (
+                f"{self.status}: output off by {self.relative_l2:.3%} (relative L2), "
+                f"{self.pictures} pictures"
+            )
         worst = f"worst {self.worst_mask_iou:.4f}, " if self.worst_mask_iou is not None else ""
         return (
             f"{self.status}: embedding off by {self.relative_l2:.3%} (relative L2), "

@@ -7,9 +7,16 @@ from typing import Any
 import torch
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.meta import read_parameters
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.encoders.choice import default_device
-from samtrt.encoders.engine import BACKENDS, EngineInfo, read_engine, read_engine_info
+from samtrt.encoders.engine import (
+    BACKENDS,
+    SIDECAR_FILE,
+    EngineInfo,
+    read_engine,
+    read_engine_info,
+)
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
 from samtrt.kernels.device import resolved
@@ -74,6 +81,34 @@ def open_encoder(
         device,
         info.max_batch_size,
     )
+
+
+def load_image_encoder(
+    path: str | Path,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+) -> ImageEncoder:
+    """The image encoder of an engine folder, a parameter folder or a checkpoint.
+
+    What it makes of a picture is ``EncoderConfig.output_shape``: SAM's embedding [256, h, w], with
+    the output of some blocks as further channels (SAM-HQ, CellViT-SAM;
+    ``modeling.heads.split_taps`` takes them apart), DeepEncoder's [1024, h/4, w/4], or
+    Cellpose-SAM's [3, S, S].
+
+    Args:
+        path: as ``load_sam`` takes it, and models of SAM's family without its mask decoder.
+        backend, device: see ``load_encoder`` and ``encoder_from_parameters``.
+        precision: see ``encoder_from_parameters``; an engine has its own.
+
+    Raises:
+        CheckpointError: parameters that are missing, damaged or no image encoder's.
+        EngineError: an engine or back end that cannot be used here.
+    """
+    path = Path(path)
+    if (path / SIDECAR_FILE).is_file():
+        return load_encoder(path, backend, device)
+    return encoder_from_parameters(read_parameters(path), backend, device, precision)
 
 
 def encoder_from_parameters(

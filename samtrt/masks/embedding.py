@@ -138,7 +138,7 @@ def _check_content(path: str | Path, found: EmbeddedPicture, image: np.ndarray, 
         "img_size": sam.img_size,
         "original_size": (height, width),
         "input_size": ResizeLongestSide.get_preprocess_shape(height, width, sam.img_size),
-        "shape": (1, sam.prompt_encoder.embed_dim, side, side),
+        "shape": (1, sam.mask_decoder.embedding_chans, side, side),
     }
     for name, value in expected.items():
         has = tuple(found.features.shape) if name == "shape" else getattr(found, name)

@@ -53,8 +53,8 @@ class _GELU(nn.GELU):
 
 
 class BoundImageEncoder(ImageEncoderViT):
-    """Pictures [B, 3, S, S] float32 → [B, out_chans, S/patch, S/patch] float32, whatever the
-    parameters' dtype."""
+    """Pictures [B, 3, S, S] float32 → [B, *config.output_shape] float32, whatever the parameters'
+    dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.cast(x, self.patch_embed.proj.weight.dtype)

@@ -112,6 +112,16 @@ def slice(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     return _ops().slice(x, start, size)
 
 
+def concat(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """The tensors end to end along an axis; their other sizes and dtypes are equal."""
+    if _checks():
+        others = {(*x.shape[:axis], *x.shape[axis + 1 :], x.dtype) for x in tensors}
+        _require(
+            len(others) == 1, "concat", f"shapes {[tuple(x.shape) for x in tensors]} at axis {axis}"
+        )
+    return _ops().concat(tensors, axis)
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     """Elementwise x + y; equal ranks (in a network equal dtypes too), axes of size 1 broadcast."""
     _require_broadcast("add", x, y)

@@ -17,8 +17,10 @@ import torch.nn.functional
 from torch import nn
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.shapes import READOUT_LAYER
 from samtrt.modeling import functional as F
 from samtrt.modeling.functional import Tensor
+from samtrt.modeling.heads import heads, read_out
 from samtrt.modeling.layers import LayerNorm2d, MLPBlock
 
 AttentionKind = Literal["fused", "plain"]
@@ -186,6 +188,10 @@ class Block(nn.Module):
 class ImageEncoderViT(nn.Module):
     """Normalised, padded image [B, 3, S, S] → embedding [B, out_chans, S/patch, S/patch].
 
+    Some of SAM's family have more (``build_image_encoder``): with ``taps``, the output of those
+    blocks follows the embedding as further channels; ``heads`` are layers after the neck
+    (``samtrt.modeling.heads``).
+
     Args:
         img_size: side S of the square input, in pixels.
         patch_size: side of a patch, in pixels.
@@ -221,6 +227,8 @@ class ImageEncoderViT(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size = img_size
+        self.taps: tuple[int, ...] = ()
+        self.heads: tuple[str, ...] = ()  # layers after the neck
         side = img_size // patch_size
         self.patch_embed = PatchEmbed(
             (patch_size, patch_size), (patch_size, patch_size), (0, 0), in_chans, embed_dim
@@ -254,9 +262,17 @@ class ImageEncoderViT(nn.Module):
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = F.add(x, F.constant(self.pos_embed, name="pos_embed"))
-        for block in self.blocks:
+        tapped = []
+        for index, block in enumerate(self.blocks):
             x = block(x)
-        return self.neck(F.permute(x, (0, 3, 1, 2)))
+            if index in self.taps:
+                tapped.append(F.permute(x, (0, 3, 1, 2)))
+        x = self.neck(F.permute(x, (0, 3, 1, 2)))
+        for name in self.heads:
+            x = self.get_submodule(name)(x)
+        if READOUT_LAYER in self.heads:
+            x = read_out(x, self.patch_embed.proj.kernel_size[0])
+        return F.concat([x, *tapped], 1) if tapped else x
 
 
 _Encoder = TypeVar("_Encoder", bound=ImageEncoderViT)
@@ -280,6 +296,10 @@ def build_image_encoder(
                 input_size=(config.grid_size, config.grid_size),
                 head_dim=config.block_head_dim(index),
             )
+    encoder.taps = config.taps
+    for name, layer in heads(config):
+        encoder.add_module(name, layer)
+        encoder.heads += (name,)
     return encoder
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrt.checkpoints.config import NUM_MULTIMASK_OUTPUTS, PROMPT_EMBED_DIM, EncoderConfig
+from samtrt.checkpoints.shapes import HQ_TOKEN
 from samtrt.errors import CheckpointError
 from samtrt.modeling.prompt_encoder import PromptEncoder
 from samtrt.modeling.transformer import TwoWayTransformer
@@ -74,6 +75,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         channels = PROMPT_EMBED_DIM
         self.num_mask_tokens = NUM_MULTIMASK_OUTPUTS + 1
+        self.embedding_chans = channels  # of the image embeddings that it takes
         self.transformer = TwoWayTransformer()
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(self.num_mask_tokens, channels)
@@ -101,7 +103,21 @@ class MaskDecoder(nn.Module):
         masks, iou_predictions = self.predict_masks(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
+        return self.select(masks, iou_predictions, multimask_output)
+
+    def select(
+        self, masks: Tensor, iou_predictions: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What a caller gets of [B, 4, …]; see ``select_masks``."""
         return select_masks(masks, iou_predictions, multimask_output)
+
+    def answers(self, multimask_output: bool) -> int:
+        """How many masks ``select`` keeps."""
+        return NUM_MULTIMASK_OUTPUTS if multimask_output else 1
+
+    def prepare(self, image_embeddings: Tensor) -> Tensor | None:
+        """What depends on a picture alone, for any number of ``predict_masks``; None for none."""
+        return None
 
     def predict_masks(
         self,
@@ -109,6 +125,7 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
+        prepared: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All four masks of each prompt.
 
@@ -117,23 +134,38 @@ class MaskDecoder(nn.Module):
             image_pe: [1, C, h, w] of ``PromptEncoder.get_dense_pe``.
             sparse_prompt_embeddings: [B, T, C].
             dense_prompt_embeddings: [B, C, h, w], or of batch 1 and shared by all prompts.
+            prepared: what ``prepare`` has made of these image embeddings.
 
         Returns:
             Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
         """
-        batch = sparse_prompt_embeddings.shape[0]
-        outputs = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
-        tokens = torch.cat((outputs.expand(batch, -1, -1), sparse_prompt_embeddings), dim=1)
-        image = (image_embeddings + dense_prompt_embeddings).flatten(2).transpose(1, 2).contiguous()
+        tokens, image = self._attend(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        )
+        masks = self._draw(image, self._hypernetworks(tokens), image_embeddings.shape[-2:])
+        return masks, self.iou_prediction_head(tokens[:, 0])
+
+    def _output_tokens(self) -> Tensor:
+        """[T, C]: the token of the IoUs, and one a mask."""
+        return torch.cat((self.iou_token.weight, self.mask_tokens.weight))
+
+    def _attend(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, C] and image [B, h·w, C] after the transformer; output tokens first."""
+        outputs = self._output_tokens()
+        tokens = torch.cat((outputs.expand(sparse.shape[0], -1, -1), sparse), dim=1)
+        image = (image_embeddings + dense).flatten(2).transpose(1, 2).contiguous()
         if image.shape[0] == 1:
             image = image[0]  # shared: what depends on it alone is computed once
-        tokens, image = self.transformer(image, image_pe[0].flatten(1).t(), tokens)
+        found: tuple[Tensor, Tensor] = self.transformer(image, image_pe[0].flatten(1).t(), tokens)
+        return found
 
-        hyper = torch.stack(
+    def _hypernetworks(self, tokens: Tensor) -> Tensor:
+        """Each mask's vector [B, 4, C / 8]."""
+        return torch.stack(
             [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
-        masks = self._draw(image, hyper, image_embeddings.shape[-2:])
-        return masks, self.iou_prediction_head(tokens[:, 0])
 
     def _draw(self, image: Tensor, hyper: Tensor, grid: Sequence[int]) -> Tensor:
         """Upscales the image tokens four times and multiplies each pixel with each mask's vector.
@@ -147,10 +179,15 @@ class MaskDecoder(nn.Module):
         """
         image = self.output_upscaling(image)  # [B, h·w, 4, 4, C / 8]
         masks = image.flatten(1, 3) @ hyper.transpose(1, 2)
+        return self._to_grid(masks, grid)
+
+    @staticmethod
+    def _to_grid(pixels: Tensor, grid: Sequence[int]) -> Tensor:
+        """Values of tokens' pixels, [B, h·w, 4, 4, K] or flatter, as [B, K, 4h, 4w]."""
         height, width = grid
-        # [B, (h, w, 2, 2, 2, 2), M]: row and column of the token, of the first split, the second
-        masks = masks.unflatten(1, (height, width, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return masks.flatten(5, 7).flatten(2, 4)
+        # (h, w, 2, 2, 2, 2): row and column of the token, of the first split, of the second
+        pixels = pixels.flatten(1, -2).unflatten(1, (height, width, 2, 2, 2, 2))
+        return pixels.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 
 def select_masks(
@@ -170,12 +207,15 @@ class PromptedMaskDecoder(nn.Module):
     Args:
         img_size: side of the model's square frame, in pixels.
         grid_size: side of the grid of image tokens.
+        mask_decoder: another than SAM's own.
     """
 
-    def __init__(self, img_size: int, grid_size: int) -> None:
+    def __init__(
+        self, img_size: int, grid_size: int, mask_decoder: MaskDecoder | None = None
+    ) -> None:
         super().__init__()
         self.prompt_encoder = PromptEncoder(img_size, grid_size)
-        self.mask_decoder = MaskDecoder()
+        self.mask_decoder = mask_decoder or MaskDecoder()
 
     def forward(
         self,
@@ -188,7 +228,8 @@ class PromptedMaskDecoder(nn.Module):
         """All four masks of each prompt.
 
         Args:
-            image_embeddings: [1, 256, h, w], shared by all prompts, or [B, 256, h, w].
+            image_embeddings: [1, 256, h, w], shared by all prompts, or [B, 256, h, w]; SAM-HQ's
+                have more channels (``MaskDecoderHQ``).
             point_coords: [B, N, 2] (x, y) in pixels of the model's frame.
             point_labels: [B, N]; see ``PromptEncoder.embed_points`` and ``prompt_points``.
             mask_input: [B, 1, 4h, 4w] logits of an earlier call; None for none.
@@ -205,6 +246,7 @@ class PromptedMaskDecoder(nn.Module):
             point_labels,
             mask_input,
             has_mask_input,
+            self.mask_decoder.prepare(image_embeddings),
         ]
         batch = point_coords.shape[0]
         if point_coords.is_cuda or batch <= _CPU_CHUNK:
@@ -226,11 +268,13 @@ class PromptedMaskDecoder(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
+        prepared: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``forward`` in one go, whatever the number of prompts; what is exported.
 
         Args:
             image_pe: [1, 256, h, w] of ``PromptEncoder.get_dense_pe``, which no prompt changes.
+            prepared: see ``MaskDecoder.predict_masks``.
         """
         encoder = self.prompt_encoder
         dense = encoder.embed_no_mask()
@@ -243,6 +287,7 @@ class PromptedMaskDecoder(nn.Module):
             image_pe,
             encoder.embed_points(point_coords, point_labels),
             dense,
+            prepared,
         )
 
 
@@ -256,10 +301,18 @@ def build_mask_decoder(
         config: of the encoder whose embeddings will be decoded.
 
     Raises:
-        CheckpointError: keys or shapes that are not those of SAM's decoder.
+        CheckpointError: keys or shapes that are not those of SAM's decoder, or none.
     """
+    from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ  # which is made of this one
+
+    if not tensors:
+        raise CheckpointError(
+            "these parameters are an image encoder alone, of a model with other decoders than "
+            "SAM's; use samtrt.load_image_encoder, or take a SAM's for masks"
+        )
     with torch.device("meta"):  # no memory, and no random numbers of the caller's
-        decoder = PromptedMaskDecoder(config.img_size, config.grid_size)
+        mask_decoder = MaskDecoderHQ(config.embed_dim) if HQ_TOKEN in tensors else MaskDecoder()
+        decoder = PromptedMaskDecoder(config.img_size, config.grid_size, mask_decoder)
     state = {}
     with torch.inference_mode(False):
         for key, value in tensors.items():

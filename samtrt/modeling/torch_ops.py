@@ -40,6 +40,10 @@ def slice(x: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.T
     return x
 
 
+def concat(tensors: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    return torch.cat(list(tensors), axis)
+
+
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 

@@ -115,6 +115,8 @@ def test_what_is_not_supported_raises_one_line() -> None:
     refused("head dimension 8", dataclasses.replace(config, num_heads=4))
     refused("heads of 9 to 16 channels", dataclasses.replace(config, depth=2, head_dims=(9, 16)))
     refused("MLPs of 24 to 128", dataclasses.replace(config, depth=2, mlp_dims=(24, 128)))
+    for end in ({"taps": (0,)}, {"strided_chans": (8,)}, {"readout_chans": 3}):
+        refused("taps or a head of its own", dataclasses.replace(config, **end))
     refused("grid of 160", dataclasses.replace(config, img_size=2560))
     refused("window size 20", dataclasses.replace(config, window_size=20, global_attn_indexes=()))
 

@@ -103,6 +103,11 @@ OPS = {
         lambda x: F.slice(x, (0, 1, 2), (-1, 2, -1)), lambda x: x[:, 1:3, 2:], [(BATCH, 4, 5)]
     ),
     "slice the batch": Op(lambda x: F.slice(x, (1, 0), (-1, 2)), lambda x: x[1:, :2], [(BATCH, 5)]),
+    "concat": Op(
+        lambda x, y: F.concat([x, y], 1),
+        lambda x, y: torch.cat([x, y], 1),
+        [(BATCH, 2, 5), (BATCH, 3, 5)],
+    ),
     "add": Op(F.add, torch.add, [(BATCH, 3, 4), (BATCH, 1, 4)]),
     "mul": Op(F.mul, torch.mul, [(BATCH, 3, 4), (BATCH, 1, 4)]),
     "mul by a number": Op(lambda x: F.mul(x, 0.75), lambda x: 0.75 * x, [(BATCH, 3)]),

@@ -234,8 +234,14 @@ def check_sizes(config: EncoderConfig) -> None:
     """Refuses an encoder that no kernel knows.
 
     Raises:
-        EngineError: its blocks differ in size, or its heads have another size than the kernels'.
+        EngineError: its blocks differ in size, its heads have another size than the kernels', or
+            it does not end in SAM's embedding.
     """
+    if not config.is_plain:
+        raise EngineError(
+            "the cuda backend ends in SAM's embedding, and this encoder has taps or a head of its "
+            "own (SAM-HQ, Cellpose-SAM, CellViT, DeepEncoder); use the tensorrt or the cpu backend"
+        )
     if not config.is_uniform:
         raise EngineError(
             "the cuda backend takes encoders whose blocks are all alike, and this one's heads or "

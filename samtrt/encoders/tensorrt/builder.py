@@ -28,8 +28,8 @@ def record_network(
 ) -> Recording:
     """The image encoder as layers of no TensorRT version yet.
 
-    Input "image" [B, 3, S, S] and output "embedding" [B, out_chans, S/patch, S/patch] are
-    float32; B is dynamic.
+    Input "image" [B, 3, S, S] and output "embedding" [B, *config.output_shape] are float32; B
+    is dynamic.
 
     Args:
         tensors: the encoder's parameters (``Parameters.encoder()``); their memory is not copied

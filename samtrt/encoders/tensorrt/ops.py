@@ -53,6 +53,13 @@ def slice(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     return _like(x, "slice", shape, start=list(start), size=list(size))
 
 
+def concat(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    first = tensors[0]
+    shape = list(first.shape)
+    shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
+    return _recording().add("concat", list(tensors), shape, first.dtype, axis=axis)
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     return _recording().add("add", [x, y], _broadcast(x.shape, y.shape), x.dtype)
 

@@ -48,7 +48,7 @@ class TensorRTImageEncoder(NotCopied):
             f"{info.engine_sha256[:12]}"
         )
         self._max_batch_size = info.max_batch_size
-        self._output_shape = (info.config.out_chans, info.config.grid_size, info.config.grid_size)
+        self._output_shape = info.config.output_shape
         self._trt = import_tensorrt(info.library)
         self._log = shared_log(self._trt)
         self._log.errors.clear()

@@ -248,6 +248,12 @@ def _block(network: Network, name: str, x: Any, start: Sequence[int], grown: Seq
     return made
 
 
+def _concat(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    made = network.add(layer["name"], network.definition.add_concatenation(inputs))
+    made.axis = layer["axis"]
+    return network.typed(made, layer["type"])
+
+
 def _elementwise(operation: str) -> Callable[..., Any]:
     def make(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
         kind = getattr(network.trt.ElementWiseOperation, operation)
@@ -355,6 +361,7 @@ _LAYERS: Dict[str, Callable[..., Any]] = {
     "permute": _permute,
     "pad": _pad,
     "slice": _slice,
+    "concat": _concat,
     "add": _elementwise("SUM"),
     "mul": _elementwise("PROD"),
     "matmul": _matmul,

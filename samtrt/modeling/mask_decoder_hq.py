@@ -1,0 +1,154 @@
+"""SAM-HQ's mask decoder (Segment Anything in High Quality, arXiv:2306.01567).
+
+A fifth output token draws one more mask, on features that the early blocks of the image encoder
+have kept; it is added to the mask that SAM's own tokens draw.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from samtrt.checkpoints.config import PROMPT_EMBED_DIM
+from samtrt.modeling.layers import LayerNorm2d
+from samtrt.modeling.mask_decoder import MLP, MaskDecoder, SplitPixels, select_masks
+
+
+def _upscaling(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
+    """[…, C_in] → […, 4, 4, C_out], on channels that come last."""
+    return nn.Sequential(
+        SplitPixels(in_channels, middle),
+        nn.LayerNorm(middle, eps=1e-6),
+        nn.GELU(),
+        SplitPixels(middle, out_channels),
+    )
+
+
+class MaskDecoderHQ(MaskDecoder):
+    """Image and prompt embeddings → mask logits and predicted IoUs.
+
+    Where ``MaskDecoder`` takes an embedding [B, 256, h, w], this takes [B, 256 + C, h, w]: the
+    embedding and, as further channels, the output of the image encoder's first global block
+    (``EncoderConfig.taps``).
+
+    Args:
+        vit_dim: channels C of the image encoder's tokens.
+
+    Attributes:
+        hq_token_only: whether a mask is that of the HQ token alone, and not its sum with SAM's.
+    """
+
+    def __init__(self, vit_dim: int) -> None:
+        super().__init__()
+        channels = PROMPT_EMBED_DIM
+        self.embedding_chans = channels + vit_dim
+        self.hq_token_only = False
+        self.hf_token = nn.Embedding(1, channels)
+        self.hf_mlp = MLP(channels // 8)
+        self.compress_vit_feat = _upscaling(vit_dim, channels, channels // 8)
+        self.embedding_encoder = _upscaling(channels, channels // 4, channels // 8)
+        self.embedding_maskfeature = nn.Sequential(
+            nn.Conv2d(channels // 8, channels // 4, 3, padding=1),
+            LayerNorm2d(channels // 4),
+            nn.GELU(),
+            nn.Conv2d(channels // 4, channels // 8, 3, padding=1),
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+        hq_token_only: bool,
+        interm_embeddings: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """As SAM-HQ's module: one mask a prompt, logits [B, 1, 4h, 4w] and IoUs [B, 1].
+
+        Args:
+            image_embeddings: [1, 256, h, w].
+            interm_embeddings: outputs of the image encoder's global blocks, [1, h, w, C] each, of
+                which the first is used.
+        """
+        early = interm_embeddings[0].permute(0, 3, 1, 2)
+        masks, ious = self._predict(
+            torch.cat((image_embeddings, early), dim=1),
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            None,
+            hq_token_only,
+        )
+        return self.select(masks, ious, multimask_output)
+
+    def select(
+        self, masks: Tensor, iou_predictions: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One mask of [B, 4, …]: the best of masks 1…3 (multimask), or mask 0."""
+        masks, iou_predictions = select_masks(masks, iou_predictions, multimask_output)
+        best = iou_predictions.argmax(dim=1)
+        prompt = torch.arange(len(best), device=best.device)
+        return masks[prompt, best].unsqueeze(1), iou_predictions[prompt, best].unsqueeze(1)
+
+    def answers(self, multimask_output: bool) -> int:
+        return 1
+
+    def prepare(self, image_embeddings: Tensor) -> Tensor:
+        """The HQ features [B, 32, 4h, 4w] of embeddings [B, 256 + C, h, w], for all prompts."""
+        grid = image_embeddings.shape[-2:]
+        tokens = image_embeddings.flatten(2).transpose(1, 2)
+        embedding, early = tokens.split((PROMPT_EMBED_DIM, tokens.shape[-1] - PROMPT_EMBED_DIM), -1)
+        features = self.embedding_encoder(embedding) + self.compress_vit_feat(early)
+        return self._to_grid(features, grid)
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        prepared: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """SAM's four masks of each prompt, each with the HQ token's added to it.
+
+        The arguments are ``MaskDecoder``'s, but for the embeddings' channels.
+        """
+        return self._predict(
+            image_embeddings,
+            image_pe,
+            sparse_prompt_embeddings,
+            dense_prompt_embeddings,
+            prepared,
+            self.hq_token_only,
+        )
+
+    def _predict(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        prepared: Tensor | None,
+        hq_token_only: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if prepared is None:
+            prepared = self.prepare(image_embeddings)
+        embedding = image_embeddings[:, :PROMPT_EMBED_DIM]
+        tokens, image = self._attend(embedding, image_pe, sparse, dense)
+        pixels = self._to_grid(self.output_upscaling(image), embedding.shape[-2:])
+        finer = self.embedding_maskfeature(pixels) + prepared
+        hq = self._times(self.hf_mlp(tokens[:, 1 + self.num_mask_tokens])[:, None], finer)
+        if hq_token_only:
+            masks = hq.expand(-1, self.num_mask_tokens, -1, -1)
+        else:
+            masks = self._times(self._hypernetworks(tokens), pixels) + hq
+        return masks, self.iou_prediction_head(tokens[:, 0])
+
+    def _output_tokens(self) -> Tensor:
+        return torch.cat((super()._output_tokens(), self.hf_token.weight))
+
+    @staticmethod
+    def _times(hyper: Tensor, pixels: Tensor) -> Tensor:
+        """Vectors [B, M, K] times pixels [B, K, H, W]: [B, M, H, W]."""
+        return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
