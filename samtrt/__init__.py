@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from samtrt.masks.automatic import SamAutomaticMaskGenerator
     from samtrt.masks.pipeline import Pipeline
     from samtrt.masks.predictor import SamPredictor
+    from samtrt.run_with import install
     from samtrt.sam import (
         Sam,
         build_sam,
@@ -29,6 +30,7 @@ __all__ = [
     "build_sam_vit_b",
     "build_sam_vit_h",
     "build_sam_vit_l",
+    "install",
     "load_image_encoder",
     "load_sam",
     "sam_model_registry",
@@ -44,6 +46,7 @@ _MODULES = {
     "build_sam_vit_b": "samtrt.sam",
     "build_sam_vit_h": "samtrt.sam",
     "build_sam_vit_l": "samtrt.sam",
+    "install": "samtrt.run_with",
     "load_image_encoder": "samtrt.encoders.load",
     "load_sam": "samtrt.sam",
     "sam_model_registry": "samtrt.sam",

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "masks": ENGINES | {"sam"},
     "segment_anything": MASKS,  # Meta's paths
     "formats": MASKS,
+    "run_with": {"errors", "console", "segment_anything"},
     "jobs": MASKS | {"formats"},
     "server": MASKS,
     "reports": MASKS | {"formats", "jobs", "server"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
 }
 # Entry points for users: what they import, nobody gets by importing the package.
 DOORS = {
-    "samtrt": {"encoders", "masks", "sam"},
+    "samtrt": {"encoders", "masks", "run_with", "sam"},
     "samtrt.__main__": {"cli"},
     "samtrt.server.__main__": {"cli", "console"},
 }

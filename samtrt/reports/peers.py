@@ -24,7 +24,8 @@ def import_segment_anything() -> ModuleType:
     """Meta's ``segment_anything`` package.
 
     Raises:
-        SamtrtError: the package, or torchvision that it imports, is not installed.
+        SamtrtError: the package, or torchvision that it imports, is not installed, or what has its
+            name here is our own tree.
     """
     for name in ("segment_anything", "torchvision"):
         if importlib.util.find_spec(name) is None:
@@ -39,6 +40,11 @@ def import_segment_anything() -> ModuleType:
         _libraries.append(library)
     import segment_anything
 
+    if segment_anything.__name__ != "segment_anything":
+        raise SamtrtError(
+            "samtrt.install has put our own tree in the place of Meta's package, which the "
+            "comparison needs; compare in a process of its own"
+        )
     return segment_anything
 
 
