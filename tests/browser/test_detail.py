@@ -32,7 +32,7 @@ def large(scene: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zoomed(shared_page: Page, url: str, large: Path) -> Page:
     """The large picture, five times as large as fits, about the point."""
     page = shared_page
-    page.driver.get(url)
+    page.start_afresh(url)
     page.open(large)
     x, y = page.screen(*POINT)
     for _ in range(4):
@@ -114,8 +114,9 @@ def test_it_can_be_switched_off_and_that_is_remembered(
         (point,) = page.coco()["annotations"][0]["point_coords"]
         whole = predicted(sam, scene, [tuple(point)], (0, 0, SIZE[1], SIZE[0]))
         assert iou(page.masks()[0], whole) > 0.99
-        page.driver.get(url)
-        page.open(large)
+        page.driver.get(url)  # the picture comes back by itself
+        page.wait(lambda: page["panel"].is_displayed(), "the picture")
+        page.wait_for_picture()
         page.script("document.getElementById('pointer').focus()")
         page.keys(*[Keys.PAGE_UP] * 6)
         page.wait(lambda: page["detail"].is_displayed(), "the switch")

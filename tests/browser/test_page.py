@@ -281,6 +281,10 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_complains(page: Page, url:
 @pytest.mark.parametrize("width", [390, 320])
 def test_phone(make_page: Callable[..., Page], url: str, file: Path, width: int) -> None:
     page = make_page(url, width, 844, phone=True)
+    page.wait(lambda: page["try-sample"].is_displayed(), "the start")
+    assert page.script("return document.documentElement.scrollWidth") <= width
+    start = page["empty"].rect
+    assert start["x"] + start["width"] <= width - start["x"]
     page.open(file)
     assert page.script("return document.documentElement.scrollWidth") <= width
     for name in ("pointer", "everything", "undo"):

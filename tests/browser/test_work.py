@@ -97,14 +97,37 @@ def test_what_cannot_be_kept_is_said_and_asked_about(page: Page) -> None:
     page.click(100, 80)
     kept(page)
     assert not page.script(leaving)
-    page.script(
-        "IDBObjectStore.prototype.put = () => { throw new DOMException('', 'QuotaExceededError') }"
-    )
+    page.script("IDBObjectStore.prototype.put = function () { this.transaction.abort() }")
     page.click(300, 200)
     page.wait(lambda: "could not be kept" in page["notices"].text, "the notice")
-    assert "QuotaExceededError" in page["notices"].text
     assert page["saved"].text == "Not kept in this browser"
     assert page.script(leaving)
+
+
+def test_two_tabs_do_not_overwrite_each_other(page: Page, url: str) -> None:
+    page.click(100, 80)
+    kept(page)
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    try:
+        page.driver.get(url)
+        page.wait(lambda: page["continue"].is_displayed(), "the offer")
+        page["continue"].click()
+        reopened(page, 1)
+        page.click(300, 200)
+        kept(page)
+    finally:
+        page.driver.close()
+        page.driver.switch_to.window(first)
+    page.click(210, 150)
+    page.wait(lambda: "was changed in another tab" in page["notices"].text, "the notice")
+    assert page["saved"].text == "Not kept in this browser"
+    page["notices"].find_element(By.XPATH, ".//button[text()='Keep this one']").click()
+    kept(page)
+    before = downloaded_masks(page)
+    page.driver.refresh()
+    reopened(page, 2)
+    np.testing.assert_array_equal(downloaded_masks(page), before)
 
 
 # Folders and addresses

@@ -75,7 +75,7 @@ export class Importing {
       return { ...mask, id, name: mask.name ?? `Mask ${id}`, color: id - 1 };
     });
     const record = { hash: entry.hash, name: entry.name, width, height, done: false, ...kept };
-    await store.saveWork({ ...record, savedAt: Date.now(), masks: [...before, ...fresh] });
+    await store.saveWork({ ...record, savedAt: Date.now(), masks: [...before, ...fresh] }, kept?.savedAt ?? null);
     gallery.update({ count: before.length + fresh.length }, entry);
     return fresh.length;
   }

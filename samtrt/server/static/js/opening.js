@@ -136,7 +136,7 @@ export class Opening {
     picture.done = kept?.done ?? false;
     scene.reset(kept?.masks.map((mask) => ({ ...mask, logits: null })));
     this.#show(picture);
-    saving.setPicture(picture);
+    saving.setPicture(picture, kept?.savedAt ?? null);
     store.saveLastPicture({ hash: picture.hash, name: picture.name, file: picture.file }).catch(console.error);
     this.#greet(kept);
     this.#lookAhead();

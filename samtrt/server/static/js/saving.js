@@ -1,7 +1,7 @@
 // The scene's masks are kept in the browser as they change, under the picture's hash.
 
 import { notify } from "./notices.js";
-import { store } from "./store.js";
+import { ConflictError, store } from "./store.js";
 
 const REST = 250; // milliseconds without a change
 const line = document.getElementById("saved");
@@ -13,6 +13,7 @@ export class Saving {
   #timer = 0;
   #version = 0;
   #savedVersion = 0;
+  #since = null; // savedAt of what is kept of the picture
   #hasFailed = false;
   #writing = Promise.resolve();
 
@@ -35,9 +36,13 @@ export class Saving {
     return this.#version !== this.#savedVersion;
   }
 
-  /** From now on the scene is about this picture, and shows what was kept of it; null for none. */
-  setPicture(picture) {
+  /**
+   * From now on the scene is about this picture, null for none, and shows what was kept of it.
+   * @param since savedAt of that, or null.
+   */
+  setPicture(picture, since = null) {
     this.#picture = picture;
+    this.#since = since;
     this.#masks = this.#scene.masks;
     this.#savedVersion = this.#version;
     clearTimeout(this.#timer);
@@ -82,21 +87,34 @@ export class Saving {
 
   async #write(picture, record, version) {
     try {
-      if (record.masks.length || record.done) await store.saveWork(record);
-      else await store.removeWork(record.hash);
+      await store.saveWork(record, this.#since);
     } catch (error) {
-      console.error(error);
-      if (!this.#hasFailed) {
-        notify(`The masks could not be kept in this browser (${error?.name ?? "no storage"}). Download them before you leave.`, { error: true });
-      }
+      if (!this.#hasFailed) this.#complain(error, picture);
       this.#hasFailed = true;
       this.#say("Not kept in this browser");
       return;
     }
     this.#hasFailed = false;
     if (picture !== this.#picture) return;
+    this.#since = record.masks.length || record.done ? record.savedAt : null;
     this.#savedVersion = version;
     this.#say("Kept in this browser");
+  }
+
+  #complain(error, picture) {
+    if (error instanceof ConflictError) {
+      const act = async () => {
+        this.#since = (await store.work(picture.hash))?.savedAt ?? null;
+        await this.flush();
+      };
+      notify(`${picture.name} was changed in another tab; what is here is not kept. Reload to see the other.`, {
+        error: true,
+        action: { label: "Keep this one", act },
+      });
+      return;
+    }
+    console.error(error);
+    notify(`The masks could not be kept in this browser (${error?.name ?? "no storage"}). Download them before you leave.`, { error: true });
   }
 
   #say(text) {

@@ -7,6 +7,8 @@ const VERSION = 1;
  * Work of a picture: {hash, name, width, height, done, savedAt, masks}, masks as the scene has them
  * but without logits. The methods reject where the browser keeps nothing.
  */
+export class ConflictError extends Error {}
+
 class Store {
   #opened = null;
 
@@ -14,12 +16,25 @@ class Store {
     return this.#ask("work", "readonly", (work) => work.get(hash));
   }
 
-  saveWork(record) {
-    return this.#ask("work", "readwrite", (work) => work.put(record));
-  }
-
-  removeWork(hash) {
-    return this.#ask("work", "readwrite", (work) => work.delete(hash));
+  /**
+   * Keeps a record, or forgets the picture where the record holds nothing.
+   * @param since savedAt of the record that the caller knows of, null for none; what another tab
+   *   has written since is not overwritten: ConflictError.
+   */
+  async saveWork(record, since) {
+    let isForeign = false;
+    const write = (work) => {
+      const found = work.get(record.hash);
+      found.onsuccess = () => {
+        isForeign = (found.result?.savedAt ?? null) !== since;
+        if (isForeign) return;
+        if (record.masks.length || record.done) work.put(record);
+        else work.delete(record.hash);
+      };
+      return found;
+    };
+    await this.#ask("work", "readwrite", write);
+    if (isForeign) throw new ConflictError();
   }
 
   /** {hash, name, file} of the picture that was open last. */
