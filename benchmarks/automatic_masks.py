@@ -22,6 +22,7 @@ from torch import Tensor
 from samtrt.checkpoints.parameters import load_parameters
 from samtrt.console import run_script
 from samtrt.encoders.load import encoder_from_parameters
+from samtrt.encoders.modules import LazyImageEncoder
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
@@ -99,7 +100,12 @@ def main() -> None:
     image = load_image(arguments.image)
     encoder = TimedEncoder(encoder_from_parameters(parameters, "cpu", precision="fp32"))
     decoder = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
-    sam = Sam(lambda _: encoder, decoder, parameters.sha256, parameters.note).eval()
+    sam = Sam(
+        LazyImageEncoder(lambda _: encoder, encoder.img_size),
+        decoder.prompt_encoder,
+        decoder.mask_decoder,
+        parameters_sha256=parameters.sha256,
+    ).eval()
     options = {
         "points_per_side": arguments.points_per_side,
         "pred_iou_thresh": arguments.pred_iou_thresh,

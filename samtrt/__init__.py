@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samtrt.encoders.accelerated import accelerate, restore
     from samtrt.encoders.load import load_image_encoder
     from samtrt.masks.automatic import SamAutomaticMaskGenerator
     from samtrt.masks.pipeline import Pipeline
@@ -26,6 +27,7 @@ __all__ = [
     "Sam",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
+    "accelerate",
     "build_sam",
     "build_sam_vit_b",
     "build_sam_vit_h",
@@ -33,6 +35,7 @@ __all__ = [
     "install",
     "load_image_encoder",
     "load_sam",
+    "restore",
     "sam_model_registry",
 ]
 
@@ -42,6 +45,7 @@ _MODULES = {
     "Sam": "samtrt.sam",
     "SamAutomaticMaskGenerator": "samtrt.masks.automatic",
     "SamPredictor": "samtrt.masks.predictor",
+    "accelerate": "samtrt.encoders.accelerated",
     "build_sam": "samtrt.sam",
     "build_sam_vit_b": "samtrt.sam",
     "build_sam_vit_h": "samtrt.sam",
@@ -49,6 +53,7 @@ _MODULES = {
     "install": "samtrt.run_with",
     "load_image_encoder": "samtrt.encoders.load",
     "load_sam": "samtrt.sam",
+    "restore": "samtrt.encoders.accelerated",
     "sam_model_registry": "samtrt.sam",
 }
 

@@ -5,9 +5,9 @@ Its attributes are those of ``segment_anything.modeling.Sam`` that programs use,
 line and nothing else.
 """
 
-import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,27 +16,48 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samtrt.checkpoints.config import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    EncoderConfig,
+    vit_b,
+    vit_h,
+    vit_l,
+)
 from samtrt.checkpoints.meta import read_parameters
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.graphed import GraphedDecoder
+from samtrt.decoders.modules import ModuleDecoder
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import Decoder
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.decoders.upscaling import cut_out
+from samtrt.encoders.accelerated import accelerate
 from samtrt.encoders.choice import default_device
-from samtrt.encoders.embedded import EmbeddedPicture, embed_frame, embed_picture
+from samtrt.encoders.embedded import EmbeddedPicture, embed_frames, embed_picture
 from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
+from samtrt.encoders.identity import ParametersIdentity
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
+from samtrt.encoders.modules import LazyImageEncoder, MakeEncoder, ModelEncoder
 from samtrt.encoders.protocol import ImageEncoder
-from samtrt.errors import CheckpointError, EngineError, InputError
-from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder, build_mask_decoder
+from samtrt.encoders.watch import version_of
+from samtrt.errors import EngineError, InputError
+from samtrt.modeling.bound import trainable_encoder
+from samtrt.modeling.image_encoder import build_image_encoder
+from samtrt.modeling.layers import are_plain, touched_layer
+from samtrt.modeling.mask_decoder import (
+    MaskDecoder,
+    PromptedMaskDecoder,
+    build_mask_decoder,
+    new_mask_decoder,
+)
+from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ
 from samtrt.modeling.prompt_encoder import PromptEncoder
 from samtrt.pictures.transforms import (
     MASK_THRESHOLD,
     Mark,
     Size,
     normalize_and_pad,
-    pixel_statistics,
     postprocess_masks,
     unmeasured,
 )
@@ -45,107 +66,116 @@ from samtrt.torch_state import as_written
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MakeEncoder = Callable[[torch.device], ImageEncoder]
-
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Sam(nn.Module):
-    """A SAM on one device, for any number of threads.
+    """A SAM on one device, for any number of threads: the tree that Meta's ``Sam`` is.
 
-    The image encoder is made when it is first used and again after a move to another device, so
-    ``sam_model_registry[…](checkpoint=…).to("cuda")`` never packs weights for the CPU. It and the
-    decoders' CUDA graphs belong to the model: predictors and generators share them, and a move
-    gives their memory back.
+    ``state_dict`` has Meta's keys. Submodules may be replaced, and then are what computes. The
+    image encoder's runtime and the decoders' CUDA graphs are made at their first use and belong to
+    the model: predictors and generators share them, and a move gives their memory back.
 
     Args:
-        make_encoder: makes the image encoder for a device.
-        decoder: the prompt encoder and mask decoder, on the device that the encoder will use.
-        parameters_sha256: of the parameter set.
+        image_encoder: an ``ImageEncoderViT``, which ``accelerate`` was called on or not; a
+            ``LazyImageEncoder``, which has no parameters; or any module that is called as they are.
+        prompt_encoder, mask_decoder: ours, or modules that are called as Meta's.
+        pixel_mean, pixel_std: what a picture's channels are normalised by, in 0…255.
+        parameters_sha256: of the parameter set that the modules have; empty where not known.
         note: what a user must know of it (``Parameters.note``).
     """
 
     mask_threshold: float = MASK_THRESHOLD
     image_format: str = "RGB"
+    # (Modules of ours, or others that are called as they are.)
+    image_encoder: Any
+    prompt_encoder: Any
+    mask_decoder: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
-        make_encoder: MakeEncoder,
-        decoder: PromptedMaskDecoder,
-        parameters_sha256: str,
+        image_encoder: nn.Module,
+        prompt_encoder: nn.Module,
+        mask_decoder: nn.Module,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        parameters_sha256: str = "",
         note: str = "",
     ) -> None:
         super().__init__()
-        self.decoder = decoder
-        self.parameters_sha256 = parameters_sha256
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            buffer = torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
         self.note = note
-        self._make_encoder = make_encoder
         self._forget()
+        self._identity = ParametersIdentity(self, parameters_sha256)
 
     def _forget(self) -> None:
-        """Starts without an encoder and without graphs."""
+        """Starts without graphs."""
         self._lock = threading.RLock()
-        self._encoder: ImageEncoder | None = None
-        self._encoder_device: torch.device | None = None
         self._graphed: dict[torch.dtype, GraphedDecoder] = {}
-
-    @property
-    def image_encoder(self) -> ImageEncoder:
-        """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
-        self._require_own_process()
-        with self._lock:  # one encoder, however many threads ask first
-            device = self.device
-            if self._encoder is None or self._encoder_device != device:
-                self._encoder = None  # the old one's memory goes first
-                self._encoder = self._made(device)
-                self._encoder_device = device
-            return self._encoder
-
-    def _made(self, device: torch.device) -> ImageEncoder:
-        try:
-            return self._make_encoder(device)
-        except AttributeError as error:
-            # Out of a property, nn.Module would take it for "no attribute image_encoder".
-            raise RuntimeError(f"the image encoder cannot be made: {error}") from error
-
-    @property
-    def prompt_encoder(self) -> PromptEncoder:
-        """Points, boxes and masks to embeddings, with the signature of Meta's module."""
-        return self.decoder.prompt_encoder
-
-    @property
-    def mask_decoder(self) -> MaskDecoder:
-        """Embeddings to masks, with the signature of Meta's module."""
-        return self.decoder.mask_decoder
+        self._normalised: tuple[Any, str] = (None, "")
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.decoder.prompt_encoder.no_mask_embed.weight.device
+        return self.pixel_mean.device
 
     @property
     def img_size(self) -> int:
-        """Side S of the model's square frame, in pixels; known before the encoder is made."""
-        return self.decoder.prompt_encoder.input_image_size[0]
+        """Side S of the model's square frame, in pixels."""
+        found = getattr(self.image_encoder, "img_size", None)
+        return found if isinstance(found, int) else int(self.prompt_encoder.input_image_size[0])
 
     @property
-    def pixel_mean(self) -> Tensor:
-        """What is subtracted from a picture's channels: [3, 1, 1] float32 in 0…255."""
-        return pixel_statistics(self.device)[0].clone()
+    def decoder(self) -> PromptedMaskDecoder:
+        """Prompt encoder and mask decoder in one, around the model's own modules."""
+        return PromptedMaskDecoder(self.prompt_encoder, self.mask_decoder)
 
     @property
-    def pixel_std(self) -> Tensor:
-        """What a picture's channels are divided by: [3, 1, 1] float32."""
-        return pixel_statistics(self.device)[1].clone()
+    def parameters_sha256(self) -> str:
+        """Of the parameter set: the checkpoint's while nobody has changed it, else of what is there
+        now. Reads all parameters."""
+        return self._identity.sha256(self)
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The image encoder as an ``ImageEncoder``, whatever module it is."""
+        return ModelEncoder(self.image_encoder, self.img_size, self.device, self._remark())
+
+    def _remark(self) -> str:
+        """Says so where pictures are normalised otherwise than by Meta's statistics."""
+        buffers = self.pixel_mean, self.pixel_std
+        key = [(buffer.data_ptr(), version_of(buffer)) for buffer in buffers]
+        if self._normalised[0] != key:
+            found = [buffer.flatten().tolist() for buffer in buffers]
+            meta = [
+                torch.tensor(values, dtype=torch.float32, device="cpu").tolist()
+                for values in (PIXEL_MEAN, PIXEL_STD)
+            ]
+            self._normalised = (key, "" if found == meta else f", pixels by {found}")
+        return self._normalised[1]
 
     @property
     def computed_by(self) -> str:
         """What embeddings are computed by: the encoder (made, if it is not yet) and parameters."""
-        return f"{self.image_encoder.computed_by}, parameters {self.parameters_sha256}"
+        return f"{self.encoder.computed_by}, parameters {self.parameters_sha256}"
 
     def embed(self, image: np.ndarray, mark: Mark = unmeasured) -> EmbeddedPicture:
         """Encodes a picture [H, W, 3] uint8 RGB; see ``embed_picture``."""
-        return embed_picture(self.image_encoder, image, self.parameters_sha256, mark)
+        self._require_own_process()
+        statistics = self.pixel_mean, self.pixel_std
+        return self._identified(embed_picture(self.encoder, image, "", mark, statistics))
+
+    def _identified(self, picture: EmbeddedPicture) -> EmbeddedPicture:
+        """With the parameters that the encoder has; a digest of them after each change."""
+        known = self._identity.known(self) or self._identity.sha256(self)
+        return replace(picture, parameters_sha256=known)
 
     def embed_resized(self, image: Tensor, original_size: Size) -> EmbeddedPicture:
         """Encodes a picture that ``ResizeLongestSide`` has resized already.
@@ -157,18 +187,37 @@ class Sam(nn.Module):
         Raises:
             InputError: another shape.
         """
-        shape = tuple(image.shape)
-        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self.img_size:
-            raise InputError(
-                f"a resized picture is [1, 3, h, w] with a long side of {self.img_size}, got "
-                f"{list(shape)}; resize it with ResizeLongestSide({self.img_size})"
-            )
+        return self._embed_all([image], [original_size])[0]
+
+    def embed_batch(self, images: Tensor, original_size: tuple[int, ...]) -> list[EmbeddedPicture]:
+        """Encodes pictures of one size as one batch; see ``embed_resized``.
+
+        Args:
+            images: [B, 3, h, w].
+            original_size: (H, W) of each before it was resized.
+        """
+        return self._embed_all(list(images.split(1)), [original_size] * len(images))
+
+    def _embed_all(
+        self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, ...]]
+    ) -> list[EmbeddedPicture]:
+        """Encodes pictures [1, 3, h, w] of any sizes as one batch."""
+        self._require_own_process()
+        if not images:
+            return []
+        for image in images:
+            shape = tuple(image.shape)
+            if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self.img_size:
+                raise InputError(
+                    f"a resized picture is [1, 3, h, w] with a long side of {self.img_size}, got "
+                    f"{list(shape)}; resize it with ResizeLongestSide({self.img_size})"
+                )
         with as_written():
-            frame = self.preprocess(image)
-        size = (original_size[0], original_size[1])
-        return embed_frame(
-            self.image_encoder, frame, (shape[2], shape[3]), size, self.parameters_sha256
-        )
+            frames = torch.cat([self.preprocess(image) for image in images])
+        sizes = [(image.shape[2], image.shape[3]) for image in images]
+        originals = [(size[0], size[1]) for size in original_sizes]
+        pictures = embed_frames(self.encoder, frames, sizes, originals)
+        return [self._identified(picture) for picture in pictures]
 
     def get_decoder(self, precision: str = "auto") -> Decoder:
         """The mask decoder that predictors and generators of this model share.
@@ -182,21 +231,35 @@ class Sam(nn.Module):
             EngineError: CUDA was started before this process was forked.
         """
         self._require_own_process()
-        if precision == "auto":
-            precision = "fp16" if self.device.type == "cuda" else "fp32"
-        if precision == "fp32":
-            return TorchDecoder(self.decoder, self.parameters_sha256, self.note)
-        if precision not in _HALF:
+        if precision not in ("auto", "fp32", *_HALF):
             raise InputError(
                 f"decoder_precision is {precision!r}, expected 'auto', 'fp16', 'bf16' or 'fp32'"
             )
-        dtype = _HALF[precision]
-        with self._lock:
-            if dtype not in self._graphed:
-                self._graphed[dtype] = GraphedDecoder(
-                    self.decoder, dtype, self.parameters_sha256, self.note
+        is_ours = are_plain(PromptEncoder, self.prompt_encoder) and any(
+            are_plain(kind, self.mask_decoder) for kind in (MaskDecoder, MaskDecoderHQ)
+        )
+        if precision in _HALF or (precision == "auto" and self.device.type == "cuda"):
+            touched = touched_layer(self.decoder) if is_ours else "mask_decoder"
+            if touched is None:
+                return self._graphed_decoder(_HALF.get(precision, torch.float16))
+            if precision != "auto":
+                raise InputError(
+                    f"{touched} was replaced or hooked, and its own code computes in its own "
+                    f"precision; take decoder_precision='auto' in place of {precision!r}"
                 )
-            return self._graphed[dtype]
+        if not is_ours:
+            return ModuleDecoder(self.prompt_encoder, self.mask_decoder, self.img_size, self.note)
+        return TorchDecoder(self.decoder, self._identity.known(self), self.note)
+
+    def _graphed_decoder(self, dtype: torch.dtype) -> GraphedDecoder:
+        with self._lock:
+            found = self._graphed.get(dtype)
+            if found is None or not found.is_of(self.prompt_encoder, self.mask_decoder):
+                if found is not None:
+                    found.release()
+                found = GraphedDecoder(self.decoder, dtype, self._identity.known(self), self.note)
+                self._graphed[dtype] = found
+            return found
 
     def _require_own_process(self) -> None:
         if self.device.type == "cuda" and torch.cuda._is_in_bad_fork():
@@ -208,30 +271,28 @@ class Sam(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         """What ``to``, ``cpu``, ``half`` and their like come down to."""
         with self._lock, torch.inference_mode(False):
-            before = self.device
+            before, dtype = self.device, self.pixel_mean.dtype
+            known = self._identity.known(self, thoroughly=True)
             super()._apply(fn, recurse)
             if self.device != before:
-                self._encoder = None
                 for decoder in self._graphed.values():
                     decoder.release()
+            if self.pixel_mean.dtype != dtype:
+                known = ""  # rounded
+            self._identity = ParametersIdentity(self, known)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without encoder, graphs and locks, which a copy or another process makes for itself."""
-        transient = ("_lock", "_encoder", "_encoder_device", "_graphed")
-        return {name: value for name, value in self.__dict__.items() if name not in transient}
+        """Without graphs and locks, which a copy or another process makes for itself."""
+        known = self._identity.known(self, thoroughly=True)
+        transient = ("_lock", "_graphed")
+        state = {name: value for name, value in self.__dict__.items() if name not in transient}
+        return {**state, "_identity": known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Sam":
-        # Both make their encoders of the same parameters, which nobody writes to.
-        memo[id(self._make_encoder)] = self._make_encoder
-        copied = self.__new__(type(self))
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return copied
+        self._identity = ParametersIdentity(self, state["_identity"])
 
     @torch.no_grad()
     def forward(
@@ -255,12 +316,15 @@ class Sam(nn.Module):
             InputError: a dict without a picture or its size, a picture of another shape, or what
                 ``Prompts.from_tensors`` refuses.
         """
-        decode = self.get_decoder("fp32")
-        outputs = []
         for record in batched_input:
             if missing := {"image", "original_size"} - record.keys():
                 raise InputError(f"a picture's dict has no {' and no '.join(sorted(missing))}")
-            picture = self.embed_resized(record["image"][None], record["original_size"])
+        images = [record["image"][None] for record in batched_input]
+        sizes = [record["original_size"] for record in batched_input]
+        decode = self.get_decoder("fp32")
+        outputs = []
+        pictures = self._embed_all(images, sizes)
+        for record, picture in zip(batched_input, pictures, strict=True):
             prompts = Prompts.from_tensors(
                 picture,
                 record.get("point_coords"),
@@ -280,7 +344,8 @@ class Sam(nn.Module):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Normalises and pads resized pictures [B, 3, h, w] → [B, 3, S, S] float32."""
-        return normalize_and_pad(x.to(self.device), self.img_size)
+        statistics = self.pixel_mean, self.pixel_std
+        return normalize_and_pad(x.to(self.device), self.img_size, statistics)
 
     def postprocess_masks(
         self, masks: Tensor, input_size: tuple[int, ...], original_size: tuple[int, ...]
@@ -348,7 +413,7 @@ def load_sam(
 
 def _ready(sam: Sam) -> Sam:
     """Makes the image encoder now: what cannot be used is refused when it is loaded."""
-    _ = sam.image_encoder
+    _ = sam.encoder.computed_by
     return sam
 
 
@@ -374,27 +439,42 @@ def sam_from_parameters(
 
 
 def _assemble(make_encoder: MakeEncoder, parameters: Parameters, device: torch.device | str) -> Sam:
+    config = parameters.encoder_config
+    encoder = LazyImageEncoder(make_encoder, config.img_size)
+    return _with_decoder(encoder, parameters).to(device)
+
+
+def _with_decoder(image_encoder: nn.Module, parameters: Parameters) -> Sam:
     decoder = build_mask_decoder(parameters.decoder(), parameters.encoder_config)
-    sam = Sam(make_encoder, decoder, parameters.sha256, parameters.note)
-    return sam.to(device).eval()
+    return Sam(
+        image_encoder,
+        decoder.prompt_encoder.requires_grad_(),
+        decoder.mask_decoder.requires_grad_(),
+        parameters_sha256=parameters.sha256,
+        note=parameters.note,
+    ).eval()
+
+
+_SIZES: dict[str, Callable[[], EncoderConfig]] = {
+    "default": vit_h, "vit_h": vit_h, "vit_l": vit_l, "vit_b": vit_b
+}  # fmt: skip
 
 
 def _build(kind: str, checkpoint: str | Path | None = None) -> Sam:
+    """Meta's ``build_sam…``: the model of a checkpoint, or with fresh parameters without one.
+
+    As in Meta's code it starts on the CPU, in eval mode, and ``.to("cuda")`` moves it. Its image
+    encoder is an ``ImageEncoderViT`` that ``accelerate`` was called on.
+    """
     if checkpoint is None:
-        raise CheckpointError(
-            f"sam_model_registry[{kind!r}] needs checkpoint=…, a SAM checkpoint or a parameter "
-            "folder; a model without parameters can be made with random_parameters"
-        )
+        config = _SIZES[kind]()
+        encoder = accelerate(build_image_encoder(config))
+        decoder = new_mask_decoder(config)
+        note = "fresh parameters, never trained: its masks mean nothing"
+        return Sam(encoder, decoder.prompt_encoder, decoder.mask_decoder, note=note).eval()
     parameters = read_parameters(Path(checkpoint))
-    # As in Meta's code the model starts on the CPU, and `.to("cuda")` moves it.
-    return _assemble(partial(_drop_in_encoder, parameters), parameters, "cpu")
-
-
-def _drop_in_encoder(parameters: Parameters, device: torch.device) -> ImageEncoder:
-    # Programs written for Meta's fp32 get masks that agree with it; the CPU's bf16 is faster and
-    # has to be asked for (`load_sam`).
-    precision = "fp32" if device.type == "cpu" else "auto"
-    return encoder_from_parameters(parameters, "auto", device, precision)
+    encoder = trainable_encoder(parameters.encoder_config, parameters.encoder())
+    return _with_decoder(accelerate(encoder), parameters)
 
 
 # Sizes are read from the checkpoint, so every name takes any checkpoint.

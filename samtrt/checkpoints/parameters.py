@@ -5,6 +5,7 @@ A parameter folder holds ``parameters.safetensors`` (Meta's key names and dtypes
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -77,14 +78,19 @@ class Parameters:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over names, dtypes, shapes, values and taps: what an engine is bound to."""
-        digest = hashlib.sha256()
-        if self.encoder_config.taps:  # which no tensor shows
-            digest.update(f"taps {self.encoder_config.taps}\n".encode())
-        for name in sorted(self.tensors):
-            tensor = np.ascontiguousarray(self.tensors[name])
-            digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-            digest.update(tensor.reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return tensors_digest(self.tensors, self.encoder_config.taps)
+
+
+def tensors_digest(tensors: Mapping[str, np.ndarray], taps: tuple[int, ...] = ()) -> str:
+    """SHA-256 over names, dtypes, shapes, values and taps."""
+    digest = hashlib.sha256()
+    if taps:  # which no tensor shows
+        digest.update(f"taps {taps}\n".encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

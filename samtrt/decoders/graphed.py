@@ -21,6 +21,7 @@ from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
 from samtrt.kernels.graph import GraphedWork
+from samtrt.modeling.layers import LayerNorm2d
 from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
 from samtrt.torch_state import any_algorithm, as_written
@@ -102,6 +103,11 @@ class GraphedDecoder:
                 self._drop()  # the old one's memory goes first
                 self._copy = _Copy(self.module, self.dtype)
             return self._copy.decode(picture, prompts, multimask_output)
+
+    def is_of(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> bool:
+        """Whether it is these modules' decoder."""
+        own = self.module
+        return own.prompt_encoder is prompt_encoder and own.mask_decoder is mask_decoder
 
     def release(self) -> None:
         """Gives back the memory of copy and graphs; the next call makes them again."""
@@ -313,12 +319,16 @@ class _RowNorm(nn.Module):
     of the memory's rate.
     """
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm | LayerNorm2d) -> None:
         super().__init__()
         self.eps = norm.eps
         # No parameters, so that they stay fp32, which the kernel reads, whatever the rows are.
         self.weight, self.bias = norm.weight.detach(), norm.bias.detach()
         self.shift = torch.zeros_like(self.bias)
+
+    def over_last(self, x: Tensor) -> Tensor:
+        """As ``LayerNorm2d``'s."""
+        return self.forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
         from samtrt.kernels.triton.norm import NormTiles, layer_norm  # needs triton
@@ -332,8 +342,10 @@ class _RowNorm(nn.Module):
 
 def _use_row_norms(decoder: MaskDecoder) -> None:
     """Replaces the norms over image tokens and pixels; those over a few tokens cost nothing."""
-    for layer in decoder.transformer.layers:
-        layer.norm4 = _RowNorm(layer.norm4)  # type: ignore[arg-type]
-    for index, module in enumerate(decoder.output_upscaling):
-        if isinstance(module, nn.LayerNorm):
-            decoder.output_upscaling[index] = _RowNorm(module)
+    layers: Any = decoder.transformer.layers
+    for layer in layers:
+        layer.norm4 = _RowNorm(layer.norm4)
+    upscaling: Any = decoder.output_upscaling
+    for index, module in enumerate(upscaling):
+        if isinstance(module, LayerNorm2d):
+            upscaling[index] = _RowNorm(module)

@@ -16,6 +16,8 @@ from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError
 from samtrt.modeling.prompt_encoder import (
     LABEL_BACKGROUND,
+    LABEL_BOX_BOTTOM_RIGHT,
+    LABEL_BOX_TOP_LEFT,
     LABEL_FOREGROUND,
     LABEL_PADDING,
     prompt_points,
@@ -73,6 +75,21 @@ class Prompts:
         """The same on another device."""
         mask = None if self.mask_input is None else self.mask_input.to(device)
         return Prompts(self.coords.to(device), self.labels.to(device), mask)
+
+    def points_and_boxes(self) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """The prompts as they were given: coords [B, N, 2] with labels [B, N], and boxes [B, 4].
+
+        Waits for the device.
+        """
+        coords, labels = self.coords, self.labels
+        if not coords.shape[1]:
+            return None, None
+        corners = labels.new_tensor((LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT))
+        if labels.shape[1] > 1 and bool((labels[:, -2:] == corners).all()):
+            boxes = coords[:, -2:].reshape(-1, 4)
+            points = (coords[:, :-2], labels[:, :-2]) if coords.shape[1] > 2 else None
+            return points, boxes
+        return (coords[:, :-1], labels[:, :-1]), None  # without the padding point
 
     @classmethod
     def from_arrays(

@@ -1,5 +1,6 @@
 """One embedded picture: what every decoder takes, and the one function that makes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import InputError
-from samtrt.pictures.transforms import Mark, Size, preprocess, unmeasured
+from samtrt.pictures.transforms import Mark, Size, Statistics, preprocess, unmeasured
 from samtrt.torch_state import as_written
 
 
@@ -73,6 +74,7 @@ def embed_picture(
     image: np.ndarray,
     parameters_sha256: str = "",
     mark: Mark = unmeasured,
+    statistics: Statistics | None = None,
 ) -> EmbeddedPicture:
     """Resizes, normalises, pads and encodes a picture; on a GPU it returns before that is done.
 
@@ -80,13 +82,14 @@ def embed_picture(
         image: [H, W, 3] uint8 RGB, in host memory; read before the call returns.
         parameters_sha256: the encoder's parameter set.
         mark: called with ``"upload"``, ``"preprocess"`` and ``"encode"`` once each is queued.
+        statistics: mean and deviation of the channels; None for Meta's.
 
     Raises:
         InputError: anything but a uint8 picture.
     """
     check_picture(image)
     with as_written():
-        frame, input_size = preprocess(image, encoder.img_size, encoder.device, mark)
+        frame, input_size = preprocess(image, encoder.img_size, encoder.device, mark, statistics)
     size = (image.shape[0], image.shape[1])
     picture = embed_frame(encoder, frame, input_size, size, parameters_sha256)
     mark("encode")
@@ -101,14 +104,31 @@ def embed_frame(
     parameters_sha256: str = "",
 ) -> EmbeddedPicture:
     """Encodes a frame [1, 3, S, S] that ``transforms`` has made of a picture of those sizes."""
-    return EmbeddedPicture(
-        encoder(frame),
-        original_size,
-        input_size,
-        encoder.img_size,
-        encoder.computed_by,
-        parameters_sha256,
-    )
+    return embed_frames(encoder, frame, [input_size], [original_size], parameters_sha256)[0]
+
+
+def embed_frames(
+    encoder: ImageEncoder,
+    frames: Tensor,
+    input_sizes: Sequence[Size],
+    original_sizes: Sequence[Size],
+    parameters_sha256: str = "",
+) -> list[EmbeddedPicture]:
+    """Encodes frames [B, 3, S, S] as one batch; see ``embed_frame``."""
+    features = encoder(frames)
+    return [
+        EmbeddedPicture(
+            features[index : index + 1],
+            original_size,
+            input_size,
+            encoder.img_size,
+            encoder.computed_by,
+            parameters_sha256,
+        )
+        for index, (input_size, original_size) in enumerate(
+            zip(input_sizes, original_sizes, strict=True)
+        )
+    ]
 
 
 def check_picture(image: np.ndarray) -> None:

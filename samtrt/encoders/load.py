@@ -1,10 +1,13 @@
 """From an engine folder, or from parameters, to an image encoder that runs."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.meta import read_parameters
@@ -131,6 +134,21 @@ def encoder_from_parameters(
     Raises:
         EngineError: the backend needs an engine or another device, or refuses the precision.
     """
+    return encoder_from_tensors(
+        parameters.encoder_config, parameters.encoder(), backend, device, precision, max_batch_size
+    )
+
+
+def encoder_from_tensors(
+    config: EncoderConfig,
+    tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor],
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    max_batch_size: int = 1,
+) -> ImageEncoder:
+    """``encoder_from_parameters`` of the encoder's tensors, by Meta's names without
+    ``image_encoder.``."""
     target = torch.device(device) if device is not None else default_device(backend)
     if backend == "auto":
         backend = "cpu" if target.type == "cpu" else "cuda"
@@ -143,8 +161,8 @@ def encoder_from_parameters(
     logger.info("image encoder: %s backend, %s, from parameters", backend, precision)
     return _packed_encoder(
         backend,
-        parameters.encoder_config,
-        parameters.encoder(),
+        config,
+        tensors,
         precision,
         target,
         max_batch_size,
@@ -172,7 +190,7 @@ def _device(backend: str, device: torch.device | None) -> torch.device:
 def _packed_encoder(
     backend: str,
     config: EncoderConfig,
-    tensors: dict[str, Any],
+    tensors: Mapping[str, Any],
     precision: str,
     device: torch.device,
     max_batch_size: int,

@@ -25,7 +25,10 @@ class ImageEncoder(Protocol):
 
     img_size: int
     device: torch.device
-    computed_by: str
+
+    @property
+    def computed_by(self) -> str:
+        """See above."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32.

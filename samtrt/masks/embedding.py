@@ -51,8 +51,17 @@ def save_embedding(path: str | Path, picture: EmbeddedPicture, image_sha256: str
     """Writes an embedded picture as safetensors, whole or not at all.
 
     Raises:
+        InputError: it is not known what computed it, or with which parameters.
         SamtrtError: the file cannot be written.
     """
+    for name, found in (
+        ("encoder", picture.computed_by), ("parameters", picture.parameters_sha256)
+    ):  # fmt: skip
+        if not found:
+            raise InputError(
+                f"it is not known which {name} the embedding was computed with, and a file is "
+                "bound to that; encode the picture by set_image with the model's own encoder"
+            )
     features = RawTensor.of(picture.features.cpu().numpy())
     record = _Record(
         picture.original_size,
@@ -113,7 +122,7 @@ def load_embedding(
     _check_binding(path, "picture", record.image_sha256, image_sha256(image))
     _check_binding(path, "parameter set", found.parameters_sha256, sam.parameters_sha256)
     if same_encoder:
-        _check_binding(path, "encoder", found.computed_by, sam.image_encoder.computed_by)
+        _check_binding(path, "encoder", found.computed_by, sam.encoder.computed_by)
     _check_content(path, found, image, sam)
     return found
 
@@ -123,10 +132,11 @@ def _damaged(path: str | Path, error: Exception) -> InputError:
 
 
 def _check_binding(path: str | Path, what: str, found: str, expected: str) -> None:
-    if found != expected:
+    if found != expected or not found:
         raise InputError(
-            f"the embedding {path} is stale: it belongs to another {what} ({one_line(found[:60])}, "
-            f"expected {expected[:60]}); encode the picture again"
+            f"the embedding {path} is stale: it belongs to another {what} "
+            f"({one_line(found[:60]) or 'unknown'}, expected {expected[:60] or 'unknown'}); encode "
+            "the picture again"
         )
 
 

@@ -112,16 +112,19 @@ class SamPredictor:
 
         Args:
             transformed_image: [1, 3, h, w] in the model's channel order, 0…255, its long side
-                ``model.image_encoder.img_size`` pixels.
+                ``model.image_encoder.img_size`` pixels; or [B, 3, h, w], which are encoded as one
+                batch, for ``features``: masks are predicted of one picture.
             original_image_size: (H, W) before it was resized.
 
         Raises:
             InputError: another shape.
         """
         height, width = original_image_size
-        picture = self.model.embed_resized(transformed_image, (height, width))
+        pictures = self.model.embed_batch(transformed_image, (height, width))
         self.reset_image()
-        self._set_picture(picture)
+        self._set_picture(pictures[0])
+        if len(pictures) > 1:
+            self.features = torch.cat([picture.features for picture in pictures])
 
     def set_embedded_picture(self, picture: EmbeddedPicture) -> None:
         """Sets a picture that was embedded before, such as by ``Sam.embed``.
@@ -230,9 +233,13 @@ class SamPredictor:
     def get_image_embedding(self) -> Tensor:
         """The embedding of the picture that is set: [1, 256, S/16, S/16] float32.
 
+        After ``set_torch_image`` of B pictures [B, 256, S/16, S/16].
+
         Raises:
             ImageNotSetError: no picture is set.
         """
+        if self.is_image_set and self.features is not None and len(self.features) > 1:
+            return self.features.float()
         return self._picture().features
 
     def save_embedding(self, path: str | Path) -> None:

@@ -77,7 +77,7 @@ def bound_encoder(
     tensors: Mapping[str, np.ndarray] | Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
     attention: AttentionKind = "fused",
-) -> BoundImageEncoder:
+) -> ImageEncoderViT:
     """An image encoder for inference.
 
     Args:
@@ -105,6 +105,29 @@ def bound_encoder(
         if isinstance(module, Attention):
             module.fused = attention == "fused"
         module.__class__ = _BOUND.get(type(module), type(module))
+    return encoder.eval()
+
+
+def trainable_encoder(config: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> ImageEncoderViT:
+    """An image encoder as a tree of torch's layers, fp32 on the CPU, in eval mode.
+
+    Args:
+        tensors: as ``bound_encoder``'s; memory that can be written to is used, not copied.
+
+    Raises:
+        CheckpointError: see ``bound_encoder``.
+    """
+    with torch.device("meta"):  # no memory, and no random numbers of the caller's
+        encoder = build_image_encoder(config)
+    _check(encoder, tensors)
+    with torch.inference_mode(False):
+        for path, module in encoder.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    stored = tensors[f"{path}.{name}" if path else name]
+                    if stored.dtype != np.float32 or not stored.flags.writeable:
+                        stored = stored.astype(np.float32)
+                    module._parameters[name] = nn.Parameter(torch.from_numpy(stored))
     return encoder.eval()
 
 

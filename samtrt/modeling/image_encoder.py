@@ -10,7 +10,7 @@ network.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional
@@ -275,13 +275,9 @@ class ImageEncoderViT(nn.Module):
         return F.concat([x, *tapped], 1) if tapped else x
 
 
-_Encoder = TypeVar("_Encoder", bound=ImageEncoderViT)
-
-
 def build_image_encoder(
-    config: EncoderConfig,
-    kind: type[_Encoder] = ImageEncoderViT,  # type: ignore[assignment]
-) -> _Encoder:
+    config: EncoderConfig, kind: type[ImageEncoderViT] = ImageEncoderViT
+) -> ImageEncoderViT:
     """An encoder of these sizes with fresh parameters, as Meta initialises them."""
     encoder = kind(**encoder_arguments(config))
     if not config.is_uniform:

@@ -1,5 +1,6 @@
 """The layers beside torch's own that the model is made of, with Meta's names
-(``segment_anything/modeling/common.py``)."""
+(``segment_anything/modeling/common.py``); and whether a layer computes what its class says, since
+others may have replaced, wrapped or hooked it."""
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        channels_last = x.permute(0, 2, 3, 1)
-        y = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
-        return y.permute(0, 3, 1, 2)
+        return self.over_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def over_last(self, x: Tensor) -> Tensor:
+        """The same of channels that come last: [..., C]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class MLPBlock(nn.Module):
@@ -32,3 +35,29 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(self.act(self.lin1(x)))
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether somebody else's code runs before, after or in place of the layer's own."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
+
+
+def are_plain(kind: type[nn.Module], *layers: nn.Module) -> bool:
+    """Whether all compute as that class of layer does, and nothing else runs: their parameters say
+    it all. (Not by their type: torch's exporters put one of their own around it.)"""
+    forward: object = kind.forward
+    return all(
+        isinstance(layer, kind) and type(layer).forward is forward and not is_hooked(layer)
+        for layer in layers
+    )
+
+
+def touched_layer(module: nn.Module) -> str | None:
+    """The path of a layer, at or below a module, that is of another package or hooked."""
+    for path, layer in module.named_modules():
+        if not type(layer).__module__.startswith(_OWN) or is_hooked(layer):
+            return path or type(layer).__name__
+    return None
+
+
+_OWN = ("samtrt.modeling.", "torch.nn.modules.")

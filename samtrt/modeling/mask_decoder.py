@@ -19,9 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import NUM_MULTIMASK_OUTPUTS, PROMPT_EMBED_DIM, EncoderConfig
+from samtrt.checkpoints.config import (
+    DECODER_DEPTH,
+    DECODER_MLP_DIM,
+    DECODER_NUM_HEADS,
+    MASK_IN_CHANS,
+    NUM_MULTIMASK_OUTPUTS,
+    PROMPT_EMBED_DIM,
+    EncoderConfig,
+)
 from samtrt.checkpoints.shapes import HQ_TOKEN
 from samtrt.errors import CheckpointError
+from samtrt.modeling.layers import LayerNorm2d, are_plain, is_hooked
 from samtrt.modeling.prompt_encoder import PromptEncoder
 from samtrt.modeling.transformer import TwoWayTransformer
 
@@ -31,37 +40,41 @@ _CPU_CHUNK = 8
 
 
 class MLP(nn.Module):
-    """Three linear layers with ReLU between them."""
+    """Linear layers with ReLU between them, and a sigmoid at the end if asked for."""
 
-    def __init__(self, out_features: int) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        sigmoid_output: bool = False,
+    ) -> None:
         super().__init__()
-        widths = (PROMPT_EMBED_DIM, PROMPT_EMBED_DIM, PROMPT_EMBED_DIM, out_features)
+        self.num_layers = num_layers
+        widths = (input_dim, *[hidden_dim] * (num_layers - 1), output_dim)
         self.layers = nn.ModuleList(
             nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)
         )
+        self.sigmoid_output = sigmoid_output
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
             x = F.relu(layer(x))
-        return last(x)
+        x = last(x)
+        return F.sigmoid(x) if self.sigmoid_output else x
 
 
-class SplitPixels(nn.ConvTranspose2d):
-    """A transposed convolution whose stride is its kernel's size, on channels that come last.
+def _split_pixels(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """[..., C_in] → [..., 4, C_out]: each pixel becomes 2×2 pixels of its own, row by row.
 
-    Each pixel becomes 2×2 pixels of its own, which is one matrix product, and so nothing is
-    transposed on the way.
+    A transposed convolution whose stride is its kernel's size is one matrix product where channels
+    come last, and so nothing is transposed on the way.
     """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """[..., C_in] → [..., 4, C_out], the 2×2 pixels row by row."""
-        assert self.bias is not None
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        return F.linear(x, weight, self.bias.repeat(4)).unflatten(-1, (4, -1))
+    assert layer.bias is not None
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(x, weight, layer.bias.repeat(4)).unflatten(-1, (4, -1))
 
 
 class MaskDecoder(nn.Module):
@@ -69,27 +82,47 @@ class MaskDecoder(nn.Module):
 
     Mask 0 is the single answer for a prompt that is not ambiguous; masks 1…3 are whole, part and
     subpart.
+
+    Args:
+        transformer_dim: channels C.
+        transformer: lets tokens and image attend to each other.
+        num_multimask_outputs: masks beside mask 0.
+        activation: of the upscaling.
+        iou_head_depth, iou_head_hidden_dim: layers and channels of the head that predicts IoUs.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        transformer_dim: int,
+        transformer: nn.Module,
+        num_multimask_outputs: int = NUM_MULTIMASK_OUTPUTS,
+        activation: type[nn.Module] = nn.GELU,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+    ) -> None:
         super().__init__()
-        channels = PROMPT_EMBED_DIM
-        self.num_mask_tokens = NUM_MULTIMASK_OUTPUTS + 1
+        channels = transformer_dim
+        self.transformer_dim = transformer_dim
+        self.transformer = transformer
+        self.num_multimask_outputs = num_multimask_outputs
         self.embedding_chans = channels  # of the image embeddings that it takes
-        self.transformer = TwoWayTransformer()
         self.iou_token = nn.Embedding(1, channels)
+        self.num_mask_tokens = num_multimask_outputs + 1
         self.mask_tokens = nn.Embedding(self.num_mask_tokens, channels)
         self.output_upscaling = nn.Sequential(
-            SplitPixels(channels, channels // 4),
-            nn.LayerNorm(channels // 4, eps=1e-6),
-            nn.GELU(),
-            SplitPixels(channels // 4, channels // 8),
-            nn.GELU(),
+            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
+            LayerNorm2d(channels // 4),
+            activation(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
+            activation(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(channels // 8) for _ in range(self.num_mask_tokens)
+            MLP(channels, channels, channels // 8, 3) for _ in range(self.num_mask_tokens)
         )
-        self.iou_prediction_head = MLP(self.num_mask_tokens)
+        self.iou_prediction_head = MLP(
+            channels, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth
+        )
 
     def forward(
         self,
@@ -155,10 +188,18 @@ class MaskDecoder(nn.Module):
         """Tokens [B, T, C] and image [B, h·w, C] after the transformer; output tokens first."""
         outputs = self._output_tokens()
         tokens = torch.cat((outputs.expand(sparse.shape[0], -1, -1), sparse), dim=1)
-        image = (image_embeddings + dense).flatten(2).transpose(1, 2).contiguous()
-        if image.shape[0] == 1:
-            image = image[0]  # shared: what depends on it alone is computed once
-        found: tuple[Tensor, Tensor] = self.transformer(image, image_pe[0].flatten(1).t(), tokens)
+        image = image_embeddings + dense
+        transformer: Any = self.transformer
+        found: tuple[Tensor, Tensor]
+        if are_plain(TwoWayTransformer, transformer):
+            image = image.flatten(2).transpose(1, 2).contiguous()
+            if image.shape[0] == 1:
+                image = image[0]  # shared: what depends on it alone is computed once
+            found = transformer.on_tokens(image, image_pe[0].flatten(1).t(), tokens)
+        else:
+            batch = sparse.shape[0]
+            image, pe = (x.expand(batch, -1, -1, -1) for x in (image, image_pe))
+            found = transformer(image, pe, tokens)
         return found
 
     def _hypernetworks(self, tokens: Tensor) -> Tensor:
@@ -177,9 +218,27 @@ class MaskDecoder(nn.Module):
         Returns:
             [B, M, 4h, 4w].
         """
-        image = self.output_upscaling(image)  # [B, h·w, 4, 4, C / 8]
-        masks = image.flatten(1, 3) @ hyper.transpose(1, 2)
+        if not _is_as_made(self.output_upscaling):
+            pixels = self._pixels(image, grid)
+            return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+        # [B, h·w, 4, 4, C / 8]: each pixel a row, and nothing large is transposed
+        masks = self._upscaled(image).flatten(1, 3) @ hyper.transpose(1, 2)
         return self._to_grid(masks, grid)
+
+    def _pixels(self, image: Tensor, grid: Sequence[int]) -> Tensor:
+        """What masks are drawn on, [B, C / 8, 4h, 4w]."""
+        if _is_as_made(self.output_upscaling):
+            return self._to_grid(self._upscaled(image), grid)
+        found: Tensor = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(grid)))
+        return found
+
+    def _upscaled(self, image: Tensor) -> Tensor:
+        """``output_upscaling`` on channels that come last: [B, h·w, C] → [B, h·w, 4, 4, C / 8]."""
+        layers: list[Any] = list(self.output_upscaling)
+        first, norm, activation, second, last = layers
+        image = activation(norm.over_last(_split_pixels(first, image)))
+        found: Tensor = last(_split_pixels(second, image))
+        return found
 
     @staticmethod
     def _to_grid(pixels: Tensor, grid: Sequence[int]) -> Tensor:
@@ -188,6 +247,23 @@ class MaskDecoder(nn.Module):
         # (h, w, 2, 2, 2, 2): row and column of the token, of the first split, of the second
         pixels = pixels.flatten(1, -2).unflatten(1, (height, width, 2, 2, 2, 2))
         return pixels.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+
+
+def _is_as_made(upscaling: nn.Module) -> bool:
+    """Whether the parameters say all that the upscaling computes."""
+    if not are_plain(nn.Sequential, upscaling) or len(layers := list(upscaling.children())) != 5:
+        return False
+    first, norm, _, second, _ = layers
+    return (
+        are_plain(nn.ConvTranspose2d, first, second)
+        and hasattr(norm, "over_last")
+        and not is_hooked(norm)
+        and all(
+            (layer.kernel_size, layer.stride, layer.padding, layer.output_padding)
+            == ((2, 2), (2, 2), (0, 0), (0, 0))
+            for layer in (first, second)
+        )
+    )
 
 
 def select_masks(
@@ -203,19 +279,12 @@ class PromptedMaskDecoder(nn.Module):
 
     Its ``state_dict`` has the keys of Meta's checkpoints: ``prompt_encoder.…``,
     ``mask_decoder.…``.
-
-    Args:
-        img_size: side of the model's square frame, in pixels.
-        grid_size: side of the grid of image tokens.
-        mask_decoder: another than SAM's own.
     """
 
-    def __init__(
-        self, img_size: int, grid_size: int, mask_decoder: MaskDecoder | None = None
-    ) -> None:
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
-        self.prompt_encoder = PromptEncoder(img_size, grid_size)
-        self.mask_decoder = mask_decoder or MaskDecoder()
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
 
     def forward(
         self,
@@ -291,6 +360,28 @@ class PromptedMaskDecoder(nn.Module):
         )
 
 
+def new_mask_decoder(config: EncoderConfig, hq: bool = False) -> PromptedMaskDecoder:
+    """A decoder with fresh parameters, as Meta initialises them, for an encoder of these sizes.
+
+    Args:
+        hq: SAM-HQ's.
+    """
+    from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ  # which is made of this one
+
+    channels, grid = PROMPT_EMBED_DIM, config.grid_size
+    prompt_encoder = PromptEncoder(
+        channels, (grid, grid), (config.img_size, config.img_size), MASK_IN_CHANS
+    )
+    transformer = TwoWayTransformer(DECODER_DEPTH, channels, DECODER_NUM_HEADS, DECODER_MLP_DIM)
+    if hq:
+        mask_decoder: MaskDecoder = MaskDecoderHQ(
+            transformer_dim=channels, transformer=transformer, vit_dim=config.embed_dim
+        )
+    else:
+        mask_decoder = MaskDecoder(transformer_dim=channels, transformer=transformer)
+    return PromptedMaskDecoder(prompt_encoder, mask_decoder)
+
+
 def build_mask_decoder(
     tensors: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> PromptedMaskDecoder:
@@ -303,16 +394,13 @@ def build_mask_decoder(
     Raises:
         CheckpointError: keys or shapes that are not those of SAM's decoder, or none.
     """
-    from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ  # which is made of this one
-
     if not tensors:
         raise CheckpointError(
             "these parameters are an image encoder alone, of a model with other decoders than "
             "SAM's; use samtrt.load_image_encoder, or take a SAM's for masks"
         )
     with torch.device("meta"):  # no memory, and no random numbers of the caller's
-        mask_decoder = MaskDecoderHQ(config.embed_dim) if HQ_TOKEN in tensors else MaskDecoder()
-        decoder = PromptedMaskDecoder(config.img_size, config.grid_size, mask_decoder)
+        decoder = new_mask_decoder(config, hq=HQ_TOKEN in tensors)
     state = {}
     with torch.inference_mode(False):
         for key, value in tensors.items():

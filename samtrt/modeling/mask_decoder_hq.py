@@ -5,22 +5,22 @@ have kept; it is added to the mask that SAM's own tokens draw.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import PROMPT_EMBED_DIM
 from samtrt.modeling.layers import LayerNorm2d
-from samtrt.modeling.mask_decoder import MLP, MaskDecoder, SplitPixels, select_masks
+from samtrt.modeling.mask_decoder import MLP, MaskDecoder, select_masks
 
 
 def _upscaling(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
-    """[…, C_in] → […, 4, 4, C_out], on channels that come last."""
+    """[B, C_in, h, w] → [B, C_out, 4h, 4w]."""
     return nn.Sequential(
-        SplitPixels(in_channels, middle),
-        nn.LayerNorm(middle, eps=1e-6),
+        nn.ConvTranspose2d(in_channels, middle, kernel_size=2, stride=2),
+        LayerNorm2d(middle),
         nn.GELU(),
-        SplitPixels(middle, out_channels),
+        nn.ConvTranspose2d(middle, out_channels, kernel_size=2, stride=2),
     )
 
 
@@ -33,18 +33,19 @@ class MaskDecoderHQ(MaskDecoder):
 
     Args:
         vit_dim: channels C of the image encoder's tokens.
+        arguments: ``MaskDecoder``'s.
 
     Attributes:
         hq_token_only: whether a mask is that of the HQ token alone, and not its sum with SAM's.
     """
 
-    def __init__(self, vit_dim: int) -> None:
-        super().__init__()
-        channels = PROMPT_EMBED_DIM
+    def __init__(self, *, vit_dim: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        channels = self.transformer_dim
         self.embedding_chans = channels + vit_dim
         self.hq_token_only = False
         self.hf_token = nn.Embedding(1, channels)
-        self.hf_mlp = MLP(channels // 8)
+        self.hf_mlp = MLP(channels, channels, channels // 8, 3)
         self.compress_vit_feat = _upscaling(vit_dim, channels, channels // 8)
         self.embedding_encoder = _upscaling(channels, channels // 4, channels // 8)
         self.embedding_maskfeature = nn.Sequential(
@@ -96,11 +97,10 @@ class MaskDecoderHQ(MaskDecoder):
 
     def prepare(self, image_embeddings: Tensor) -> Tensor:
         """The HQ features [B, 32, 4h, 4w] of embeddings [B, 256 + C, h, w], for all prompts."""
-        grid = image_embeddings.shape[-2:]
-        tokens = image_embeddings.flatten(2).transpose(1, 2)
-        embedding, early = tokens.split((PROMPT_EMBED_DIM, tokens.shape[-1] - PROMPT_EMBED_DIM), -1)
-        features = self.embedding_encoder(embedding) + self.compress_vit_feat(early)
-        return self._to_grid(features, grid)
+        embedding = image_embeddings[:, : self.transformer_dim]
+        early = image_embeddings[:, self.transformer_dim :]
+        found: Tensor = self.embedding_encoder(embedding) + self.compress_vit_feat(early)
+        return found
 
     def predict_masks(
         self,
@@ -134,9 +134,9 @@ class MaskDecoderHQ(MaskDecoder):
     ) -> tuple[Tensor, Tensor]:
         if prepared is None:
             prepared = self.prepare(image_embeddings)
-        embedding = image_embeddings[:, :PROMPT_EMBED_DIM]
+        embedding = image_embeddings[:, : self.transformer_dim]
         tokens, image = self._attend(embedding, image_pe, sparse, dense)
-        pixels = self._to_grid(self.output_upscaling(image), embedding.shape[-2:])
+        pixels = self._pixels(image, embedding.shape[-2:])
         finer = self.embedding_maskfeature(pixels) + prepared
         hq = self._times(self.hf_mlp(tokens[:, 1 + self.num_mask_tokens])[:, None], finer)
         if hq_token_only:

@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import MASK_IN_CHANS, PROMPT_EMBED_DIM
 from samtrt.modeling.layers import LayerNorm2d
 
 # What a point's label means (segment_anything/modeling/prompt_encoder.py and utils/onnx.py).
@@ -21,19 +20,43 @@ LABEL_BACKGROUND = 0
 LABEL_FOREGROUND = 1
 LABEL_BOX_TOP_LEFT = 2
 LABEL_BOX_BOTTOM_RIGHT = 3
+LABEL_UNKNOWN = 4  # any that has no embedding of its own
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Random Fourier features of positions in the unit square."""
+    """Random Fourier features of positions in the unit square.
+
+    Args:
+        num_pos_feats: frequencies; there are twice as many features.
+        scale: standard deviation of the frequencies; 1 for None or what is not above 0.
+    """
 
     positional_encoding_gaussian_matrix: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, num_pos_feats: int = 64, scale: float | None = None) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+        scale = scale if scale is not None and scale > 0 else 1.0
+        matrix = scale * torch.randn(2, num_pos_feats)
+        self.register_buffer("positional_encoding_gaussian_matrix", matrix)
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """[..., 2] positions (x, y) in 0…1 → [..., 2 · features]; the angles are in fp32."""
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        """Of the centres of a grid of (h, w): [2 · num_pos_feats, h, w]."""
+        height, width = size
+        device = self.positional_encoding_gaussian_matrix.device
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
+        return self.encode(grid).permute(2, 0, 1)
+
+    def forward_with_coords(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Of points [..., 2] (x, y) in pixels of a frame of (H, W): [..., 2 · num_pos_feats]."""
+        height, width = image_size
+        if height == width:
+            return self.encode(coords_input / height)
+        return self.encode(coords_input / coords_input.new_tensor((width, height)))
+
+    def encode(self, positions: Tensor) -> Tensor:
+        """[..., 2] positions (x, y) in 0…1 → [..., 2 · num_pos_feats]; the angles are in fp32."""
         matrix = self.positional_encoding_gaussian_matrix
         angles = (2 * math.pi) * ((2 * positions.float() - 1) @ matrix.float())
         return torch.cat((angles.sin(), angles.cos()), dim=-1).to(matrix.dtype)
@@ -43,39 +66,46 @@ class PromptEncoder(nn.Module):
     """Points, boxes and masks → sparse [B, T, C] and dense [B, C, h, w] embeddings.
 
     Args:
-        img_size: side of the model's square frame, in pixels.
-        grid_size: side of the grid of image tokens.
+        embed_dim: channels C.
+        image_embedding_size: (h, w) of the grid of image tokens.
+        input_image_size: (H, W) of the model's frame, in pixels.
+        mask_in_chans: hidden channels of what embeds masks.
+        activation: of that.
     """
 
-    def __init__(self, img_size: int, grid_size: int) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        image_embedding_size: tuple[int, int],
+        input_image_size: tuple[int, int],
+        mask_in_chans: int,
+        activation: type[nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__()
-        channels = PROMPT_EMBED_DIM
-        self.embed_dim = channels
-        self.input_image_size = (img_size, img_size)
-        self.image_embedding_size = (grid_size, grid_size)
-        self.mask_input_size = (4 * grid_size, 4 * grid_size)
-        self.pe_layer = PositionEmbeddingRandom(channels // 2)
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
-        self.not_a_point_embed = nn.Embedding(1, channels)
-        self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, MASK_IN_CHANS // 4, kernel_size=2, stride=2),
-            LayerNorm2d(MASK_IN_CHANS // 4),
-            nn.GELU(),
-            nn.Conv2d(MASK_IN_CHANS // 4, MASK_IN_CHANS, kernel_size=2, stride=2),
-            LayerNorm2d(MASK_IN_CHANS),
-            nn.GELU(),
-            nn.Conv2d(MASK_IN_CHANS, channels, kernel_size=1),
+        self.embed_dim = embed_dim
+        self.input_image_size = input_image_size
+        self.image_embedding_size = image_embedding_size
+        self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
+        self.num_point_embeddings = 4  # background, foreground, a box's two corners
+        self.point_embeddings = nn.ModuleList(
+            nn.Embedding(1, embed_dim) for _ in range(self.num_point_embeddings)
         )
-        self.no_mask_embed = nn.Embedding(1, channels)
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_input_size = (4 * image_embedding_size[0], 4 * image_embedding_size[1])
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_in_chans // 4, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans // 4),
+            activation(),
+            nn.Conv2d(mask_in_chans // 4, mask_in_chans, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans),
+            activation(),
+            nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
 
     def get_dense_pe(self) -> Tensor:
         """The positional encoding of the image tokens' centres, [1, C, h, w]."""
-        height, width = self.image_embedding_size
-        device = self.no_mask_embed.weight.device
-        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
-        return self.pe_layer(grid).permute(2, 0, 1)[None]
+        return self.pe_layer(self.image_embedding_size)[None]
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Embeds points, box corners and padding points.
@@ -89,8 +119,8 @@ class PromptEncoder(nn.Module):
         Returns:
             [B, N, C].
         """
-        # + 0.5: the centre of the pixel; the frame is square.
-        position = self.pe_layer((coords + 0.5) / self.input_image_size[0])
+        # + 0.5: the centre of the pixel
+        position = self.pe_layer.forward_with_coords(coords + 0.5, self.input_image_size)
         kinds = [self.not_a_point_embed, *self.point_embeddings]
         table = torch.cat([kind.weight for kind in kinds])  # rows: labels −1, 0, 1, 2, 3
         codes = torch.arange(LABEL_PADDING, len(kinds) - 1, device=labels.device)
@@ -115,7 +145,9 @@ class PromptEncoder(nn.Module):
         """Embeds prompts, with the signature of Meta's module.
 
         Args:
-            points: coords [B, N, 2] in pixels of the model's frame and labels [B, N], or None.
+            points: coords [B, N, 2] in pixels of the model's frame and labels [B, N], or None. Here
+                only −1, 0 and 1 mean something; of any other label the position alone counts, as
+                in Meta's module, also of 2 and 3.
             boxes: [B, 4] (x0, y0, x1, y1) in the same frame, or None.
             masks: [B, 1, 4h, 4w] logits, or None.
 
@@ -124,6 +156,9 @@ class PromptEncoder(nn.Module):
             get one padding point more, as in training; without points and boxes T is 0.
         """
         batch = next((len(p) for p in (points and points[0], boxes, masks) if p is not None), 1)
+        if points is not None:
+            corners = (points[1] == LABEL_BOX_TOP_LEFT) | (points[1] == LABEL_BOX_BOTTOM_RIGHT)
+            points = points[0], points[1].masked_fill(corners, LABEL_UNKNOWN)
         coords, labels = prompt_points(points, boxes)
         if coords is None or labels is None:
             weight = self.no_mask_embed.weight

@@ -1,50 +1,40 @@
 """The mask decoder's transformer: tokens and image attend to each other.
 
 Written from the paper (Segment Anything, arXiv:2304.02643, section A "Model details") and the
-shapes in Meta's checkpoints.
+shapes in Meta's checkpoints. Modules, arguments and ``forward`` are as in Meta's
+``segment_anything/modeling/transformer.py``. The decoder itself calls ``on_tokens``, which takes an
+image that all prompts share, and where layers are as they were made moves the image's projections
+to the tokens' side.
 
 Shapes: B prompts, T tokens, S image tokens, C = 256 channels.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import (
-    DECODER_DEPTH,
-    DECODER_MLP_DIM,
-    DECODER_NUM_HEADS,
-    PROMPT_EMBED_DIM,
-)
+from samtrt.modeling.layers import MLPBlock, are_plain
 
 
 class Attention(nn.Module):
-    """The projections of multi-head attention whose heads may be narrower than the embedding.
+    """Multi-head attention whose heads may be narrower than the embedding.
 
     Args:
-        downsample_rate: the width of queries, keys and values is ``PROMPT_EMBED_DIM`` over this.
+        embedding_dim: channels C.
+        num_heads: attention heads.
+        downsample_rate: the width of queries, keys and values is C over this.
     """
 
-    def __init__(self, downsample_rate: int = 1) -> None:
+    def __init__(self, embedding_dim: int, num_heads: int, downsample_rate: int = 1) -> None:
         super().__init__()
-        channels, inner = PROMPT_EMBED_DIM, PROMPT_EMBED_DIM // downsample_rate
-        self.num_heads = DECODER_NUM_HEADS
-        self.scale = (inner // self.num_heads) ** -0.5
-        self.q_proj = nn.Linear(channels, inner)
-        self.k_proj = nn.Linear(channels, inner)
-        self.v_proj = nn.Linear(channels, inner)
-        self.out_proj = nn.Linear(inner, channels)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """[B, T, inner] → [B, heads, T, inner / heads]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def _per_head(self, projection: nn.Linear) -> Tensor:
-        """The weight of ``q_proj``, ``k_proj`` or ``v_proj`` as [heads, inner / heads, C]."""
-        return projection.weight.unflatten(0, (self.num_heads, -1))
-
-
-class SelfAttention(Attention):
-    """Tokens on tokens, a handful of them."""
+        self.embedding_dim = embedding_dim
+        self.internal_dim = embedding_dim // downsample_rate
+        self.num_heads = num_heads
+        if self.internal_dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not share out {self.internal_dim} channels")
+        self.scale = (self.internal_dim // num_heads) ** -0.5
+        self.q_proj = nn.Linear(embedding_dim, self.internal_dim)
+        self.k_proj = nn.Linear(embedding_dim, self.internal_dim)
+        self.v_proj = nn.Linear(embedding_dim, self.internal_dim)
+        self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, C], k and v [B, S, C] → [B, T, C]."""
@@ -54,18 +44,14 @@ class SelfAttention(Attention):
         weights = (self.scale * q @ k.transpose(-1, -2)).softmax(dim=-1)
         return self.out_proj((weights @ v).transpose(1, 2).flatten(2))
 
+    def tokens_to_image(self, q: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
+        """``forward`` with the tokens' queries, without projecting the image.
 
-class TokenToImageAttention(Attention):
-    """The tokens' queries on the image, without projecting the image.
-
-    A handful of tokens T asks thousands of image tokens S, so the image's projections cost most.
-    They are moved to the tokens' side: q·(W_k x) = (W_kᵀ q)·x, and Σ w (W_v x) = W_v Σ w x. That
-    is fewer operations up to some 16 tokens, and no projected image goes through memory. The
-    bias of ``k_proj`` shifts all scores of a query alike and so drops out of the softmax.
-    """
-
-    def forward(self, q: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
-        """Keys are the image and its positions, values the image.
+        A handful of tokens T asks thousands of image tokens S, so the image's projections cost
+        most. They are moved to the tokens' side: q·(W_k x) = (W_kᵀ q)·x, and Σ w (W_v x) = W_v Σ w
+        x. That is fewer operations up to some 16 tokens, and no projected image goes through
+        memory. The bias of ``k_proj`` shifts all scores of a query alike and so drops out of the
+        softmax.
 
         Args:
             q: [B, T, C].
@@ -77,21 +63,16 @@ class TokenToImageAttention(Attention):
         """
         q = self._split_heads(self.q_proj(q) * self.scale) @ self._per_head(self.k_proj)
         q = q.flatten(1, 2)
-        weights = (q @ image.transpose(-1, -2) + q @ image_pe.t()).softmax(dim=-1)
+        weights = (q @ image.transpose(-1, -2) + q @ image_pe.transpose(-1, -2)).softmax(dim=-1)
         seen = (weights @ image).unflatten(1, (self.num_heads, -1))
         out = (seen @ self._per_head(self.v_proj).transpose(-1, -2)).transpose(1, 2).flatten(2)
         return self.out_proj(out + self.v_proj.bias)
 
+    def image_to_tokens(self, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``forward`` with the image's queries, without projecting the image.
 
-class ImageToTokenAttention(Attention):
-    """The image's queries on the tokens, without projecting the image.
-
-    As in ``TokenToImageAttention``, the projections of the many are moved to the few: ``q_proj``
-    to the keys' side and ``out_proj`` to the values'.
-    """
-
-    def forward(self, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries are the image and its positions.
+        As in ``tokens_to_image``, the projections of the many are moved to the few: ``q_proj`` to
+        the keys' side and ``out_proj`` to the values'.
 
         Args:
             image: [B, S, C], or [S, C] shared by all.
@@ -104,7 +85,7 @@ class ImageToTokenAttention(Attention):
         k = self._split_heads(self.k_proj(k) * self.scale)
         bias = k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))
         k = (k @ self._per_head(self.q_proj)).flatten(1, 2)
-        scores = k @ image.transpose(-1, -2) + (k @ image_pe.t() + bias.flatten(1, 2))
+        scores = k @ image.transpose(-1, -2) + (k @ image_pe.transpose(-1, -2) + bias.flatten(1, 2))
         weights = scores.unflatten(1, (self.num_heads, -1)).softmax(dim=2).flatten(1, 2)
         out_weight = self.out_proj.weight.t().unflatten(0, (self.num_heads, -1))
         v = self._split_heads(self.v_proj(v)) @ out_weight
@@ -112,65 +93,145 @@ class ImageToTokenAttention(Attention):
         v = v.flatten(1, 2) + self.out_proj.bias / self.num_heads
         return weights.transpose(1, 2) @ v
 
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[B, T, inner] → [B, heads, T, inner / heads]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-class MLPBlock(nn.Module):
-    """Two linear layers with a ReLU between them."""
+    def _per_head(self, projection: nn.Linear) -> Tensor:
+        """The weight of ``q_proj``, ``k_proj`` or ``v_proj`` as [heads, inner / heads, C]."""
+        return projection.weight.unflatten(0, (self.num_heads, -1))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(PROMPT_EMBED_DIM, DECODER_MLP_DIM)
-        self.lin2 = nn.Linear(DECODER_MLP_DIM, PROMPT_EMBED_DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(F.relu(self.lin1(x)))
+def _is_as_made(attention: nn.Module) -> bool:
+    """Whether the projections' parameters say all that an ``Attention`` computes."""
+    return are_plain(Attention, attention) and are_plain(nn.Linear, *attention.children())
+
+
+def _tokens_to_image(attention: nn.Module, q: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
+    if _is_as_made(attention):
+        return attention.tokens_to_image(q, image, image_pe)  # type: ignore[operator]
+    image = image.expand(len(q), -1, -1)
+    return attention(q=q, k=image + image_pe, v=image)
+
+
+def _image_to_tokens(
+    attention: nn.Module, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    if _is_as_made(attention):
+        return attention.image_to_tokens(image, image_pe, k, v)  # type: ignore[operator]
+    image = image.expand(len(k), -1, -1)
+    return attention(q=image + image_pe, k=k, v=v)
 
 
 class TwoWayAttentionBlock(nn.Module):
     """Tokens attend to themselves and to the image, then the image attends to the tokens.
 
     Args:
-        first: in the first block the self-attention takes no positions and has no residual.
+        embedding_dim: channels C.
+        num_heads: heads of each attention.
+        mlp_dim: hidden channels of the MLP.
+        activation: of the MLP.
+        attention_downsample_rate: of the two attentions between tokens and image.
+        skip_first_layer_pe: in the first block the self-attention takes no positions and has no
+            residual.
     """
 
-    def __init__(self, first: bool) -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int = 2048,
+        activation: type[nn.Module] = nn.ReLU,
+        attention_downsample_rate: int = 2,
+        skip_first_layer_pe: bool = False,
+    ) -> None:
         super().__init__()
-        self.first = first
-        self.self_attn = SelfAttention()
-        self.norm1 = nn.LayerNorm(PROMPT_EMBED_DIM)
-        self.cross_attn_token_to_image = TokenToImageAttention(downsample_rate=2)
-        self.norm2 = nn.LayerNorm(PROMPT_EMBED_DIM)
-        self.mlp = MLPBlock()
-        self.norm3 = nn.LayerNorm(PROMPT_EMBED_DIM)
-        self.norm4 = nn.LayerNorm(PROMPT_EMBED_DIM)
-        self.cross_attn_image_to_token = ImageToTokenAttention(downsample_rate=2)
+        rate = attention_downsample_rate
+        self.self_attn = Attention(embedding_dim, num_heads)
+        self.norm1 = nn.LayerNorm(embedding_dim)
+        self.cross_attn_token_to_image = Attention(embedding_dim, num_heads, rate)
+        self.norm2 = nn.LayerNorm(embedding_dim)
+        self.mlp = MLPBlock(embedding_dim, mlp_dim, activation)
+        self.norm3 = nn.LayerNorm(embedding_dim)
+        self.norm4 = nn.LayerNorm(embedding_dim)
+        self.cross_attn_image_to_token = Attention(embedding_dim, num_heads, rate)
+        self.skip_first_layer_pe = skip_first_layer_pe
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """tokens [B, T, C], image [B, S, C] or [S, C], with their positions → both, updated."""
-        if self.first:
-            tokens = self.self_attn(tokens, tokens, tokens)
+        """Both sides, updated.
+
+        Args:
+            queries: tokens [B, T, C].
+            keys: the image [B, S, C], or [S, C] shared by all.
+            query_pe: positions [B, T, C].
+            key_pe: positions [B, S, C], or [S, C].
+        """
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(q=queries, k=queries, v=queries)
         else:
-            q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
-        tokens = self.norm1(tokens)
-        tokens = tokens + self.cross_attn_token_to_image(tokens + token_pe, image, image_pe)
-        tokens = self.norm2(tokens)
-        tokens = self.norm3(tokens + self.mlp(tokens))
-        update = self.cross_attn_image_to_token(image, image_pe, tokens + token_pe, tokens)
-        return tokens, self.norm4(image + update)
+            q = queries + query_pe
+            queries = queries + self.self_attn(q=q, k=q, v=queries)
+        queries = self.norm1(queries)
+        q = queries + query_pe
+        queries = queries + _tokens_to_image(self.cross_attn_token_to_image, q, keys, key_pe)
+        queries = self.norm2(queries)
+        queries = self.norm3(queries + self.mlp(queries))
+        update = _image_to_tokens(
+            self.cross_attn_image_to_token, keys, key_pe, queries + query_pe, queries
+        )
+        return queries, self.norm4(keys + update)
 
 
 class TwoWayTransformer(nn.Module):
-    """Two blocks, and a last attention from the tokens to the image."""
+    """Blocks, and a last attention from the tokens to the image.
 
-    def __init__(self) -> None:
+    Args:
+        depth: blocks.
+        embedding_dim, num_heads, mlp_dim, activation, attention_downsample_rate: see
+            ``TwoWayAttentionBlock``.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: type[nn.Module] = nn.ReLU,
+        attention_downsample_rate: int = 2,
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayAttentionBlock(i == 0) for i in range(DECODER_DEPTH))
-        self.final_attn_token_to_image = TokenToImageAttention(downsample_rate=2)
-        self.norm_final_attn = nn.LayerNorm(PROMPT_EMBED_DIM)
+        self.depth = depth
+        self.embedding_dim = embedding_dim
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(
+                embedding_dim, num_heads, mlp_dim, activation, attention_downsample_rate, i == 0
+            )
+            for i in range(depth)
+        )
+        self.final_attn_token_to_image = Attention(
+            embedding_dim, num_heads, attention_downsample_rate
+        )
+        self.norm_final_attn = nn.LayerNorm(embedding_dim)
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, C] and image tokens [B, S, C] after the last layer.
+
+        Args:
+            image_embedding: [B, C, h, w].
+            image_pe: [B, C, h, w], the same for all.
+            point_embedding: [B, T, C].
+        """
+        image = image_embedding.flatten(2).transpose(1, 2)
+        return self.on_tokens(image, image_pe[0].flatten(1).t(), point_embedding)
+
+    def on_tokens(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides after the last layer.
 
         Args:
@@ -183,6 +244,9 @@ class TwoWayTransformer(nn.Module):
         """
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe)
-        update = self.final_attn_token_to_image(tokens + token_pe, image, image_pe)
+            if not are_plain(TwoWayAttentionBlock, layer):
+                image = image.expand(len(tokens), -1, -1)
+            tokens, image = layer(queries=tokens, keys=image, query_pe=token_pe, key_pe=image_pe)
+        q = tokens + token_pe
+        update = _tokens_to_image(self.final_attn_token_to_image, q, image, image_pe)
         return self.norm_final_attn(tokens + update), image

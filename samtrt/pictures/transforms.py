@@ -23,6 +23,7 @@ from torch import Tensor
 from samtrt.checkpoints.config import PIXEL_MEAN, PIXEL_STD
 
 Size = tuple[int, int]
+Statistics = tuple[Tensor, Tensor]  # mean and deviation of the channels, [3, 1, 1] each
 Mark = Callable[[str], None]  # called with a stage's name once its work has been queued
 
 IMG_SIZE = 1024
@@ -131,21 +132,24 @@ def _to_grey_levels(image: Tensor) -> Tensor:
     return (image + 0.5).floor_().clamp_(0, 255)
 
 
-def normalize_and_pad(image: Tensor, img_size: int = IMG_SIZE) -> Tensor:
+def normalize_and_pad(
+    image: Tensor, img_size: int = IMG_SIZE, statistics: Statistics | None = None
+) -> Tensor:
     """Subtracts the pixel mean, divides by the deviation, then pads with zeros right and below.
 
     Args:
         image: [B, 3, h, w], RGB in 0…255, any dtype, neither side longer than ``img_size``.
+        statistics: the mean and the deviation, [3, 1, 1] each; None for Meta's.
 
     Returns:
         [B, 3, img_size, img_size] float32 on the same device.
     """
-    mean, std = pixel_statistics(image.device)
+    mean, std = statistics or pixel_statistics(image.device)
     height, width = image.shape[-2:]
     padded = torch.zeros(
         (*image.shape[:-2], img_size, img_size), dtype=torch.float32, device=image.device
     )
-    padded[..., :height, :width] = (image - mean) / std
+    padded[..., :height, :width] = (image - mean.float()) / std.float()
     return padded
 
 
@@ -154,6 +158,7 @@ def preprocess(
     img_size: int = IMG_SIZE,
     device: torch.device | str = "cpu",
     mark: Mark = unmeasured,
+    statistics: Statistics | None = None,
 ) -> tuple[Tensor, Size]:
     """A picture as the image encoder wants it: resized, normalised and padded.
 
@@ -163,6 +168,7 @@ def preprocess(
     Args:
         image: [H, W, 3] uint8, RGB.
         mark: called with ``"upload"`` and ``"preprocess"``.
+        statistics: see ``normalize_and_pad``; on ``device``.
 
     Returns:
         The input [1, 3, img_size, img_size] float32 on ``device``, and the (height, width) that
@@ -178,7 +184,7 @@ def preprocess(
         mark("upload")
         resized = transform.apply_image_torch(on_device.permute(2, 0, 1)[None])
     height, width = resized.shape[-2:]
-    frame = normalize_and_pad(resized, img_size)
+    frame = normalize_and_pad(resized, img_size, statistics)
     mark("preprocess")
     return frame, (height, width)
 

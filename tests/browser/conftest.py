@@ -313,7 +313,7 @@ def page(shared_page: Page, url: str, file: Path) -> Page:
 def gate(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The image encoder waits until it is set."""
     gate = threading.Event()
-    encoder = sam.image_encoder
+    encoder = sam.encoder
 
     class Slow:
         def __getattr__(self, name: str) -> Any:
@@ -323,6 +323,6 @@ def gate(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]
             assert gate.wait(60)
             return encoder(x)
 
-    monkeypatch.setattr(type(sam), "image_encoder", property(lambda _: Slow()))
+    monkeypatch.setattr(type(sam), "encoder", property(lambda _: Slow()))
     yield gate
     gate.set()

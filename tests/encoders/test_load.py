@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import meta_encoder, relative_l2, tiny_config
@@ -215,6 +216,6 @@ def test_an_error_of_the_encoders_making_is_told_as_it_is() -> None:
     def fail(_: torch.device) -> None:
         raise AttributeError("module 'missing' has no attribute 'thing'")
 
-    sam._make_encoder = fail  # type: ignore[assignment]
+    sam.image_encoder._make = fail
     with pytest.raises(RuntimeError, match="cannot be made: module 'missing' has no attribute"):
-        sam.image_encoder  # noqa: B018
+        sam.embed(np.zeros((9, 9, 3), np.uint8))

@@ -133,7 +133,7 @@ def test_another_encoder_of_the_same_parameters(
 ) -> None:
     parameters = random_parameters(tiny_config(), 0)
     other = sam_from_parameters(parameters, device="cpu", precision="fp32")
-    monkeypatch.setattr(other.image_encoder, "computed_by", "another encoder")
+    monkeypatch.setattr(other.image_encoder.encoder, "computed_by", "another encoder")
     predictor = SamPredictor(other)
     with pytest.raises(InputError, match=r"it belongs to another encoder .*, expected another"):
         predictor.load_embedding(saved, picture)
@@ -146,7 +146,7 @@ def test_another_encoder_of_the_same_parameters(
     expected.load_embedding(saved, picture)
     # And an encoder that is not made is not needed.
     unmade = sam_from_parameters(parameters, device="cpu", precision="fp32")
-    monkeypatch.setattr(unmade, "_make_encoder", None)
+    monkeypatch.setattr(unmade.image_encoder, "_make", None)
     SamPredictor(unmade).load_embedding(saved, picture, same_encoder=False)
 
 
