@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from samtrt.server.app import create_app
 from samtrt.server.assets import assets_installed
 
 HEIGHT, WIDTH = 300, 420  # of the picture that most tests open
+AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
 WAIT_SECONDS = 60
 FLAGS = (
     "--headless=new",
@@ -48,8 +49,12 @@ def find_chromium() -> tuple[str, str]:
     driver = shutil.which("chromedriver")
     if browser and driver and assets_installed():
         return browser, driver
-    missing = "the page's assets" if browser and driver else "chromium with chromedriver"
-    reason = f"{missing} not installed; run tests/browser/install.sh"
+    unavailable("the page's assets" if browser and driver else "chromium with chromedriver")
+
+
+def unavailable(what: str) -> NoReturn:
+    """Skips the test, or fails it in CI."""
+    reason = f"{what} not installed; run tests/browser/install.sh"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -84,7 +89,9 @@ class Page:
         pytest.fail(f"waited for {what}; the page says {notices!r}; log {self.log()}")
 
     def log(self) -> list[str]:
-        """What the page wrote to the console as errors."""
+        """What the page wrote to the console as errors; only Chromium tells."""
+        if self.driver.name == "firefox":
+            return []
         entries = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
@@ -206,6 +213,19 @@ def downloaded_masks(page: Page) -> list[np.ndarray]:
         assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
         masks.append(mask)
     return masks
+
+
+def axe_violations(page: Page) -> list[list[str]]:
+    """What axe-core finds: rule, what it asks for, and the elements, each."""
+    if not AXE.is_file():
+        unavailable("axe-core")
+    if not page.script("return 'axe' in window"):
+        page.script(AXE.read_text("utf-8"))
+    return page.driver.execute_async_script(
+        "const done = arguments[0];"
+        "axe.run().then(({violations}) => done(violations.map("
+        "v => [v.id, v.help, ...v.nodes.map(n => n.html)])), error => done([[String(error)]]));"
+    )
 
 
 def module_url(name: str) -> str:

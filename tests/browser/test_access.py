@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Page
+from conftest import Page, axe_violations
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from server_support import encoded, picture
 
-AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
 DARK = {"name": "prefers-color-scheme", "value": "dark"}
 LIGHT = {"name": "prefers-color-scheme", "value": "light"}
 FORCED = {"name": "forced-colors", "value": "active"}
@@ -39,17 +38,9 @@ def as_before(shared_page: Page) -> Iterator[None]:
 
 def axe(page: Page, state: str) -> None:
     """Asserts that axe-core has nothing to say, in light and in dark."""
-    if not AXE.is_file():
-        pytest.skip("axe-core is not installed; run tests/browser/install.sh")
     for theme in (LIGHT, DARK):
         emulate(page, theme, {"name": "prefers-reduced-motion", "value": "reduce"})
-        if not page.script("return 'axe' in window"):
-            page.script(AXE.read_text("utf-8"))
-        found = page.driver.execute_async_script(
-            "const done = arguments[0];"
-            "axe.run().then(({violations}) => done(violations.map("
-            "v => [v.id, v.help, ...v.nodes.map(n => n.html)])), error => done(String(error)));"
-        )
+        found = axe_violations(page)
         assert found == [], f"{state}, {theme['value']}: {found}"
 
 

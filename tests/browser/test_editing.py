@@ -112,6 +112,23 @@ def test_sets_of_pixels_are_numpys_and_pieces_scipys(page: Page) -> None:
         assert sizes == sorted(sizes, reverse=True)
 
 
+def test_strokes_are_numpys(page: Page) -> None:
+    rng = np.random.default_rng(8)
+    empty = np.zeros((HEIGHT, WIDTH), bool)
+    cases: list[tuple[list[list[float]], float]] = [
+        ([[50.5, 60.5]], 0.4),
+        ([[50, 60]], 9.5),
+        ([[10, 20], [10, 90], [80, 90]], 6.25),  # up and down, and across
+        ([[-20, -20], [5, 310], [430, 150]], 30),  # beside the picture too
+    ]
+    cases += [((rng.random((6, 2)) * (WIDTH, HEIGHT)).tolist(), radius) for radius in (0.7, 3, 41)]
+    for points, radius in cases:
+        (found,) = regions(page, f"regions.strokeOf({points}, {radius}, a.size)", empty)
+        expected = near_line(np.array(points * 2 if len(points) == 1 else points), radius)
+        assert (found ^ expected).sum() <= 2, (points, radius)
+        assert found.any()
+
+
 # Brush and eraser
 
 

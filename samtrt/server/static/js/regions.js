@@ -112,20 +112,15 @@ export function strokeOf(points, radius, [height, width]) {
   if (left >= right || top >= bottom) return emptyRuns([height, width]);
   const rows = bottom - top;
   const bytes = new Uint8Array((right - left) * rows);
-  points.forEach(([bx, by], k) => {
-    const [ax, ay] = points[Math.max(k - 1, 0)];
-    const dx = bx - ax, dy = by - ay, squared = dx * dx + dy * dy;
-    const x0 = Math.max(left, Math.floor(Math.min(ax, bx) - radius));
-    const x1 = Math.min(right, Math.ceil(Math.max(ax, bx) + radius) + 1);
-    const y0 = Math.max(top, Math.floor(Math.min(ay, by) - radius));
-    const y1 = Math.min(bottom, Math.ceil(Math.max(ay, by) + radius) + 1);
+  points.forEach((b, k) => {
+    const a = points[Math.max(k - 1, 0)];
+    const x0 = Math.max(left, Math.floor(Math.min(a[0], b[0]) - radius));
+    const x1 = Math.min(right, Math.ceil(Math.max(a[0], b[0]) + radius) + 1);
     for (let x = x0; x < x1; x++) {
-      for (let y = y0; y < y1; y++) {
-        const px = x + 0.5 - ax, py = y + 0.5 - ay;
-        const along = squared ? Math.min(Math.max((px * dx + py * dy) / squared, 0), 1) : 0;
-        const ex = px - along * dx, ey = py - along * dy;
-        if (ex * ex + ey * ey <= radius * radius) bytes[(x - left) * rows + y - top] = 1;
-      }
+      const [low, high] = nearLine(a, b, radius, x + 0.5);
+      const from = Math.max(Math.ceil(low - 0.5), top);
+      const to = Math.min(Math.floor(high - 0.5) + 1, bottom);
+      if (from < to) bytes.fill(1, (x - left) * rows + from - top, (x - left) * rows + to - top);
     }
   });
   const stretches = [];
@@ -141,4 +136,30 @@ export function strokeOf(points, radius, [height, width]) {
     }
   }
   return fromStretches(stretches, [height, width]);
+}
+
+/** Between which heights a vertical line at x is no farther than `radius` from the line a to b. */
+function nearLine([ax, ay], [bx, by], radius, x) {
+  let low = Infinity, high = -Infinity;
+  for (const [cx, cy] of [[ax, ay], [bx, by]]) {
+    const half = Math.sqrt(radius * radius - (x - cx) * (x - cx)); // not a number beside the disc
+    if (half >= 0) [low, high] = [Math.min(low, cy - half), Math.max(high, cy + half)];
+  }
+  // Between the two discs: beside the line, and neither before its start nor past its end.
+  const dx = bx - ax, dy = by - ay, length = Math.hypot(dx, dy), across = x - ax;
+  if (!length) return [low, high];
+  let from = -Infinity, to = Infinity;
+  const limit = (slope, least, most) => {
+    // least <= slope * (y - ay) <= most
+    if (slope) {
+      const ends = [ay + least / slope, ay + most / slope];
+      [from, to] = [Math.max(from, Math.min(...ends)), Math.min(to, Math.max(...ends))];
+    } else if (least > 0 || most < 0) {
+      to = -Infinity;
+    }
+  };
+  limit(dx, across * dy - radius * length, across * dy + radius * length);
+  limit(dy, -across * dx, length * length - across * dx);
+  if (from > to) return [low, high];
+  return [Math.min(low, from), Math.max(high, to)];
 }

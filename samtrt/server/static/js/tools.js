@@ -8,9 +8,11 @@ const GROWTH = 1.25; // of the brush with each key
 
 export class Tools {
   #chosen = "new";
+  #surface;
 
   /** @param surface what gets the focus after a click on a tool, so that keys act there. */
   constructor(surface) {
+    this.#surface = surface;
     for (const button of buttons) {
       button.addEventListener("click", (event) => {
         this.choose(button.dataset.tool);
@@ -44,6 +46,7 @@ export class Tools {
 
   choose(name) {
     this.#chosen = name;
+    this.#surface.dataset.tool = name;
     for (const button of buttons) {
       const chosen = button.dataset.tool === name;
       button.setAttribute("aria-checked", chosen);
