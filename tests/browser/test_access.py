@@ -86,6 +86,14 @@ def test_axe_finds_nothing_with_a_picture_and_masks(page: Page, tmp_path: Path) 
     page["file"].send_keys(str(text))
     page.wait(lambda: "not a picture" in page["notices"].text, "the error")
     axe(page, "error notice")
+    page.keys(Keys.ESCAPE)
+    for opener in ("edit-labels", "everything-options", "more-formats"):
+        page[opener].click()
+        assert page.driver.find_element(By.CSS_SELECTOR, "dialog[open]").is_displayed()
+        axe(page, opener)
+        page.keys(Keys.ESCAPE)
+        assert not page.driver.find_elements(By.CSS_SELECTOR, "dialog[open]")
+        assert focused(page) == opener
     for _ in range(6):
         page["zoom-in"].click()
     page.wait(lambda: page["detail"].is_displayed(), "the switch")

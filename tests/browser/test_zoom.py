@@ -161,3 +161,4 @@ def test_a_finger_alone_draws(phone: Page) -> None:
     touch(phone, "touchEnd")
     phone.wait(lambda: phone.count == 1, "the mask of a box")
     assert phone.driver.find_element(By.ID, "list").text.startswith("Mask 1")
+    assert phone.script("return scrollY") == 0  # the picture stays under the finger

@@ -41,7 +41,7 @@ export class Panel {
     const rows = masks.map((mask) => this.#rowOf(mask, chosen.includes(mask))).reverse();
     keepFocus(byId("list"), () => arrange(byId("list"), rows));
     if (selected && selected.id !== this.#lastSelected) {
-      byId("list").querySelector(`[data-mask="${selected.id}"]`).scrollIntoView({ block: "nearest" });
+      scrollTo(byId("list"), this.#rows.get(selected.id).element);
     }
     this.#lastSelected = selected?.id;
   }
@@ -99,6 +99,13 @@ function arrange(list, rows) {
   rows.forEach((row, i) => {
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
+}
+
+/** Scrolls a list, not the page: on a narrow screen the picture would leave from under the finger. */
+function scrollTo(list, row) {
+  const [outer, inner] = [list, row].map((element) => element.getBoundingClientRect());
+  if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top;
+  else if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom;
 }
 
 function button(className, focus, act) {

@@ -46,7 +46,7 @@ export class Tools {
 
   choose(name) {
     this.#chosen = name;
-    this.#surface.dataset.tool = name;
+    this.#surface.dataset.chosen = name;
     for (const button of buttons) {
       const chosen = button.dataset.tool === name;
       button.setAttribute("aria-checked", chosen);
