@@ -8,7 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cudnn
+try:
+    import cudnn
+except ImportError:
+    sys.exit("error: cudnn is not installed; run `pip install nvidia-cudnn-frontend`")
 import torch
 import torch.nn.functional as F
 

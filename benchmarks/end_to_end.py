@@ -20,9 +20,11 @@ import torch
 
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
+from samtrt.console import run_script
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import Decoder
 from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.errors import InputError
 from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
@@ -95,6 +97,8 @@ def half_pass(sam: Sam, image: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda needs an NVIDIA GPU, and there is none; take --device cpu")
     if arguments.params:
         parameters = load_parameters(arguments.params)
     else:
@@ -138,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -22,6 +22,7 @@ from PIL import Image
 
 from samtrt.building.accuracy import ErrorStatistics
 from samtrt.checkpoints.parameters import random_parameters
+from samtrt.files import CACHE_VARIABLE
 from samtrt.reports.benchmarking import Timing
 from samtrt.reports.comparison import Accuracy, Speed, accuracy_table, speed_table
 
@@ -56,12 +57,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "examples",
         ignore=shutil.ignore_patterns("sam_models", "outputs", "__pycache__"),
     )
-    (root / "training").symlink_to(ROOT / "training")
     models = root / "examples/sam/sam_models"
     models.mkdir()
     parameters = random_parameters(tiny_config(img_size=256))
-    for name in ("sam_vit_h_4b8939.pth", "sam_demo.pth"):
-        torch.save(to_torch(parameters.tensors), models / name)
+    for path in (
+        models / "sam_vit_h_4b8939.pth",
+        models / "sam_demo.pth",
+        root / "sam_vit_b_01ec64.pth",
+    ):
+        torch.save(to_torch(parameters.tensors), path)
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "activate").touch()  # this environment is the one that is active
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for script, *arguments in (
         ("params_convert.py", "--checkpoint", models / "sam_demo.pth"),
@@ -72,6 +78,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "photos").mkdir()
     picture = Image.open(ROOT / "examples/sam/images/demo.jpg")
     picture.resize((192, 128)).save(root / "photos/picture.png")
+    shutil.copyfile(ROOT / "examples/sam/images/demo.jpg", root / "photo.jpg")
     return root
 
 
@@ -80,7 +87,7 @@ def run_in_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-euc", code],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, CACHE_VARIABLE: str(folder / "cache")},
         capture_output=True,
         text=True,
         check=False,
@@ -107,6 +114,7 @@ def test_shell_blocks_in_order(checkout: Path) -> None:
     assert (engine / "encoder.json").is_file()
     assert (checkout / "examples/sam/outputs/mask.png").is_file()
     assert list((checkout / "masks").rglob("*.json"))
+    assert (checkout / "mask.png").is_file()
 
 
 @pytest.mark.slow
@@ -158,6 +166,13 @@ def test_cpu_table_is_the_records() -> None:
         for row in record["rows"]
     ]
     assert speed_table(rows) in (ROOT / "docs/cpu.md").read_text("utf-8")
+
+
+def test_disk_table_is_the_records() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.disk import RECORD, table
+
+    assert table(json.loads(RECORD.read_text("utf-8"))) in README
 
 
 def test_end_to_end_figures_are_the_records() -> None:

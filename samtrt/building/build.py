@@ -79,7 +79,11 @@ def build_encoder(
         EngineError: the combination cannot be built, or the gate failed.
         SamtrtError: the folder cannot be written.
     """
-    backend = fastest_backend(builds=True) if options.backend == "auto" else options.backend
+    backend = options.backend
+    if backend == "auto":
+        # Only TensorRT compiles for a GPU, or has attention of two kinds.
+        wants_tensorrt = options.compute_capability or options.attention != "fused"
+        backend = "tensorrt" if wants_tensorrt else fastest_backend(builds=True)
     precision = options.precision
     if precision == "auto":
         precision = default_precision(backend)

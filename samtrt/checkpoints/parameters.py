@@ -22,7 +22,7 @@ from samtrt.checkpoints.shapes import (
     parameter_shapes,
 )
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
-from samtrt.errors import CheckpointError
+from samtrt.errors import CheckpointError, InputError
 from samtrt.files import read_sealed, read_whole, sealed_names, write_sealed, writing
 from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, parse_record
@@ -206,7 +206,12 @@ def random_parameters(
 
     Args:
         hq, decoder: see ``parameter_shapes``.
+
+    Raises:
+        InputError: a negative seed.
     """
+    if seed < 0:
+        raise InputError(f"the seed is {seed}; expected 0 or more")
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in parameter_shapes(config, hq, decoder).items():

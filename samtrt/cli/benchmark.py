@@ -39,7 +39,7 @@ def add_options(options: Options) -> None:
         help="time pictures in host memory to masks in host memory as well, by stage",
     )
     options.add_json()
-    options.add("--plot", type=Path, metavar="FILE", help="write a PNG here")
+    options.add_output("--plot", "write a PNG here")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samtrt.console import progress_steps
     from samtrt.files import write_json
     from samtrt.reports.benchmarking import describe, environment, plot_throughput
-    from samtrt.reports.comparison import measure_speed, speed_table
+    from samtrt.reports.comparison import measure_speed, record_head, speed_table
     from samtrt.reports.contestants import meta_contestants, our_contestants
     from samtrt.reports.end_to_end import end_to_end_table
 
@@ -90,11 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(
             arguments.json,
             {
-                "environment": record,
-                "encoder": config.to_json(),
-                "parameters_sha256": parameters.sha256,
-                "note": parameters.note,
-                "pictures": [picture.name for picture in pictures],
+                **record_head(record, parameters, pictures),
                 "rows": [row.to_json() for row in rows],
                 "end_to_end": {name: times.to_json() for name, times in end_to_end.items()},
             },

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samtrt.console import progress_steps
     from samtrt.files import write_json
     from samtrt.reports.benchmarking import describe, environment
-    from samtrt.reports.comparison import accuracy_table, measure_accuracy
+    from samtrt.reports.comparison import accuracy_table, measure_accuracy, record_head
     from samtrt.reports.contestants import meta_contestants, our_contestants
 
     parameters = load_parameters(required(arguments.params, "--params", "a parameter folder"))
@@ -42,12 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(
             arguments.json,
             {
-                "environment": record,
-                "encoder": parameters.encoder_config.to_json(),
-                "parameters_sha256": parameters.sha256,
-                "note": parameters.note,
+                **record_head(record, parameters, pictures),
                 "reference": reference.name,
-                "pictures": [picture.name for picture in pictures],
                 "rows": [row.to_json() for row in rows],
             },
         )

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from samtrt.errors import InputError
+from samtrt.files import check_output
 
 # As ``encoders.engine`` has them, which brings torch along.
 BACKENDS = ("auto", "tensorrt", "cuda", "cpu")
@@ -88,7 +89,11 @@ class Options:
 
     def add_json(self) -> None:
         """Adds ``--json``, where a report's figures go."""
-        self.add("--json", type=Path, metavar="FILE", help="write the record here as well")
+        self.add_output("--json", "write the record here as well")
+
+    def add_output(self, flag: str, text: str) -> None:
+        """Adds a file that is written at the end; one that cannot be is refused at once."""
+        self.add(flag, type=Path, metavar="FILE", action=_Output, help=text)
 
     def add_pictures(self, flag: str, text: str) -> None:
         """Adds any number of pictures; the default is those beside a script."""
@@ -97,6 +102,16 @@ class Options:
             pictures = sorted((self.home / "images").glob("*.jpg"))
             text = f"{text} (default: those in images/)"
         self.add(flag, type=Path, nargs="+", default=pictures, metavar="FILE", help=text)
+
+
+class _Output(argparse.Action):
+    """Refuses a file that cannot be written, before anything is computed for it."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        check_output(values)
+        setattr(namespace, self.dest, values)
 
 
 class _UnlessAbsent(argparse.Action):

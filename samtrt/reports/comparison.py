@@ -50,6 +50,23 @@ class Accuracy:
         return asdict(self)
 
 
+def record_head(
+    environment: dict[str, Any], parameters: Parameters, pictures: Sequence[Picture]
+) -> dict[str, Any]:
+    """What every JSON record begins with: on what, of which parameters, on which pictures.
+
+    Args:
+        environment: ``benchmarking.environment()``.
+    """
+    return {
+        "environment": environment,
+        "encoder": parameters.encoder_config.to_json(),
+        "parameters_sha256": parameters.sha256,
+        "note": parameters.note,
+        "pictures": [picture.name for picture in pictures],
+    }
+
+
 def measure_accuracy(
     parameters: Parameters,
     reference: Contestant,

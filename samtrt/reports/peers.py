@@ -12,7 +12,8 @@ from samtrt.hints import install
 from samtrt.modeling.image_encoder import encoder_arguments
 
 # torchvision's wheels register kernels for operators that only its CUDA-matched binary defines;
-# beside a CPU build of torch the import fails unless somebody has declared them.
+# beside a CPU build of torch the import fails unless somebody has declared them. (Beside a CUDA
+# build the binary declares them itself, also without a GPU, and a second declaration aborts.)
 _TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -33,7 +34,7 @@ def import_segment_anything() -> ModuleType:
                 f"{name} is not installed, and the comparison needs Meta's package; "
                 f"run `{install('compare')}`"
             )
-    if not torch.cuda.is_available() and not _libraries and not _declared("nms"):
+    if torch.version.cuda is None and not _libraries and not _declared("nms"):
         library = torch.library.Library("torchvision", "DEF")
         for schema in _TORCHVISION_SCHEMAS:
             library.define(schema)

@@ -179,7 +179,8 @@ def _set_compute_capability(trt: Any, builder_config: Any, wanted: str) -> None:
     if wanted not in known:
         raise EngineError(
             f"{trt.__name__} {trt.__version__} cannot build for compute capability {wanted}; "
-            f"expected one of {', '.join(known)}"
+            f"expected one of {', '.join(known)}; for other GPUs from 8.0 on `--backend cuda` "
+            "builds anywhere, without --compute-capability"
         )
     builder_config.num_compute_capabilities = 1
     builder_config.set_compute_capability(known[wanted], 0)
