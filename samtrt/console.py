@@ -1,7 +1,6 @@
 """What every console program does around its work: errors in one line, exit status, progress."""
 
 import errno
-import json
 import os
 import re
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from samtrt.errors import SamtrtError
-from samtrt.files import without_nan
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -58,6 +56,10 @@ def run_script(main: Callable[[], int | None]) -> int:
 
 def print_json(value: Any) -> None:
     """Prints ``value`` on stdout as one line of JSON; NaN and infinity become null."""
+    import json
+
+    from samtrt.files import without_nan
+
     print(json.dumps(without_nan(value), ensure_ascii=False))
 
 

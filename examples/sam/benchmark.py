@@ -7,15 +7,16 @@ samtrt/cli/benchmark.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import benchmark
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    benchmark.run(parse_arguments(benchmark, HERE))
+def main() -> int | None:
+    from samtrt.cli import benchmark  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return benchmark.run(parse_arguments(benchmark, HERE))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ samtrt/cli/build.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import build
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    build.run(parse_arguments(build, HERE))
+def main() -> int | None:
+    from samtrt.cli import build  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return build.run(parse_arguments(build, HERE))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ samtrt/cli/compare.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import compare
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    compare.run(parse_arguments(compare, HERE))
+def main() -> int | None:
+    from samtrt.cli import compare  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return compare.run(parse_arguments(compare, HERE))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ samtrt/cli/evaluate.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import evaluate
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    evaluate.run(parse_arguments(evaluate, HERE))
+def main() -> int | None:
+    from samtrt.cli import evaluate  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return evaluate.run(parse_arguments(evaluate, HERE))
 
 
 if __name__ == "__main__":

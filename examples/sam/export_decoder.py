@@ -7,15 +7,16 @@ samtrt/cli/export_decoder.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import export_decoder
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    export_decoder.run(parse_arguments(export_decoder, HERE))
+def main() -> int | None:
+    from samtrt.cli import export_decoder  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return export_decoder.run(parse_arguments(export_decoder, HERE))
 
 
 if __name__ == "__main__":

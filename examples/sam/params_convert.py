@@ -7,15 +7,16 @@ samtrt/cli/convert.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import convert
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    convert.run(parse_arguments(convert, HERE))
+def main() -> int | None:
+    from samtrt.cli import convert  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return convert.run(parse_arguments(convert, HERE))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ samtrt/cli/run.py.
 import sys
 from pathlib import Path
 
-from samtrt.cli import run
-from samtrt.cli.options import parse_arguments
 from samtrt.console import run_script
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    run.run(parse_arguments(run, HERE))
+def main() -> int | None:
+    from samtrt.cli import run  # here, so that Ctrl-C meanwhile ends in one line
+    from samtrt.cli.options import parse_arguments
+
+    return run.run(parse_arguments(run, HERE))
 
 
 if __name__ == "__main__":

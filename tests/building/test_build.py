@@ -190,7 +190,7 @@ def test_no_tensorrt_but_asked_for(
 
 def test_no_parameters(script: ModuleType, tmp_path: Path) -> None:
     line = error_line(call_script(script, "--params", tmp_path / "nowhere"))
-    assert "make one with params_convert.py" in line
+    assert "make one of a checkpoint with `" in line and "convert" in line
 
 
 def test_without_pictures_the_gate_draws_its_own(tmp_path: Path) -> None:
@@ -253,3 +253,24 @@ def test_a_weight_beyond_float16_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"blocks\.1\.mlp\.lin1\.weight does not fit fp16"):
         build_encoder(large, tmp_path, [], BuildOptions("cuda", "fp16", skip_parity_gate=True))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [BuildOptions(compute_capability="8.9"), BuildOptions(attention="plain")]
+)
+def test_auto_takes_the_backend_that_knows_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: BuildOptions
+) -> None:
+    """Only TensorRT builds for another GPU, or with attention of two kinds."""
+
+    class ReachedError(Exception):
+        pass
+
+    def build_engine(*_: object, **given: object) -> bytes:
+        assert given["compute_capability"] == options.compute_capability
+        assert given["attention"] == options.attention
+        raise ReachedError
+
+    monkeypatch.setattr("samtrt.encoders.tensorrt.builder.build_engine", build_engine)
+    with pytest.raises(ReachedError):
+        build_encoder(random_parameters(tiny_config()), tmp_path / "engine", [], options)

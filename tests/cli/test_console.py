@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
+from scripts import EXAMPLES
 
+from samtrt.cli.parts.segment import Mask, StageTimes, print_masks, print_times
 from samtrt.console import ProgressBar, one_line, progress_steps, run_script, track
 from samtrt.errors import SamtrtError
 
@@ -165,3 +169,39 @@ def test_a_short_loop_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
     assert list(track("abc", "checking", 3)) == list("abc")
     assert "checking" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("program", [["-m", "samtrt"], [str(EXAMPLES / "run.py")]])
+def test_interrupted_while_it_is_imported(program: list[str], tmp_path: Path) -> None:
+    """Which takes longer than anything else in the first second."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'samtrt.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(EXAMPLES.parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, *program, "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("width", [20, 40, 200])
+def test_tables_in_narrow_terminals(width: int) -> None:
+    """Every number is there, whole, whatever the width."""
+    stream = io.StringIO()
+    times = StageTimes()
+    times.seconds = {"resize, normalise, pad": 1.2345, "image encoder": 6.5}
+    pixels = np.zeros((1000, 2000), bool)
+    pixels[100:900, 300:1900] = True
+    console = Console(file=stream, width=width)
+    print_masks(console, [Mask(pixels, 0.875)])
+    print_times(console, times)
+    drawn = stream.getvalue()
+    for text in ("0.875", "1,280,000 px", "64.00%", "300 100 1899 899", "6,500.0", "7,734.5"):
+        assert text in drawn, text
+    assert "…" not in drawn
+    assert width < 80 or "┃" in drawn

@@ -108,7 +108,7 @@ def test_no_tensorrt_installed(no_tensorrt, tensors):
     with pytest.raises(EngineError) as error:
         build_engine(CFG, tensors)
     text = str(error.value)
-    assert text.startswith("TensorRT is not installed; install tensorrt for data-centre GPUs")
+    assert text.startswith("TensorRT is not installed; install it for data-centre GPUs (`")
     assert "--backend cuda or cpu" in text
     assert "\n" not in text
 

@@ -161,13 +161,11 @@ def mask_record(mask: Mask) -> dict[str, Any]:
 
 
 def print_masks(console: Console, masks: Sequence[Mask]) -> None:
-    """A table of each mask's score, area and box."""
+    """A table of each mask's score, area and box; lines where the terminal is too narrow."""
     table = Table(title="masks", title_justify="left", title_style="bold")
-    table.add_column("mask", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("area", justify="right")
-    table.add_column("of picture", justify="right")
-    table.add_column("box x0 y0 x1 y1")
+    for name in ("mask", "score", "area", "of picture"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("box x0 y0 x1 y1", no_wrap=True)
     best = best_mask(masks)
     for i, mask in enumerate(masks, 1):
         share = mask.area / mask.pixels.size
@@ -175,17 +173,32 @@ def print_masks(console: Console, masks: Sequence[Mask]) -> None:
         style = "bold" if mask is best and len(masks) > 1 else None
         cells = (str(i), f"{mask.score:.3f}", f"{mask.area:,} px", f"{share:.2%}", box)
         table.add_row(*cells, style=style)
-    console.print(table)
+    _print_table(console, table)
 
 
 def print_times(console: Console, times: StageTimes) -> None:
     """A table of each stage's wall time, with their sum."""
     table = Table(title="time", title_justify="left", title_style="bold", show_footer=True)
-    table.add_column("stage", footer="together")
-    table.add_column("ms", footer=f"{1e3 * sum(times.seconds.values()):,.1f}", justify="right")
+    total = f"{1e3 * sum(times.seconds.values()):,.1f}"
+    table.add_column("stage", footer="together", no_wrap=True)
+    table.add_column("ms", footer=total, justify="right", no_wrap=True)
     for name, seconds in times.seconds.items():
         table.add_row(name, f"{1e3 * seconds:,.1f}")
-    console.print(table)
+    _print_table(console, table)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """A table, or a line for each of its rows where the terminal would cut the cells."""
+    wide = console.options.update(width=10_000)
+    if console.measure(table, options=wide).maximum <= console.width:
+        console.print(table)
+        return
+    names = [str(column.header) for column in table.columns]
+    footer = [str(column.footer) for column in table.columns] if table.show_footer else None
+    rows = [*zip(*(column.cells for column in table.columns), strict=True)]
+    for row in [*rows, footer] if footer else rows:
+        text = ", ".join(f"{name} {cell}" for name, cell in zip(names, row, strict=True))
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _beside(output: Path, suffix: str) -> Path:
