@@ -46,19 +46,19 @@ class PositionEmbeddingRandom(nn.Module):
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
-        return self.encode(grid).permute(2, 0, 1)
+        return self._pe_encoding(grid).permute(2, 0, 1)
 
     def forward_with_coords(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Of points [..., 2] (x, y) in pixels of a frame of (H, W): [..., 2 · num_pos_feats]."""
         height, width = image_size
         if height == width:
-            return self.encode(coords_input / height)
-        return self.encode(coords_input / coords_input.new_tensor((width, height)))
+            return self._pe_encoding(coords_input / height)
+        return self._pe_encoding(coords_input / coords_input.new_tensor((width, height)))
 
-    def encode(self, positions: Tensor) -> Tensor:
+    def _pe_encoding(self, coords: Tensor) -> Tensor:
         """[..., 2] positions (x, y) in 0…1 → [..., 2 · num_pos_feats]; the angles are in fp32."""
         matrix = self.positional_encoding_gaussian_matrix
-        angles = (2 * math.pi) * ((2 * positions.float() - 1) @ matrix.float())
+        angles = (2 * math.pi) * ((2 * coords.float() - 1) @ matrix.float())
         return torch.cat((angles.sin(), angles.cos()), dim=-1).to(matrix.dtype)
 
 

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         Args:
             q: [B, T, C].
             image: [B, S, C], or [S, C] shared by all.
-            image_pe: [S, C].
+            image_pe: [S, C], or [B, S, C].
 
         Returns:
             [B, T, C].
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
         Args:
             image: [B, S, C], or [S, C] shared by all.
-            image_pe: [S, C].
+            image_pe: [S, C], or [B, S, C].
             k, v: [B, T, C].
 
         Returns:
@@ -225,18 +225,18 @@ class TwoWayTransformer(nn.Module):
 
         Args:
             image_embedding: [B, C, h, w].
-            image_pe: [B, C, h, w], the same for all.
+            image_pe: [B, C, h, w], or [1, C, h, w] for all.
             point_embedding: [B, T, C].
         """
-        image = image_embedding.flatten(2).transpose(1, 2)
-        return self.on_tokens(image, image_pe[0].flatten(1).t(), point_embedding)
+        image, positions = (x.flatten(2).transpose(1, 2) for x in (image_embedding, image_pe))
+        return self.on_tokens(image, positions, point_embedding)
 
     def on_tokens(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides after the last layer.
 
         Args:
             image: [B, S, C] image tokens, or [S, C] shared by all prompts.
-            image_pe: [S, C] their positions.
+            image_pe: [S, C] their positions, or [B, S, C].
             tokens: [B, T, C] output and prompt tokens, which are their own positions.
 
         Returns:

@@ -1,5 +1,6 @@
 """Decoder files in Meta's contract and in CVAT's, in ONNX Runtime, against Meta's SamOnnxModel."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,30 @@ def meta_like() -> Any:
     from samtrt.sam import sam_from_parameters
 
     return sam_from_parameters(PARAMETERS, "cpu", "cpu", "fp32")
+
+
+def test_programs_may_export_it_by_torchs_older_exporter(tmp_path: Path) -> None:
+    """As Meta's script did; sizes stay dynamic."""
+    model = SamOnnxModel(meta_like(), return_single_mask=True)
+    path = tmp_path / "traced.onnx"
+    example = asked((150, 225), 5, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            tuple(example.values()),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=list(example),
+            output_names=["masks", "iou_predictions", "low_res_masks"],
+            dynamic_axes={"point_coords": {1: "points"}, "point_labels": {1: "points"}},
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for size, points in (((90, 200), 2), ((300, 100), 3)):
+        feed = asked(size, points, True)
+        answer = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
+        agree(answer, model(**feed))
 
 
 def test_several_prompts_with_one_mask_or_one_each(plain: File, meta: Any) -> None:
