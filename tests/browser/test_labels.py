@@ -7,7 +7,7 @@ from conftest import Page, downloaded_masks
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from server_support import encoded, picture
-from test_access import axe
+from test_access import axe, resize
 
 from samtrt.masks.predictor import SamPredictor
 
@@ -144,3 +144,18 @@ def test_axe_finds_nothing_in_dialogs_and_folders(page: Page, tmp_path: Path) ->
         page.keys(Keys.ESCAPE)
     page.driver.find_element(By.CLASS_NAME, "brand").click()
     axe(page, "the start, with a picture to go on with")
+
+
+def test_everything_can_be_reached_in_a_low_window(page: Page) -> None:
+    """1280 × 720 at 150 %."""
+    resize(page, 853, 480, 1.5)
+    try:
+        add_classes(page, *"abcdefghij")
+        page.click(100, 80)
+        page["list"].find_element(By.CLASS_NAME, "pick").click()  # fails where something covers it
+        for button in ("everything-options", "more-formats", "edit-labels"):
+            page[button].click()
+            page.keys(Keys.ESCAPE)
+        assert page.script("return document.documentElement.scrollHeight <= innerHeight")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
