@@ -25,7 +25,7 @@ class Watch:
 
     def __init__(self, module: nn.Module) -> None:
         self._layers: list[tuple[nn.Module, type, str]] = []
-        self._children: list[tuple[dict[str, Any], int, str]] = []
+        self._counted: list[tuple[dict[str, Any], int, str]] = []
         self._child: list[tuple[dict[str, Any], str, nn.Module | None, str]] = []
         self._settings: list[tuple[dict[str, Any], str, Any, str]] = []
         self._tensors: list[tuple[dict[str, Any], str, Tensor, int, int]] = []
@@ -34,7 +34,8 @@ class Watch:
                 self._layers.append((layer, type(layer), path))
             below = f"{path}." if path else ""
             modules: dict[str, Any] = layer._modules
-            self._children.append((modules, len(modules), path))
+            own: dict[str, Any] = layer._parameters
+            self._counted += [(modules, len(modules), path), (own, len(own), path)]
             self._child += [(modules, name, child, below + name) for name, child in modules.items()]
             settings = [
                 (name, value)
@@ -45,7 +46,6 @@ class Watch:
                 self._root, self._own_settings = weakref.ref(module), settings
             else:
                 self._settings += [(layer.__dict__, *setting, path) for setting in settings]
-            own: dict[str, Any] = layer._parameters
             self._tensors += [
                 (own, name, tensor, tensor.data_ptr(), version_of(tensor))
                 for name, tensor in own.items()
@@ -58,8 +58,8 @@ class Watch:
         for layer, kind, path in self._layers:
             if type(layer) is not kind or is_hooked(layer):
                 return path
-        for modules, count, path in self._children:
-            if len(modules) != count:
+        for named, count, path in self._counted:
+            if len(named) != count:
                 return path
         for modules, name, child, path in self._child:
             if modules.get(name) is not child:

@@ -38,6 +38,7 @@ from samtrt.masks.runs import (
     require_pycocotools,
     rle_to_mask,
 )
+from samtrt.masks.steps import GeneratorSteps
 from samtrt.pictures.transforms import Size
 from samtrt.sam import Sam
 
@@ -125,8 +126,11 @@ def _unseen(done: int, total: int) -> None:
     """The progress of work that nobody looks at."""
 
 
-class SamAutomaticMaskGenerator:
+class SamAutomaticMaskGenerator(GeneratorSteps):
     """Generates masks for a whole picture.
+
+    Subclasses may override ``_generate_masks``, ``_process_crop``, ``_process_batch`` and
+    ``postprocess_small_regions``, which then are called as Meta's (``masks/steps.py``).
 
     Args:
         model: the model.
@@ -260,6 +264,9 @@ class SamAutomaticMaskGenerator:
             InputError: not a uint8 picture.
         """
         check_picture(image)
+        if self.overridden_step is not None:
+            check(0, 0)
+            return self._by_steps(image)
         height, width = image.shape[:2]
         boxes, layers = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
         # Without those of a picture with fewer pixels than the layer has crops.
@@ -297,8 +304,14 @@ class SamAutomaticMaskGenerator:
                 the records of the masks that the batch found; they may turn out to be duplicates.
 
         Raises:
-            InputError: the generator searches crops, which have to be embedded.
+            InputError: the generator searches crops, which have to be embedded, or a subclass
+                has steps of its own.
         """
+        if self.overridden_step is not None:
+            raise InputError(
+                f"{type(self).__name__} has a {self.overridden_step} of its own, which takes the "
+                "picture's pixels, and an embedded picture has none; call generate"
+            )
         if self.crop_n_layers:
             raise InputError(
                 f"{self.crop_n_layers} crop layers need the picture's pixels, and an embedded "
