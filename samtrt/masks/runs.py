@@ -52,14 +52,16 @@ class MaskRuns:
     def from_masks(cls, masks: Tensor) -> "MaskRuns":
         """Encodes bool masks [B, H, W]; the work stays on their device."""
         count, height, width = masks.shape
+        if not masks.is_cuda:
+            changes = [_changes(mask) for mask in masks.numpy()]
+            lengths = torch.tensor([len(one) for one in changes], dtype=torch.int64)
+            together = np.concatenate(changes) if changes else np.zeros(0, np.int64)
+            return cls((height, width), torch.from_numpy(together), lengths)
         columns = masks.transpose(1, 2).reshape(count, height * width)
         change = torch.empty_like(columns)
         change[:, :1] = columns[:, :1]
         torch.ne(columns[:, 1:], columns[:, :-1], out=change[:, 1:])
-        if masks.is_cuda:
-            flat = change.view(-1).nonzero().view(-1)
-        else:  # NumPy's search of a bool array is several times torch's on the CPU
-            flat = torch.from_numpy(np.flatnonzero(change.view(-1).numpy()))
+        flat = change.view(-1).nonzero().view(-1)
         mask_of = torch.div(flat, max(height * width, 1), rounding_mode="floor")
         lengths = torch.bincount(mask_of, minlength=count)
         return cls((height, width), flat - mask_of * (height * width), lengths)
@@ -116,6 +118,21 @@ class MaskRuns:
             masks = values.view(-1, width, height).transpose(1, 2)
             arrays.extend(to_host(masks)[0])
         return arrays
+
+
+def _changes(mask: np.ndarray) -> np.ndarray:
+    """Where a bool mask [H, W] changes, column-major: int64. Only occupied columns are turned."""
+    height, width = mask.shape
+    occupied = np.flatnonzero(mask.any(axis=0))
+    if not len(occupied):
+        return np.zeros(0, np.int64)
+    first, last = int(occupied[0]), int(occupied[-1]) + 1
+    values = np.ascontiguousarray(mask[:, first:last].T).ravel()
+    inner = np.flatnonzero(values[1:] != values[:-1]) + 1
+    # The columns beside are empty, so that what touches them changes there.
+    before = [0] if values[0] else []
+    after = [len(values)] if values[-1] and last < width else []
+    return np.concatenate([before, inner, after]).astype(np.int64) + first * height
 
 
 def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
