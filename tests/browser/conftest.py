@@ -89,9 +89,7 @@ class Page:
         pytest.fail(f"waited for {what}; the page says {notices!r}; log {self.log()}")
 
     def log(self) -> list[str]:
-        """What the page wrote to the console as errors; only Chromium tells."""
-        if self.driver.name == "firefox":
-            return []
+        """What the page wrote to the console as errors."""
         entries = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 

@@ -22,6 +22,11 @@ if [ ${#packages[@]} -gt 0 ]; then
     echo "note: install ${packages[*]} to run the browser tests" >&2
   fi
 fi
+# Not every distribution has Firefox as a package; its one test is skipped without it.
+if ! command -v firefox >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null 2>&1 ||
+    echo "note: install Firefox to test the page there too" >&2
+fi
 if command -v npm >/dev/null; then
   "$python" -m samtrt.server.assets || echo "note: the page's assets are not installed" >&2
   npm ci --prefix tests/browser --loglevel=error >/dev/null || echo "note: axe-core is not installed" >&2
