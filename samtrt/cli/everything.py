@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samtrt.cli.options import ENGINE, PARAMS, Options
+from samtrt.cli.options import Options
+from samtrt.cli.parts.model import add_model, chosen_model
 from samtrt.errors import InputError
 from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, PAINTED, RECORD
 
@@ -35,9 +36,7 @@ def add_options(options: Options) -> None:
         metavar="SOURCE",
         help="folders (subfolders included), pictures, patterns such as 'photos/*.jpg'",
     )
-    options.add("--params", type=Path, required=True, help=PARAMS)
-    options.add("--engine", type=Path, help=f"{ENGINE} (default: PARAMS/engine)")
-    options.add_backend()
+    add_model(options)
     options.add("--output-dir", type=Path, required=True, help="created where it is missing")
     options.add(
         "--format",
@@ -100,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     output_dir: Path = arguments.output_dir
     check_job(arguments.sources, output_dir, formats, arguments.polygon_tolerance)
-    engine = arguments.engine or arguments.params / "engine"
-    sam = load_sam(engine, arguments.params, arguments.backend)
+    model = chosen_model(arguments)
+    sam = load_sam(model.engine, model.parameter_folder(), arguments.backend)
     report = segment_folder(
         sam,
         arguments.sources,

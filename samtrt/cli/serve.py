@@ -5,7 +5,6 @@ from pathlib import Path
 
 from samtrt.cli.options import Options
 from samtrt.cli.parts.model import add_model, chosen_model
-from samtrt.errors import InputError
 
 
 def add_options(options: Options) -> None:
@@ -61,13 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     require_installed(not arguments.no_page)
     model = chosen_model(arguments, default=DEMO)
-    if model.params is None:
-        raise InputError(
-            "--engine holds an image encoder alone; name the parameter folder that it was built "
-            "from with --params"
-        )
     options = ServeOptions(
-        params=model.params,
+        params=model.parameter_folder(),
         engine=model.engine,
         decoder=arguments.decoder,
         backend=arguments.backend,

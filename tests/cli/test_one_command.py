@@ -271,3 +271,13 @@ def test_pictures_from_the_web(here: Path, web: str, monkeypatch: pytest.MonkeyP
     ):
         status, out, err = samtrt("run", url, *words)
         assert (status, out) == (1, "") and message in err and err.count("\n") == 1, err
+
+
+def test_everything_of_a_checkpoint(here: Path, checkpoint: Path) -> None:
+    words = ("everything", "1.png", "--output-dir", "out", "--points-per-side", 2)
+    status, _, err = samtrt(*words, "--checkpoint", checkpoint, "--backend", "cpu")
+    assert status == 0 and (here / "out" / "1.png.json").is_file(), err
+    status, _, err = samtrt(*words)
+    assert status == 1 and "no model is named" in err
+    status, _, err = samtrt(*words, "--engine", tiny_model() / "engine")
+    assert status == 1 and "--params" in err

@@ -28,6 +28,19 @@ class ChosenModel:
     engine: Path
     parameters: "Parameters | None" = None
 
+    def parameter_folder(self) -> Path:
+        """The parameter folder, for commands that need the whole model.
+
+        Raises:
+            InputError: only an engine folder was named.
+        """
+        if self.params is None:
+            raise InputError(
+                "--engine holds an image encoder alone; name the parameter folder that it was "
+                "built from with --params"
+            )
+        return self.params
+
     def decoder(self, path: Path | None = None) -> "Decoder":
         """The mask decoder that was asked for, or the model's own.
 
