@@ -135,7 +135,8 @@ class _Copy:
 
     def __init__(self, module: PromptedMaskDecoder, dtype: torch.dtype) -> None:
         self._watch = _Watch(module)
-        self._dtype = dtype
+        self._live, self._dtype = module, dtype
+        self._hq_token_only = _hq_token_only(module)
         live = _tensors_of(module)
         module = copy.deepcopy(module).float().requires_grad_(False)
         own = _tensors_of(module)
@@ -164,8 +165,9 @@ class _Copy:
                 self._refreshing: GraphedWork[None] = GraphedWork(self.device, self._pool)
 
     def is_current(self) -> bool:
-        """Whether the modules still are where they were."""
-        return self._watch.is_unchanged()
+        """Whether the modules still are where they were, and compute what they did."""
+        same = self._hq_token_only == _hq_token_only(self._live)
+        return same and self._watch.is_unchanged()
 
     def wait(self) -> None:
         """Until nothing runs any more that uses the buffers, so that others may get them."""
@@ -254,6 +256,10 @@ class _Copy:
         given = zeros(batch, points, 2), zeros(batch, points)
         mask_input = zeros(batch, 1, side, side) if has_mask else None
         return _Graph(GraphedWork(self.device, self._pool), *given, mask_input)
+
+
+def _hq_token_only(module: PromptedMaskDecoder) -> bool:
+    return bool(getattr(module.mask_decoder, "hq_token_only", False))
 
 
 def _freely(work: Callable[..., _Result], *given: Any) -> _Result:

@@ -2,18 +2,24 @@
 
 import dataclasses
 
+import hopper_stand_ins
 import numpy as np
 import pytest
 import torch
+from family_references import expected as family_reference
+from family_references import with_taps
 from oracle import meta_encoder, relative_l2, tiny_config
 from triton_kernels import DEVICE, ON_GPU
 
 from samtrt.checkpoints.config import EncoderConfig, vit_b, vit_h, vit_l
 from samtrt.checkpoints.parameters import random_parameters
-from samtrt.encoders.cuda import FusedImageEncoder
+from samtrt.encoders.cuda import FusedImageEncoder, hopper
+from samtrt.encoders.cuda.ends import End
+from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError, InputError
 from samtrt.kernels.digest import kernels_digest
+from samtrt.modeling.heads import split_taps
 from samtrt.modeling.image_encoder import resize_rel_pos
 
 
@@ -51,6 +57,58 @@ def errors(
 def test_small_encoders_in_fp16(config: EncoderConfig, batch: int) -> None:
     ours, meta = errors(config, "fp16", batch)
     assert ours <= 1.5 * meta
+
+
+FAMILY = {
+    "taps": tiny_config(depth=2, img_size=48, window_size=3, taps=(0, 1)),
+    "strided": tiny_config(
+        depth=1, img_size=48, window_size=3, global_attn_indexes=(), strided_chans=(24, 40)
+    ),
+    "readout": tiny_config(
+        depth=1, img_size=24, patch_size=8, window_size=3, global_attn_indexes=(0,), readout_chans=3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_in_fp16(name: str) -> None:
+    config = FAMILY[name]
+    parameters = random_parameters(config, 3, decoder=False)
+    x = torch.randn(2, 3, config.img_size, config.img_size, generator=torch.manual_seed(7))
+    encoder = FusedImageEncoder(config, parameters.encoder(), device=DEVICE, max_batch_size=2)
+    out = encoder(x.to(DEVICE)).cpu()
+    assert out.dtype == torch.float32 and out.shape == (2, *config.output_shape)
+    reference = family_reference(name, parameters, x.double())
+    own = family_reference(name, parameters, x.half())
+    for part in split_taps(torch.cat([out, reference, own]), config) if config.taps else ():
+        ours, exact, half = part.split(2)
+        assert relative_l2(ours, exact) <= 1.5 * relative_l2(half, exact)
+    assert relative_l2(out, reference) <= 1.5 * relative_l2(own, reference)
+
+
+@pytest.mark.parametrize("tap", [0, 1])
+def test_hoppers_trunk_gives_taps(monkeypatch: pytest.MonkeyPatch, tap: int) -> None:
+    """With torch in the place of its kernels, which need the GPU."""
+    config = tiny_config(
+        embed_dim=256, num_heads=4, depth=2, img_size=256, window_size=14, taps=(tap,)
+    )
+    assert hopper.HopperTrunk.supports(config)
+    monkeypatch.setattr(hopper, "require_compiler", lambda: None)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(hopper, "linear_layer", hopper_stand_ins.linear_layer)
+    monkeypatch.setattr(hopper.over_window, "window_attention", hopper_stand_ins.window_attention)
+    monkeypatch.setattr(hopper.over_grid, "global_attention", hopper_stand_ins.global_attention)
+    parameters = random_parameters(config, 3, decoder=False)
+    packed = EncoderParameters(config, parameters.encoder(), torch.float16, torch.device("cpu"))
+    trunk, end = hopper.HopperTrunk(packed, 1), End(packed, 1)
+    x = torch.randn(1, 3, 256, 256, generator=torch.manual_seed(7))
+    patches = torch.nn.functional.unfold(x, 16, stride=16)[0].t().half().contiguous()
+    stream = trunk(patches, 1, end.taps(1))
+    found = split_taps(end(torch.zeros(1, 256, 16, 16)), config)[1]
+    _, blocks = with_taps(parameters, x)
+    assert relative_l2(found, blocks[tap]) < 0.01
+    last = stream.float().view(1, 16, 16, 256).permute(0, 3, 1, 2)
+    assert relative_l2(last, blocks[1]) < 0.01
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -115,8 +173,6 @@ def test_what_is_not_supported_raises_one_line() -> None:
     refused("head dimension 8", dataclasses.replace(config, num_heads=4))
     refused("heads of 9 to 16 channels", dataclasses.replace(config, depth=2, head_dims=(9, 16)))
     refused("MLPs of 24 to 128", dataclasses.replace(config, depth=2, mlp_dims=(24, 128)))
-    for end in ({"taps": (0,)}, {"strided_chans": (8,)}, {"readout_chans": 3}):
-        refused("taps or a head of its own", dataclasses.replace(config, **end))
     refused("grid of 160", dataclasses.replace(config, img_size=2560))
     refused("window size 20", dataclasses.replace(config, window_size=20, global_attn_indexes=()))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import trt_reader
+from family_references import FAMILY, cellpose, deep_encoder, expected, plain, with_taps
 from oracle import meta_encoder_of, relative_l2, tiny_config, to_torch
 from torch import Tensor
 
@@ -49,63 +50,9 @@ def picture(side: int = 128, count: int = 2) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(side))
 
 
-def plain(parameters: Parameters) -> tuple[EncoderConfig, dict[str, np.ndarray]]:
-    """Sizes and tensors of the encoder up to its neck."""
-    heads = ("net_", "out.")
-    tensors = {n: t for n, t in parameters.encoder().items() if not n.startswith(heads)}
-    sizes = {"taps": (), "strided_chans": (), "readout_chans": 0}
-    return EncoderConfig(**{**vars(parameters.encoder_config), **sizes}), tensors
-
-
-@torch.no_grad()
-def with_taps(parameters: Parameters, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The embedding and every block's output [B, C, h, w], by Meta's package."""
-    encoder = meta_encoder_of(*plain(parameters))
-    found: list[Tensor] = []
-    for block in encoder.blocks:
-        block.register_forward_hook(lambda *given: found.append(given[-1].permute(0, 3, 1, 2)))
-    return encoder(x), found
-
-
-@torch.no_grad()
-def deep_encoder(parameters: Parameters, x: Tensor) -> Tensor:
-    """sam_vary_sdpa.py: two convolutions of stride 2 without bias after the neck."""
-    tensors = to_torch(parameters.encoder())
-    x = meta_encoder_of(*plain(parameters))(x)
-    x = F.conv2d(x, tensors["net_2.weight"], stride=2, padding=1)
-    return F.conv2d(x, tensors["net_3.weight"], stride=2, padding=1)
-
-
-@torch.no_grad()
-def cellpose(parameters: Parameters, x: Tensor) -> Tensor:
-    """vit_sam.py: a 1×1 convolution, and W2, the identity, as a transposed convolution."""
-    tensors, patch = to_torch(parameters.encoder()), parameters.encoder_config.patch_size
-    x = meta_encoder_of(*plain(parameters))(x)
-    x = F.conv2d(x, tensors["out.weight"], tensors["out.bias"])
-    chans = len(tensors["out.weight"])
-    identity = torch.eye(chans).reshape(chans, chans // patch**2, patch, patch)
-    return F.conv_transpose2d(x, identity, stride=patch)
-
-
-CONFIGS = {
-    "taps": tiny_config(taps=(0, 2)),
-    "strided": tiny_config(strided_chans=(24, 40), img_size=112),  # 7 tokens, 4, 2
-    "readout": tiny_config(
-        patch_size=8, img_size=64, readout_chans=3, global_attn_indexes=(0, 1, 2), window_size=8
-    ),
-}
-
-
-def expected(name: str, parameters: Parameters, x: Tensor) -> Tensor:
-    if name == "taps":
-        embedding, taps = with_taps(parameters, x)
-        return torch.cat([embedding, taps[0], taps[2]], 1)
-    return (deep_encoder if name == "strided" else cellpose)(parameters, x)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_the_cpu_computes_as_the_oracle(name: str) -> None:
-    config = CONFIGS[name]
+    config = FAMILY[name]
     parameters = random_parameters(config, decoder=False)
     x = picture(config.img_size)
     output = encoder_from_parameters(parameters, "cpu", precision="fp32")(x)
@@ -116,9 +63,9 @@ def test_the_cpu_computes_as_the_oracle(name: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["fused", "plain"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_the_network_is_the_oracles(trt: Any, name: str, attention: Any) -> None:
-    config = CONFIGS[name]
+    config = FAMILY[name]
     parameters = random_parameters(config, decoder=False)
     log = shared_log(trt)
     log.errors.clear()
@@ -129,10 +76,10 @@ def test_the_network_is_the_oracles(trt: Any, name: str, attention: Any) -> None
     assert relative_l2(output, expected(name, parameters, x)) < 1e-5
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_from_parameters_to_a_checked_engine(tmp_path: Path, name: str) -> None:
     """Folder, build, parity gate, engine: the gate looks at the output where there are no masks."""
-    config = CONFIGS[name]
+    config = FAMILY[name]
     parameters = random_parameters(config, decoder=False)
     save_parameters(parameters, tmp_path / "parameters")
     assert load_parameters(tmp_path / "parameters").encoder_config == config
@@ -154,7 +101,7 @@ def test_from_parameters_to_a_checked_engine(tmp_path: Path, name: str) -> None:
 def saved_cellpose(prefix: str = "") -> tuple[dict[str, Tensor], Parameters]:
     """What ``torch.save(model.state_dict())`` writes: tables as SAM ViT-L has them, of windows of
     five tokens and a grid of sixteen, where eight are needed."""
-    config = CONFIGS["readout"]
+    config = FAMILY["readout"]
     parameters = random_parameters(config, decoder=False)
     state = encoder_state(parameters, f"{prefix}encoder.")
     generator = torch.Generator().manual_seed(3)

@@ -189,6 +189,13 @@ def test_half_precision_decoders_take_its_embeddings() -> None:
     decoder = GraphedDecoder(sam().decoder, torch.float32)
     found, _ = decoder(picture, prompts, True)
     assert relative_l2(found, expected) < 1e-5
+    hq_only(sam(), True)
+    try:
+        other, _ = sam().get_decoder("fp32")(picture, prompts, True)
+        found, _ = decoder(picture, prompts, True)
+    finally:
+        hq_only(sam(), False)
+    assert relative_l2(found, other) < 1e-5 < relative_l2(found, expected)
 
 
 def test_from_a_file_to_masks(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.choice import MIN_CUDA_CAPABILITY
+from samtrt.encoders.cuda.ends import End, Taps, convolve
 from samtrt.encoders.cuda.hopper import HopperTrunk
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.cuda.portable import PortableTrunk
@@ -47,7 +47,7 @@ class Trunk(Protocol):
     name: str
     shift: Tensor
 
-    def __call__(self, patches: Tensor, batch: int) -> Tensor:
+    def __call__(self, patches: Tensor, batch: int, taps: Taps) -> Tensor:
         """``patch_embed`` to ``blocks``: [B * H * W, 3 * P * P] → [B * H * W, C], compute type.
 
         The first call of a batch size may do what no graph can record.
@@ -108,7 +108,7 @@ class FusedImageEncoder(NotCopied):
         self._index = -1 if self.device.type == "cpu" else self.device.index
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._graphed: dict[int, GraphedWork[None]] = {}
+        self._graphed: dict[int, GraphedWork[Tensor]] = {}
         with as_written(), torch.cuda.device(self._index):
             self._prepare(EncoderParameters(config, tensors, self.dtype, self.device))
         self.computed_by = " ".join(
@@ -120,13 +120,14 @@ class FusedImageEncoder(NotCopied):
         self._trunk = _trunk_for(parameters, self._product, self.max_batch_size)
         self._pack_neck(parameters)
         self._allocate(parameters.empty)
+        self._end = None if self.config.is_plain else End(parameters, self.max_batch_size)
         if self.device.type == "cuda":
             self._last_use = torch.cuda.Event()
             self._last_use.record()
             wait_when_deleted(self, self._last_use)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] fp32, normalised and padded → [B, out_chans, S/16, S/16] fp32.
+        """Pictures [B, 3, S, S] fp32, normalised and padded → [B, *config.output_shape] fp32.
 
         The first call of a batch size compiles what is not in the kernels' cache and records a
         graph.
@@ -146,8 +147,7 @@ class FusedImageEncoder(NotCopied):
         batch = x.shape[0]
         if self.device.type == "cpu":
             self._image[:batch].copy_(x)
-            self._forward(batch)
-            return self._embedding[:batch].clone()
+            return self._forward(batch).clone()
         if torch.cuda.is_current_stream_capturing():
             raise EngineError(
                 "the image encoder replays a graph of its own and cannot be recorded in another; "
@@ -159,19 +159,18 @@ class FusedImageEncoder(NotCopied):
             self._image[:batch].copy_(x)
             if batch not in self._graphed:
                 self._graphed[batch] = GraphedWork(self.device)
-            self._graphed[batch](partial(self._forward, batch))
-            return self._embedding[:batch].clone()
+            return self._graphed[batch](partial(self._forward, batch)).clone()
         finally:
             self._last_use.record(stream)
 
-    def _forward(self, batch: int) -> None:
-        """``ImageEncoderViT.forward`` from ``_image`` to ``_embedding``."""
+    def _forward(self, batch: int) -> Tensor:
+        """``ImageEncoderViT.forward`` from ``_image`` to a buffer of ours."""
         side, out_chans = self.config.grid_size, self.config.out_chans
         rows = batch * side * side
 
         patches = self._patches[:rows]
         patchify(self._image[:batch], patches, self.config.patch_size)
-        x = self._trunk(patches, batch)
+        x = self._trunk(patches, batch, self._end.taps(batch) if self._end else {})
 
         # neck: Conv2d 1×1, LayerNorm2d, Conv2d 3×3, LayerNorm2d
         narrow, normed = self._narrow[0, :rows], self._narrow[1, :rows]
@@ -180,7 +179,7 @@ class FusedImageEncoder(NotCopied):
             narrow, self._neck1_shift, self._neck1_weight, self._neck1_bias, normed, NECK_EPS
         )
         nchw = normed.view(batch, side, side, out_chans).permute(0, 3, 1, 2)
-        nchw = self._convolve(nchw)
+        nchw = convolve(nchw, self._neck2_weight)
         layer_norm_to_nchw(
             nchw.permute(0, 2, 3, 1).contiguous(),  # cuDNN keeps channels last: no copy
             self._neck3_weight,
@@ -188,23 +187,8 @@ class FusedImageEncoder(NotCopied):
             self._embedding[:batch],
             NECK_EPS,
         )
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """``neck.2``, 3 × 3."""
-        if x.is_cpu:
-            return F.conv2d(x, self._neck2_weight, padding=1)
-        # cuDNN itself: F.conv2d follows what the process has set in torch.backends.cudnn.
-        return torch.cudnn_convolution(
-            x,
-            self._neck2_weight,
-            padding=(1, 1),
-            stride=(1, 1),
-            dilation=(1, 1),
-            groups=1,
-            benchmark=False,
-            deterministic=True,
-            allow_tf32=False,
-        )
+        embedding = self._embedding[:batch]
+        return self._end(embedding) if self._end else embedding
 
     def _allocate(self, empty: Callable[..., Tensor]) -> None:
         config, batch = self.config, self.max_batch_size
@@ -234,14 +218,8 @@ def check_sizes(config: EncoderConfig) -> None:
     """Refuses an encoder that no kernel knows.
 
     Raises:
-        EngineError: its blocks differ in size, its heads have another size than the kernels', or
-            it does not end in SAM's embedding.
+        EngineError: its blocks differ in size, or its heads have another size than the kernels'.
     """
-    if not config.is_plain:
-        raise EngineError(
-            "the cuda backend ends in SAM's embedding, and this encoder has taps or a head of its "
-            "own (SAM-HQ, Cellpose-SAM, CellViT, DeepEncoder); use the tensorrt or the cpu backend"
-        )
     if not config.is_uniform:
         raise EngineError(
             "the cuda backend takes encoders whose blocks are all alike, and this one's heads or "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.cuda.ends import Taps, write_tap
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
@@ -72,7 +73,7 @@ class HopperTrunk:
             and (True not in kinds or over_grid.supports(side, side, head_dim))
         )
 
-    def __call__(self, patches: Tensor, batch: int) -> Tensor:
+    def __call__(self, patches: Tensor, batch: int, taps: Taps) -> Tensor:
         config, rows = self.config, patches.shape[0]
         parts = statistics_parts(rows, config.embed_dim, multiprocessors(self.device))
         statistics = self._statistics[: parts * rows * 2].view(parts, rows, 2)
@@ -84,6 +85,8 @@ class HopperTrunk:
         )
         for index, block in enumerate(self._blocks):
             self._block(x, statistics, batch, block, config.is_global(index))
+            if index in taps:
+                write_tap(taps[index], x)
         return x
 
     def _block(

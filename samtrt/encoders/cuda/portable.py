@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samtrt.encoders.cuda.ends import Taps, write_tap
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.kernels.cublaslt import Products
 from samtrt.kernels.triton.assembler import require_sound_ptxas
@@ -92,14 +93,21 @@ class PortableTrunk:
         self._pack(parameters)
         self._allocate(parameters.empty, max_batch_size)
 
-    def __call__(self, patches: Tensor, batch: int) -> Tensor:
+    def __call__(self, patches: Tensor, batch: int, taps: Taps) -> Tensor:
         x = self._x[: patches.shape[0]]
         # patch_embed, x + pos_embed
         x.view(batch, -1, self.config.embed_dim).copy_(self._pos_embed)
         self._product(patches, self._patch_weight, x, accumulate=True)
         for index, block in enumerate(self._blocks):
             self._block(batch, block, self.config.is_global(index))
+            if index in taps:
+                write_tap(taps[index], x, self._shift_after(index))
         return x
+
+    def _shift_after(self, index: int) -> Tensor:
+        """What the stream lacks after that block."""
+        is_last = index + 1 == len(self._blocks)
+        return self.shift if is_last else self._blocks[index + 1].norm1_shift
 
     def _block(self, batch: int, block: _Block, is_global: bool) -> None:
         """``Block.forward``: eight launches, nine where attention is global."""
