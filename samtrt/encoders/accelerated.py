@@ -72,7 +72,7 @@ def accelerate(model: _Model, precision: str = "auto") -> _Model:
         raise InputError(f"precision is {precision!r}, expected {', '.join(_PRECISIONS)}")
     if any(getattr(module, "is_runtime", False) for module in model.modules()):
         return model
-    _refuse_early_features(model)
+    _refuse_known_others(model)
     found = find_encoders(model)
     for path, encoder in found:
         recognize(encoder, path)
@@ -113,8 +113,15 @@ def is_ours(module: nn.Module) -> bool:
     )
 
 
-def _refuse_early_features(model: nn.Module) -> None:
+def _refuse_known_others(model: nn.Module) -> None:
+    """Models around an encoder that is SAM's, which ask more of it than its answer."""
     for path, module in model.named_modules():
+        if isinstance(getattr(module, "W2", None), Tensor) and hasattr(module, "encoder"):
+            raise InputError(
+                f"{path or 'the model'} is Cellpose's {type(module).__name__}, which calls the "
+                "layers of its encoder one by one, so that its forward is never asked; load its "
+                "checkpoint with samtrt.load_image_encoder"
+            )
         if hasattr(module, "compress_vit_feat") and not isinstance(module, MaskDecoder):
             raise InputError(
                 f"{path or 'the model'}.compress_vit_feat takes SAM-HQ's early features, which "

@@ -486,7 +486,18 @@ class EarlyFeatures(Elsewhere):
         self.mask_decoder.compress_vit_feat = nn.Sequential()
 
 
+class ByLayers(nn.Module):
+    """Cellpose-SAM's: its forward walks through the encoder's layers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = meta_encoder(CONFIG)
+        self.out = nn.Conv2d(256, 3 * 64, 1)
+        self.W2 = nn.Parameter(torch.eye(3 * 64).reshape(3 * 64, 3, 8, 8), requires_grad=False)
+
+
 UNSUPPORTED = {
+    "Cellpose": (ByLayers, "the model is Cellpose's ByLayers, which calls the layers of its"),
     "TinyViT": (lambda: Elsewhere(TinyViT()), "image_encoder is a TinyViT, and not SAM's"),
     "Hiera": (lambda: Elsewhere(Hiera()), "image_encoder.patch_embed.proj does not cut pictures"),
     "nothing": (lambda: nn.Linear(3, 3), "it is a Linear, and not SAM's image encoder"),
