@@ -17,8 +17,9 @@ from PIL import Image
 
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
-from samtrt.decoders.export import export_decoder
+from samtrt.decoders.browser import export_browser_decoder
 from samtrt.server.guard.serving import Server
+from samtrt.server.launch import PAGE_DECODER
 
 CONFIG = tiny_config(img_size=256)
 SEED = 3
@@ -47,9 +48,9 @@ def tiny_model() -> Path:
 
 @functools.cache
 def tiny_decoder() -> Path:
-    """``tiny_model``'s mask decoder as ONNX, beside it."""
-    path = tiny_model() / "mask_decoder.onnx"
-    export_decoder(random_parameters(CONFIG, SEED), path)
+    """``tiny_model``'s mask decoder for the page, a folder in its own."""
+    path = tiny_model() / PAGE_DECODER
+    export_browser_decoder(random_parameters(CONFIG, SEED), path)
     return path
 
 

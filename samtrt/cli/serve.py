@@ -13,8 +13,8 @@ def add_options(options: Options) -> None:
     options.add(
         "--decoder",
         type=Path,
-        help="ONNX file of the mask decoder, for the page "
-        "(default: mask_decoder.onnx beside the parameters, exported when it is not there)",
+        help="folder of the page's mask decoder, made when it is not there "
+        "(default: page_decoder beside the parameters)",
     )
     options.add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     options.add("--port", type=int, default=8000, help="port to listen on (default: 8000)")

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -181,21 +181,9 @@ def export_decoder(
     Raises:
         SamtrtError: the exporter's packages are missing, or the file cannot be written.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401, what torch.onnx.export needs
-    except ImportError as error:
-        raise SamtrtError(
-            f"{error.name} is not installed, and the export needs it; run `{install('export')}`"
-        ) from error
-
+    onnx = require_exporter(parameters)
     options = options or DecoderExport(return_single_mask=return_single_mask)
     config = parameters.encoder_config
-    if HQ_TOKEN in parameters.tensors:
-        raise SamtrtError(
-            "SAM-HQ's mask decoder takes early features beside the embedding, which the ONNX file "
-            "has no input for; use load_sam, which computes it in torch"
-        )
     decoder = build_mask_decoder(parameters.decoder(), config)
     with replacing(output) as temporary:  # first, so that a bad name fails before the work
         proto = _to_onnx(options.module(decoder).eval(), options, config)
@@ -205,8 +193,29 @@ def export_decoder(
         temporary.write_bytes(sealed(proto.SerializeToString(deterministic=True)))
 
 
+def require_exporter(parameters: Parameters) -> Any:
+    """The ``onnx`` package, for a decoder that can be exported.
+
+    Raises:
+        SamtrtError: it, or what ``torch.onnx.export`` needs beside it, is not installed; or the
+            parameters are SAM-HQ's.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401, what torch.onnx.export needs
+    except ImportError as error:
+        raise SamtrtError(
+            f"{error.name} is not installed, and the export needs it; run `{install('export')}`"
+        ) from error
+    if HQ_TOKEN in parameters.tensors:
+        raise SamtrtError(
+            "SAM-HQ's mask decoder takes early features beside the embedding, which the ONNX file "
+            "has no input for; use load_sam, which computes it in torch"
+        )
+    return onnx
+
+
 def _to_onnx(model: nn.Module, options: DecoderExport, config: EncoderConfig) -> Any:
-    """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
     prompts, points, masks = (
         torch.export.Dim(name) for name in ("num_prompts", "num_points", "num_masks")
     )
@@ -225,22 +234,36 @@ def _to_onnx(model: nn.Module, options: DecoderExport, config: EncoderConfig) ->
     if ORIG_IM_SIZE in options.input_names:
         example.append(torch.tensor([0.6, 0.9]) * config.img_size)
         shapes.append({})
+    names = options.input_names, options.output_names
+    proto = to_onnx(model, tuple(example), *names, tuple(shapes), OPSET)
+    if ORIG_IM_SIZE in options.input_names:
+        _name_sides(proto)
+    return proto
+
+
+def to_onnx(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: tuple[dict[int, Any], ...],
+    opset: int,
+) -> Any:
+    """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
     with _quiet():
         program = torch.onnx.export(
             model,
-            tuple(example),
+            example,
             dynamo=True,
-            opset_version=OPSET,
-            input_names=options.input_names,
-            output_names=options.output_names,
-            dynamic_shapes=tuple(shapes),
+            opset_version=opset,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
-    if ORIG_IM_SIZE in options.input_names:
-        _name_sides(proto)
     proto.producer_name, proto.producer_version = PRODUCER, ""
     proto.model_version = SEALED_VERSION
     return proto

@@ -66,7 +66,7 @@ class MLP(nn.Module):
         return F.sigmoid(x) if self.sigmoid_output else x
 
 
-def _split_pixels(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+def split_pixels(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """[..., C_in] → [..., 4, C_out]: each pixel becomes 2×2 pixels of its own, row by row.
 
     A transposed convolution whose stride is its kernel's size is one matrix product where channels
@@ -236,8 +236,8 @@ class MaskDecoder(nn.Module):
         """``output_upscaling`` on channels that come last: [B, h·w, C] → [B, h·w, 4, 4, C / 8]."""
         layers: list[Any] = list(self.output_upscaling)
         first, norm, activation, second, last = layers
-        image = activation(norm.over_last(_split_pixels(first, image)))
-        found: Tensor = last(_split_pixels(second, image))
+        image = activation(norm.over_last(split_pixels(first, image)))
+        found: Tensor = last(split_pixels(second, image))
         return found
 
     @staticmethod

@@ -7,7 +7,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+import numpy as np
+from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
@@ -50,7 +51,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 def create_app(
     sam: Sam,
-    decoder_onnx: Path | None = None,
+    page_decoder: Path | None = None,
     sample: Path | None = None,
     settings: Settings | None = None,
     note: str = "",
@@ -59,8 +60,8 @@ def create_app(
 
     Args:
         sam: the model.
-        decoder_onnx: the same model's mask decoder as ``export_decoder`` writes it, for the
-            page; without it there is the API and no page.
+        page_decoder: folder of the same model's ``export_browser_decoder``, for the page;
+            without it there is the API and no page.
         sample: a picture that the page offers to try, or None.
         settings: limits; None for the defaults.
         note: what a user must know of the model (``EngineInfo.note``).
@@ -91,9 +92,9 @@ def create_app(
     app.add_middleware(Guard, settings=settings, metrics=metrics, stopping=stopping)
     _add_error_handlers(app)
     _add_model_routes(app, studio)
-    _add_operation_routes(app, studio, sample, decoder_onnx, note)
-    if decoder_onnx is not None:
-        add_page(app, STATIC, decoder_onnx)
+    _add_operation_routes(app, studio, sample, page_decoder, note)
+    if page_decoder is not None:
+        add_page(app, STATIC, page_decoder)
     _document_problems(app)
     return app
 
@@ -140,7 +141,7 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         response_class=Response,
         responses={
             200: {
-                "description": "Little-endian float32 of the shape that `/embed` answered.",
+                "description": "Little-endian numbers of the shape that `/embed` answered.",
                 "content": {"application/octet-stream": BINARY},
             },
             304: {"description": "The client has it: its ETag is among If-None-Match."},
@@ -150,12 +151,20 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
     async def get_embedding(
         embedding_id: Annotated[schemas.EmbeddingId, PathParameter()],
         request: Request,
+        dtype: Annotated[schemas.EmbeddingType, Query()] = "float32",
     ) -> Response:
-        """The embedding itself, for a mask decoder that runs elsewhere."""
-        data = find(embedding_id).embedded.features.numpy().astype("<f4", copy=False).tobytes()
+        """The embedding itself, for a mask decoder that runs elsewhere.
+
+        In float16 half as much is sent; numbers beyond its range are clipped.
+        """
+        features = find(embedding_id).embedded.features.numpy()
+        if dtype == "float16":
+            limit = np.finfo(np.float16).max
+            features = features.clip(-limit, limit)
+        data = features.astype(f"<f{4 if dtype == 'float32' else 2}", copy=False).tobytes()
         headers = {
             "Cache-Control": "private, max-age=3600, immutable",
-            "ETag": f'"{embedding_id}"',
+            "ETag": f'"{embedding_id}-{dtype}"',
         }
         response = Response(data, headers=headers, media_type="application/octet-stream")
         return unless_known(request, response)
@@ -222,7 +231,7 @@ async def _lines(
 
 
 def _add_operation_routes(
-    app: FastAPI, studio: Studio, sample: Path | None, decoder_onnx: Path | None, note: str
+    app: FastAPI, studio: Studio, sample: Path | None, page_decoder: Path | None, note: str
 ) -> None:
     settings = studio.settings
 
@@ -235,7 +244,7 @@ def _add_operation_routes(
             device=str(studio.sam.device),
             frame_size=studio.sam.img_size,
             sample=sample is not None,
-            page=decoder_onnx is not None,
+            page=page_decoder is not None,
             embed_seconds=studio.embed_seconds,
             cached_embeddings=len(studio.cache),
             lanes={

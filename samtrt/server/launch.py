@@ -12,8 +12,7 @@ from pathlib import Path
 
 from samtrt.checkpoints.parameters import load_parameters
 from samtrt.console import EXIT_INTERRUPTED
-from samtrt.decoders.export import export_decoder
-from samtrt.decoders.onnx import OnnxDecoder
+from samtrt.decoders.browser import FORMAT, BrowserDecoder, export_browser_decoder
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.hints import install
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 256
 MIN_TOKEN_LENGTH = 16
+PAGE_DECODER = "page_decoder"  # in the parameter folder
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,8 +34,8 @@ class ServeOptions:
     Attributes:
         params: parameter folder.
         engine: engine folder of the image encoder; None for the one in ``params``.
-        decoder: ONNX file of the mask decoder, for the page; None for the one in ``params``,
-            which is exported when it is not there.
+        decoder: folder of the page's mask decoder, which is made when it is not there; None for
+            the one in ``params``.
         backend: see ``load_encoder``.
         host, port: where to listen.
         allowed_hosts: host names answered beside the loopback's and ``host``; needed where
@@ -214,23 +214,42 @@ def _find_sample(sample: Path | None) -> Path | None:
 
 
 def _find_decoder(options: ServeOptions, engine: Path) -> Path:
-    """The page's mask decoder, of the encoder's own parameter set."""
-    path = options.decoder or options.params / "mask_decoder.onnx"
-    if options.decoder is None and not path.exists():
-        parameters = load_parameters(options.params)
-        logger.info("exporting the mask decoder to %s", path)
-        export_decoder(parameters, path)
-    found = OnnxDecoder(path)
-    if found.parameters_sha256 != read_engine_info(engine).parameters_sha256:
-        raise EngineError(
-            f"{path} and the engine in {engine} are of different parameters; "
-            "export and build both from the same ones"
+    """Folder of the page's mask decoder, of the encoder's own parameter set.
+
+    The one in the parameter folder is made where it is missing, damaged or of other parameters;
+    one that was named is made where it is missing, and refused where it does not fit.
+    """
+    wanted = read_engine_info(engine).parameters_sha256
+    folder = options.decoder or options.params / PAGE_DECODER
+    if options.decoder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"--decoder {folder} is a file; expected a folder for the page's decoder, which is "
+            "made of the parameters"
         )
-    if found.num_masks != 4:
+    if folder.exists():
+        try:
+            found = BrowserDecoder(folder)
+        except EngineError:
+            if options.decoder is not None:
+                raise
+        else:
+            if (found.parameters_sha256, found.format) == (wanted, FORMAT):
+                return folder
+            if options.decoder is not None:
+                raise EngineError(
+                    f"the mask decoder in {folder} and the engine in {engine} are of different "
+                    f"parameters or versions; remove {folder}, and it is made anew"
+                )
+    parameters = load_parameters(options.params)
+    if parameters.sha256 != wanted:
         raise EngineError(
-            f"{path} was exported with --return-single-mask; the page needs it without"
+            f"the parameters in {options.params} and the engine in {engine} are different "
+            "parameters; build the engine from these"
         )
-    return path
+    logger.info("exporting the page's mask decoder to %s", folder)
+    export_browser_decoder(parameters, folder)
+    BrowserDecoder(folder)
+    return folder
 
 
 def _listen(host: str, port: int) -> socket.socket:

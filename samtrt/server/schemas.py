@@ -12,6 +12,7 @@ EmbeddingId = Annotated[
         examples=["5f1d7a84db00d2fce00b31a7fc73224f0f2ab0ce9bf4c4a1cfbd0c4d9b0b8a3e"],
     ),
 ]
+EmbeddingType = Literal["float32", "float16"]
 Coordinate = Annotated[float, Field(ge=-65536, le=65536, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # Lists of a fixed length: JSON has no tuples, and their schema would need prefixItems.
@@ -49,7 +50,7 @@ class Embedding(BaseModel):
     embedding_shape: list[int] = Field(
         min_length=4,
         max_length=4,
-        description="[1, C, h, w] of `GET /embed/{id}`: little-endian float32.",
+        description="[1, C, h, w] of `GET /embed/{id}`: little-endian float32, or float16.",
     )
     cached: bool = Field(description="Whether the encoder was spared.")
     seconds: float = Field(description="The encoder's time for this picture, resizing included.")

@@ -293,5 +293,7 @@ def test_a_page_of_another_model_is_refused(
     build_model(tmp_path, seed=4)
     serve = ("serve", "--params", tmp_path)
     assert_one_line_error(capsys, ["different parameters"], *serve, "--decoder", tiny_decoder())
+    file = tiny_decoder() / "decode.onnx"
+    assert_one_line_error(capsys, ["is a file", "folder"], *serve, "--decoder", file)
     monkeypatch.setattr("samtrt.server.assets.assets_installed", lambda: False)
     assert_one_line_error(capsys, ["samtrt.server.assets", "--no-page"], *serve)

@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from server_support import encoded, picture, running, tiny_model
 
+from samtrt.decoders.browser import FILES
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
@@ -474,10 +475,11 @@ def test_unexpected_errors_say_nothing_of_the_inside(
 
 
 def test_static_files_do_not_leave_their_folder(sam: Sam, tmp_path: Path) -> None:
-    (tmp_path / "decoder.onnx").write_bytes(b"onnx")
-    with running(create_app(sam, tmp_path / "decoder.onnx")) as url:
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"onnx")
+    with running(create_app(sam, tmp_path)) as url:
         assert httpx.get(f"{url}/static/js/main.js").status_code == 200
-        assert httpx.get(f"{url}/model/mask_decoder.onnx").content == b"onnx"
+        assert httpx.get(f"{url}/model/decode.onnx").content == b"onnx"
         host, port = url.removeprefix("http://").split(":")
         for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py"):
             # By hand: a client library would tidy the path before it sends it.

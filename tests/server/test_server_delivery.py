@@ -10,9 +10,11 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
+import numpy as np
 import pytest
 from server_support import encoded, picture, running, tiny_model
 
+from samtrt.decoders.browser import FILES
 from samtrt.errors import InputError
 from samtrt.sam import load_sam
 from samtrt.server import assets
@@ -28,10 +30,11 @@ PNG = {"Content-Type": "image/png"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder with a compressed one beside it, and a sample."""
+    """A decoder with compressed files beside, and a sample."""
     folder = tmp_path_factory.mktemp("delivery")
-    (folder / "decoder.onnx").write_bytes(DECODER)
-    (folder / "decoder.onnx.gz").write_bytes(gzip.compress(DECODER))
+    for name in FILES:
+        (folder / name).write_bytes(DECODER)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(DECODER))
     (folder / "sample.png").write_bytes(encoded(picture(1)))
     return folder
 
@@ -40,7 +43,7 @@ def serving(folder: Path, **settings: object):
     sam = load_sam(tiny_model() / "engine", tiny_model())
     app = create_app(
         sam,
-        folder / "decoder.onnx",
+        folder,
         sample=folder / "sample.png",
         settings=replace(Settings(), **settings),
     )
@@ -57,13 +60,14 @@ def addresses(url: str) -> dict[str, str]:
     """What the document names → its address."""
     html = httpx.get(f"{url}/").text
     found = re.findall(r'\b(?:href|src)="((?!data:)[^"#]+)"', html)
-    found += re.findall(r'name="mask-decoder" content="([^"]+)"', html)
+    (graphs,) = re.findall(r'name="mask-decoder" content="([^"]+)"', html)
+    found += graphs.split(" ")[::2]
     return {name.rpartition("/")[2]: urljoin(f"{url}/", name) for name in found}
 
 
 def test_everything_that_the_document_names_is_kept_for_ever(url: str) -> None:
     names = addresses(url)
-    assert {"main.js", "style.css", "icon.svg", "api.js", "mask_decoder.onnx"} <= set(names)
+    assert {"main.js", "style.css", "icon.svg", "api.js", *FILES} <= set(names)
     assert "decoder-worker.js" not in names  # a module of another kind
     for name, address in names.items():
         if address.rstrip("/") == url:
@@ -73,7 +77,7 @@ def test_everything_that_the_document_names_is_kept_for_ever(url: str) -> None:
             continue
         assert answer.status_code == 200, address
         assert "immutable" in answer.headers["cache-control"], address
-        assert ("private" in answer.headers["cache-control"]) == (name == "mask_decoder.onnx")
+        assert ("private" in answer.headers["cache-control"]) == (name in FILES)
     assert httpx.get(f"{url}/").headers["cache-control"] == "no-cache"
 
 
@@ -90,7 +94,7 @@ def test_modules_find_each_other_below_the_version(url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/static/js/main.js", "/sample", "main.js", "decoder"])
 def test_what_a_client_has_is_not_sent_again(url: str, path: str) -> None:
-    known = {"main.js": "main.js", "decoder": "mask_decoder.onnx"}
+    known = {"main.js": "main.js", "decoder": "decode.onnx"}
     address = addresses(url)[known[path]] if path in known else url + path
     first = httpx.get(address)
     etag = first.headers["etag"]
@@ -113,14 +117,22 @@ def test_what_a_client_has_is_not_sent_again(url: str, path: str) -> None:
 def test_embeddings_are_not_sent_again(url: str) -> None:
     answer = httpx.post(f"{url}/embed", content=encoded(picture(1)), headers=PNG, timeout=60)
     address = f"{url}/embed/{answer.json()['id']}"
-    etag = httpx.get(address).headers["etag"]
+    full = httpx.get(address)
+    half = httpx.get(f"{address}?dtype=float16")
+    values = np.frombuffer(full.content, "<f4")
+    assert values.size == np.prod(answer.json()["embedding_shape"])
+    np.testing.assert_array_equal(np.frombuffer(half.content, "<f2"), values.astype("<f2"))
+    etag = full.headers["etag"]
+    assert half.headers["etag"] != etag
     assert httpx.get(address, headers={"If-None-Match": etag}).status_code == 304
+    for query in ("dtype=float64", "dtype="):
+        assert httpx.get(f"{address}?{query}").status_code == 422, query
     other = address[:-1] + ("0" if address[-1] != "0" else "1")
     assert httpx.get(other, headers={"If-None-Match": etag}).status_code == 404
 
 
 def test_the_smallest_encoding_that_is_taken(url: str, folder: Path) -> None:
-    address = addresses(url)["mask_decoder.onnx"]
+    address = addresses(url)["decode.onnx"]
     sizes, etags = {}, set()
     for header, expected in {
         "": None,
@@ -187,7 +199,7 @@ def test_paths_below_a_prefix(folder: Path, sent: str) -> None:
         base = url + sent
         for path in ("/", "/static/js/main.js", "/ready"):
             assert httpx.get(base + path).status_code == 200, path
-        for path in ("/health", "/model/mask_decoder.onnx", "/sample", "/openapi.json"):
+        for path in ("/health", "/model/decode.onnx", "/sample", "/openapi.json"):
             assert httpx.get(base + path).status_code == 401, path
         client = httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
         assert client.get(f"{base}/health").json()["status"] == "ok"

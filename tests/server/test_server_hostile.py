@@ -17,6 +17,7 @@ import psutil
 import pytest
 from server_support import encoded, picture, running, tiny_model
 
+from samtrt.decoders.browser import FILES
 from samtrt.errors import InputError
 from samtrt.sam import Sam, load_sam
 from samtrt.server.app import create_app
@@ -346,13 +347,14 @@ def test_forwarded_addresses_are_believed_from_named_proxies_only(
 
 
 def test_without_the_token_only_the_page_and_the_probe_are_there(sam: Sam, tmp_path: Path) -> None:
-    (tmp_path / "decoder.onnx").write_bytes(b"onnx")
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"onnx")
     settings = replace(Settings(), token=TOKEN)
-    app = create_app(sam, tmp_path / "decoder.onnx", settings=settings)
+    app = create_app(sam, tmp_path, settings=settings)
     with running(app) as url:
         for path in ("/", "/static/js/main.js", "/ready"):
             assert httpx.get(url + path).status_code == 200
-        paths = ("/health", "/metrics", "/openapi.json", "/model/mask_decoder.onnx", "/nothing")
+        paths = ("/health", "/metrics", "/openapi.json", "/model/decode.onnx", "/nothing")
         for path in (*paths, "/static", "//", "/ready/", "/%2e/health"):
             for headers in (
                 {},

@@ -40,7 +40,7 @@ export function embed(blob, { signal, onUpload }) {
 }
 
 export async function embedding(id, signal) {
-  return (await request(`embed/${id}`, { signal })).arrayBuffer();
+  return (await request(`embed/${id}?dtype=float16`, { signal })).arrayBuffer();
 }
 
 /**

@@ -9,9 +9,18 @@ export class Decoder {
 
   /** Resolves when the model is loaded. */
   ready;
+  /** Bytes of the model that are there, and of all of it; told to onLoaded(loaded, total). */
+  loaded = 0;
+  total = 1;
+  onLoaded = () => {};
 
   constructor() {
-    this.#worker.onmessage = ({ data: { id, result, error } }) => {
+    this.#worker.onmessage = ({ data: { id, result, error, loaded, total } }) => {
+      if (loaded !== undefined) {
+        Object.assign(this, { loaded, total });
+        this.onLoaded(loaded, total);
+        return;
+      }
       const { resolve, reject } = this.#waiting.get(id);
       this.#waiting.delete(id);
       if (error === undefined) resolve(result);
@@ -24,8 +33,12 @@ export class Decoder {
       this.#waiting.clear();
     };
     const { content } = document.querySelector("meta[name=mask-decoder]");
-    const url = new URL(content, document.baseURI).href;
-    this.ready = this.#call("start", { url, headers: authorization() });
+    const found = content.split(" "); // address, bytes, address, bytes
+    const graphs = [0, 2].map((at) => ({
+      url: new URL(found[at], document.baseURI).href,
+      bytes: Number(found[at + 1]),
+    }));
+    this.ready = this.#call("start", { graphs, headers: authorization() });
     this.ready.catch(() => {}); // whoever awaits it says so
   }
 

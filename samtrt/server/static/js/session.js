@@ -68,13 +68,20 @@ export class Session {
   }
 
   /** Prompts are about this picture from now on. */
-  async use(picture, { answer, buffer }, { signal, run }) {
-    run("Loading the mask decoder");
+  async use(picture, { answer, buffer }, { signal, show, run }) {
+    const onLoaded = (loaded, total) =>
+      loaded < total
+        ? show(`Loading the mask decoder, ${tenths(loaded)} of ${tenths(total)} MB`, loaded / total)
+        : run("Starting the mask decoder");
+    this.#decoder.onLoaded = onLoaded;
+    onLoaded(this.#decoder.loaded, this.#decoder.total);
     try {
       await unlessAborted(signal, this.#decoder.ready);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Error(`The mask decoder could not start in this browser: ${error.message}`, { cause: error });
+    } finally {
+      this.#decoder.onLoaded = () => {};
     }
     this.#whole = { answer, buffer };
     await this.promptAbout(null);
@@ -130,7 +137,7 @@ export class Session {
         const next = this.#nextHover;
         this.#nextHover = null;
         const prompt = { points: [[...next.point, 1]], box: null, maskInput: null, multimask: true };
-        const { runs } = await this.#decoder.decode({ ...prompt, targets: [next.target] });
+        const { runs } = await this.#decoder.decode({ ...prompt, preview: true, targets: [next.target] });
         if (this.#nextHover !== undefined) next.onRuns(runs[0]);
       }
     } finally {
@@ -166,7 +173,7 @@ export class Session {
       dataset = await ask();
     } catch (error) {
       if (error.status !== 404) throw error;
-      await this.use(this.#picture, await this.embed(this.#picture, { signal, show, run }), { signal, run });
+      await this.use(this.#picture, await this.embed(this.#picture, { signal, show, run }), { signal, show, run });
       dataset = await ask();
     }
     return dataset.annotations.map(maskOf);
@@ -199,6 +206,10 @@ function unlessAborted(signal, promise) {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
   return Promise.race([promise, aborted]);
+}
+
+function tenths(bytes) {
+  return (bytes / 2 ** 20).toFixed(1);
 }
 
 function megabytes(bytes) {
