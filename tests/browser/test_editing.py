@@ -135,8 +135,14 @@ def test_strokes_are_numpys(page: Page) -> None:
 def test_brush_and_eraser_change_the_pixels_under_them(page: Page) -> None:
     page.click(100, 80)
     (before,) = page.masks()
+    before_ring = page.preview_pixels()
     page.tool("brush")
     assert page["brush-size"].is_displayed()
+    page.at(200, 200).perform()
+    page.wait(lambda: page.preview_pixels() > before_ring, "the brush's ring")
+    page.keys("n")
+    page.wait(lambda: page.preview_pixels() <= before_ring, "no ring")
+    page.keys("p")
     radius = 12 / page.view[0]
     line = drag(page, (300, 40), (340, 90), (380, 60))
     painted = near_line(line, radius)

@@ -8,15 +8,15 @@ const GROWTH = 1.25; // of the brush with each key
 
 export class Tools {
   #chosen = "new";
-  #surface;
+  #stage;
 
-  /** @param surface what gets the focus after a click on a tool, so that keys act there. */
-  constructor(surface) {
-    this.#surface = surface;
+  /** @param stage gets the focus after a click on a tool, so that keys act there. */
+  constructor(stage) {
+    this.#stage = stage;
     for (const button of buttons) {
       button.addEventListener("click", (event) => {
         this.choose(button.dataset.tool);
-        if (event.detail) surface.focus({ preventScroll: true, focusVisible: false });
+        if (event.detail) stage.surface.focus({ preventScroll: true, focusVisible: false });
       });
       button.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -46,7 +46,8 @@ export class Tools {
 
   choose(name) {
     this.#chosen = name;
-    this.#surface.dataset.chosen = name;
+    this.#stage.surface.dataset.chosen = name;
+    this.#stage.setRing(null); // another tool's, until the pointer moves
     for (const button of buttons) {
       const chosen = button.dataset.tool === name;
       button.setAttribute("aria-checked", chosen);
