@@ -34,11 +34,7 @@ def import_segment_anything() -> ModuleType:
                 f"{name} is not installed, and the comparison needs Meta's package; "
                 f"run `{install('compare')}`"
             )
-    if torch.version.cuda is None and not _libraries and not _declared("nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in _TORCHVISION_SCHEMAS:
-            library.define(schema)
-        _libraries.append(library)
+    _import_torchvision()
     import segment_anything
 
     if segment_anything.__name__ != "segment_anything":
@@ -49,8 +45,22 @@ def import_segment_anything() -> ModuleType:
     return segment_anything
 
 
-def _declared(operator: str) -> bool:
-    return hasattr(torch.ops.torchvision, operator)
+def _import_torchvision() -> None:
+    """Imports torchvision, with its operators declared where its own binary does not do it.
+
+    A binary that loads declares them itself, and to declare an operator twice ends the process;
+    one that does not load leaves an import that fails.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if _libraries or "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _TORCHVISION_SCHEMAS:
+            library.define(schema)
+        _libraries.append(library)
+        importlib.import_module("torchvision")
 
 
 def meta_image_encoder(config: EncoderConfig) -> torch.nn.Module:
