@@ -1,6 +1,7 @@
 """Work in a browser: nothing is lost, folders, addresses, and everything as it is found."""
 
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,8 +71,9 @@ def test_masks_come_back(page: Page, url: str) -> None:
     kept(page)
 
     page.driver.refresh()
+    # The notice leaves by itself after a while.
+    page.wait(lambda: re.search("2 masks of .* are back", page["notices"].text), "the notice")
     reopened(page, 2)
-    assert "2 masks of" in page["notices"].text and "are back" in page["notices"].text
     np.testing.assert_array_equal(downloaded_masks(page), before)
 
     page.script("sessionStorage.clear()")  # another tab, another day
