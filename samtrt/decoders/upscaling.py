@@ -80,7 +80,7 @@ def _cut_in_windows(
     low_res: Tensor, picture: Placed, threshold: float, offset: float
 ) -> tuple[Tensor, Tensor]:
     """``cut_out_with_stability`` on the CPU: looks only where a logit can pass the lower cut."""
-    masks = torch.zeros(len(low_res), *picture.original_size, dtype=torch.bool)
+    masks = torch.zeros(len(low_res), *picture.original_size, dtype=torch.bool, device="cpu")
     areas = np.zeros((len(low_res), 2), np.int64)
     passing = low_res.float() > _below(threshold - abs(offset))
     for part, logits in _parts(low_res, picture):
