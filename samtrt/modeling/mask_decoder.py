@@ -36,7 +36,7 @@ from samtrt.modeling.transformer import TwoWayTransformer
 
 # Prompts decoded at once on the CPU: larger tensors fall out of the caches, and come from the
 # operating system page by page.
-_CPU_CHUNK = 2
+_CPU_CHUNK = 8
 
 
 class MLP(nn.Module):
