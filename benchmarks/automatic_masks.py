@@ -27,7 +27,7 @@ from samtrt.encoders.protocol import ImageEncoder
 from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.geometry import nms
-from samtrt.modeling.mask_decoder import build_mask_decoder
+from samtrt.modeling.prompted_decoder import build_mask_decoder
 from samtrt.pictures.reading import load_image
 from samtrt.reports.benchmarking import describe, environment, markdown_table
 from samtrt.reports.peers import import_segment_anything, meta_sam

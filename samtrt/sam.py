@@ -45,14 +45,14 @@ from samtrt.errors import EngineError, InputError
 from samtrt.modeling.bound import trainable_encoder
 from samtrt.modeling.image_encoder import build_image_encoder
 from samtrt.modeling.layers import are_plain, touched_layer
-from samtrt.modeling.mask_decoder import (
-    MaskDecoder,
+from samtrt.modeling.mask_decoder import MaskDecoder
+from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ
+from samtrt.modeling.prompt_encoder import PromptEncoder
+from samtrt.modeling.prompted_decoder import (
     PromptedMaskDecoder,
     build_mask_decoder,
     new_mask_decoder,
 )
-from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ
-from samtrt.modeling.prompt_encoder import PromptEncoder
 from samtrt.pictures.transforms import (
     MASK_THRESHOLD,
     Mark,

@@ -31,13 +31,9 @@ from samtrt.decoders.export import METADATA_PARAMETERS, require_exporter, to_onn
 from samtrt.decoders.sealed import is_sealed, sealed
 from samtrt.errors import EngineError
 from samtrt.files import read_whole, replacing
-from samtrt.modeling.mask_decoder import (
-    MaskDecoder,
-    PromptedMaskDecoder,
-    build_mask_decoder,
-    split_pixels,
-)
+from samtrt.modeling.mask_decoder import MaskDecoder, split_pixels
 from samtrt.modeling.prompt_encoder import PromptEncoder
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 from samtrt.modeling.transformer import Attention, TwoWayAttentionBlock
 
 FILES = ("prepare.onnx", "decode.onnx")

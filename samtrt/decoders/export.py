@@ -31,7 +31,7 @@ from samtrt.decoders.sealed import sealed
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import replacing
 from samtrt.hints import install
-from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 
 CONTRACTS = ("samtrt", "meta", "cvat")
 INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")

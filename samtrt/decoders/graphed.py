@@ -22,8 +22,9 @@ from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
 from samtrt.kernels.graph import GraphedWork
 from samtrt.modeling.layers import LayerNorm2d
-from samtrt.modeling.mask_decoder import MaskDecoder, PromptedMaskDecoder
+from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder
 from samtrt.torch_state import any_algorithm, as_written
 
 _Result = TypeVar("_Result")

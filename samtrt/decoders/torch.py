@@ -9,10 +9,7 @@ from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
-from samtrt.modeling.mask_decoder import (
-    PromptedMaskDecoder,
-    build_mask_decoder,
-)
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 from samtrt.torch_state import as_written
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from samtrt.decoders.graphed import GraphedDecoder, _Watch, batches
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.embedded import EmbeddedPicture
-from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

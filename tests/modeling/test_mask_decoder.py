@@ -10,8 +10,8 @@ from oracle import meta_sam, relative_l2, tiny_config
 
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.errors import CheckpointError
-from samtrt.modeling.mask_decoder import PromptedMaskDecoder, build_mask_decoder
 from samtrt.modeling.prompt_encoder import prompt_points
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 
 CONFIG = tiny_config(img_size=128)
 TOLERANCE = 1e-5  # relative L2: what fp32 rounding leaves after some twenty layers

@@ -1,0 +1,167 @@
+"""Prompt encoder and mask decoder in one, and how they are made: with fresh parameters, or with a
+checkpoint's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samtrt.checkpoints.config import (
+    DECODER_DEPTH,
+    DECODER_MLP_DIM,
+    DECODER_NUM_HEADS,
+    MASK_IN_CHANS,
+    PROMPT_EMBED_DIM,
+    EncoderConfig,
+)
+from samtrt.checkpoints.shapes import HQ_TOKEN
+from samtrt.errors import CheckpointError
+from samtrt.modeling.mask_decoder import MaskDecoder
+from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ
+from samtrt.modeling.prompt_encoder import PromptEncoder
+from samtrt.modeling.transformer import TwoWayTransformer
+
+# Prompts decoded at once on the CPU: larger tensors fall out of the caches, and come from the
+# operating system page by page.
+_CPU_CHUNK = 8
+
+
+class PromptedMaskDecoder(nn.Module):
+    """Prompt encoder and mask decoder in one, called as Meta's ONNX model is called.
+
+    Its ``state_dict`` has the keys of Meta's checkpoints: ``prompt_encoder.…``,
+    ``mask_decoder.…``.
+    """
+
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks of each prompt.
+
+        Args:
+            image_embeddings: [1, 256, h, w], shared by all prompts, or [B, 256, h, w]; SAM-HQ's
+                have more channels (``MaskDecoderHQ``).
+            point_coords: [B, N, 2] (x, y) in pixels of the model's frame.
+            point_labels: [B, N]; see ``PromptEncoder.embed_points`` and ``prompt_points``.
+            mask_input: [B, 1, 4h, 4w] logits of an earlier call; None for none.
+            has_mask_input: [1], 1.0 where ``mask_input`` counts and 0.0 where it does not;
+                None means that it counts when it is there.
+
+        Returns:
+            Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
+        """
+        given: list[Any] = [
+            image_embeddings,
+            self.prompt_encoder.get_dense_pe(),
+            point_coords,
+            point_labels,
+            mask_input,
+            has_mask_input,
+            self.mask_decoder.prepare(image_embeddings),
+        ]
+        batch = point_coords.shape[0]
+        if point_coords.is_cuda or batch <= _CPU_CHUNK:
+            return self.decode(*given)
+        chunks = [slice(i, i + _CPU_CHUNK) for i in range(0, batch, _CPU_CHUNK)]
+        # Of a batch of 1, every chunk gets the same.
+        parts = [
+            self.decode(*[t if t is None or len(t) == 1 else t[chunk] for t in given])
+            for chunk in chunks
+        ]
+        masks, iou_predictions = zip(*parts, strict=True)
+        return torch.cat(masks), torch.cat(iou_predictions)
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+        prepared: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``forward`` in one go, whatever the number of prompts; what is exported.
+
+        Args:
+            image_pe: [1, 256, h, w] of ``PromptEncoder.get_dense_pe``, which no prompt changes.
+            prepared: see ``MaskDecoder.predict_masks``.
+        """
+        encoder = self.prompt_encoder
+        dense = encoder.embed_no_mask()
+        if mask_input is not None:
+            mask = encoder.embed_masks(mask_input)
+            weight = 1.0 if has_mask_input is None else has_mask_input
+            dense = weight * mask + (1 - weight) * dense
+        return self.mask_decoder.predict_masks(
+            image_embeddings,
+            image_pe,
+            encoder.embed_points(point_coords, point_labels),
+            dense,
+            prepared,
+        )
+
+
+def new_mask_decoder(config: EncoderConfig, hq: bool = False) -> PromptedMaskDecoder:
+    """A decoder with fresh parameters, as Meta initialises them, for an encoder of these sizes.
+
+    Args:
+        hq: SAM-HQ's.
+    """
+    channels, grid = PROMPT_EMBED_DIM, config.grid_size
+    prompt_encoder = PromptEncoder(
+        channels, (grid, grid), (config.img_size, config.img_size), MASK_IN_CHANS
+    )
+    transformer = TwoWayTransformer(DECODER_DEPTH, channels, DECODER_NUM_HEADS, DECODER_MLP_DIM)
+    if hq:
+        mask_decoder: MaskDecoder = MaskDecoderHQ(
+            transformer_dim=channels, transformer=transformer, vit_dim=config.embed_dim
+        )
+    else:
+        mask_decoder = MaskDecoder(transformer_dim=channels, transformer=transformer)
+    return PromptedMaskDecoder(prompt_encoder, mask_decoder)
+
+
+def build_mask_decoder(
+    tensors: Mapping[str, np.ndarray], config: EncoderConfig
+) -> PromptedMaskDecoder:
+    """The decoder with a checkpoint's parameters, in fp32 on the CPU, in inference mode.
+
+    Args:
+        tensors: ``Parameters.decoder()``: arrays under Meta's keys, prefixes kept.
+        config: of the encoder whose embeddings will be decoded.
+
+    Raises:
+        CheckpointError: keys or shapes that are not those of SAM's decoder, or none.
+    """
+    if not tensors:
+        raise CheckpointError(
+            "these parameters are an image encoder alone, of a model with other decoders than "
+            "SAM's; use samtrt.load_image_encoder, or take a SAM's for masks"
+        )
+    with torch.device("meta"):  # no memory, and no random numbers of the caller's
+        decoder = new_mask_decoder(config, hq=HQ_TOKEN in tensors)
+    state = {}
+    with torch.inference_mode(False):
+        for key, value in tensors.items():
+            state[key] = torch.from_numpy(np.array(value, np.float32))
+    try:
+        decoder.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        raise CheckpointError(
+            f"not the parameters of a SAM mask decoder: {details}; convert the checkpoint again"
+        ) from error
+    return decoder.eval().requires_grad_(False)
