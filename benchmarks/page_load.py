@@ -1,0 +1,147 @@
+"""Seconds from the page's address to the first mask over a slow link, and the bytes of it.
+
+    python benchmarks/page_load.py --params examples/sam/sam_models/sam_demo --output FILE
+
+The page of a server on this machine, in a headless Chromium behind a link of 10 megabits a second.
+Cold: a browser that has never been there. Warm: the same browser on the page again, with the same
+picture. A click is made by a program as soon as the picture is ready.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+
+from benchmarks.record import ROOT
+from benchmarks.slow_link import SlowLink, slow_link
+from samtrt.errors import SamtrtError
+from samtrt.files import write_json
+from samtrt.reports.benchmarking import environment
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1440,900")
+PATIENCE = 180  # seconds
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--params", type=Path, required=True, help="parameter folder with an engine"
+    )
+    parser.add_argument("--picture", type=Path, default=ROOT / "examples/sam/images/demo.jpg")
+    parser.add_argument("--megabits", type=float, default=10.0, help="a second (default: 10)")
+    parser.add_argument("--delay", type=float, default=0.02, help="seconds one way (default: 0.02)")
+    parser.add_argument("--runs", type=int, default=3, help="browsers, one after the other")
+    parser.add_argument("--output", type=Path, help="JSON file for the record")
+    return parser.parse_args()
+
+
+@contextmanager
+def new_browser() -> Iterator[webdriver.Chrome]:
+    """A Chromium that has seen nothing."""
+    options = webdriver.ChromeOptions()
+    for flag in FLAGS:
+        options.add_argument(flag)
+    program, service = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or service is None:
+        raise SamtrtError("chromium or chromedriver is not installed; run tests/browser/install.sh")
+    options.binary_location = program  # found here: selenium would ask a server for one
+    driver = webdriver.Chrome(options, webdriver.ChromeService(service))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def first_mask(driver: webdriver.Chrome, link: SlowLink) -> dict[str, float]:
+    """Seconds from the address to the sample's first mask, and the bytes in both directions."""
+    url = f"http://127.0.0.1:{link.port}/"
+    driver.get("about:blank")
+    # The page keeps a person's masks; here the picture is met again without them.
+    kept = {"origin": url, "storageTypes": "indexeddb,local_storage"}
+    driver.execute_cdp_cmd("Storage.clearDataForOrigin", kept)
+    link.reset()
+    started = time.monotonic()
+    driver.get(url)
+
+    def shown(name: str) -> bool:
+        return driver.find_element(By.ID, name).is_displayed()
+
+    _wait(lambda: shown("try-sample"), "the page")
+    driver.find_element(By.ID, "try-sample").click()
+    _wait(lambda: shown("pointer") and not shown("progress"), "the picture")
+    surface = driver.find_element(By.ID, "pointer")
+    ActionChains(driver, duration=0).move_to_element(surface).click().perform()
+    _wait(lambda: driver.find_element(By.ID, "count").text == "1", "the mask")
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 2), "down": link.down, "up": link.up}
+
+
+def _wait(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited for {what}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _server(params: Path, picture: Path) -> Iterator[int]:
+    """The server as its users start it; yields its port."""
+    command = [sys.executable, "-m", "samtrt.server", "--params", str(params), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--sample", str(picture)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "ready on " in line:
+                yield int(line.split("ready on ")[1].split()[0].rpartition(":")[2])
+                return
+        raise RuntimeError(f"the server ended with status {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def main() -> None:
+    """Prints a line for each visit, and writes the record."""
+    arguments = parse_arguments()
+    rows = []
+    with (
+        _server(arguments.params, arguments.picture) as port,
+        slow_link(port, arguments.megabits, arguments.delay) as link,
+    ):
+        for run in range(arguments.runs):
+            with new_browser() as driver:
+                for visit in ("cold", "warm"):
+                    row = {"run": run, "visit": visit, **first_mask(driver, link)}
+                    row["load_average"] = round(os.getloadavg()[0], 1)
+                    rows.append(row)
+                    print(row, flush=True)
+    if arguments.output:
+        options = {
+            "command": "python benchmarks/page_load.py --params PARAMS --output FILE",
+            "picture": arguments.picture.name,
+            "megabits": arguments.megabits,
+            "delay": arguments.delay,
+        }
+        write_json(arguments.output, {**options, "environment": environment(), "visits": rows})
+
+
+if __name__ == "__main__":
+    main()
