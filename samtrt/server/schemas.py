@@ -126,6 +126,7 @@ class CocoAnnotation(BaseModel):
     area: int
     bbox: Box
     iscrowd: Literal[0, 1]
+    score: float | None = Field(description="``predicted_iou``, as readers of COCO call it.")
     predicted_iou: float | None
     stability_score: float | None
     point_coords: list[Point]
