@@ -1,10 +1,16 @@
 """Fixtures shared by the tests."""
 
+import os
+
 import pytest
 import torch
 
 from samtrt.encoders.tensorrt.library import import_tensorrt
 from samtrt.errors import EngineError
+
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Together no more threads than there are cores: more wait for each other.
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(processes)))
 
 
 @pytest.fixture(scope="session")
