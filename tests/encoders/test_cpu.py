@@ -14,7 +14,7 @@ from samtrt.encoders.cpu import CpuImageEncoder
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
 from samtrt.modeling import functional as F
-from samtrt.modeling.torch_attention import fused_rel_pos_attention
+from samtrt.modeling.torch_ops import fused_rel_pos_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +142,7 @@ def test_attention_without_the_bias_matrix(
     bias_bytes: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("samtrt.modeling.torch_attention._BIAS_BYTES", bias_bytes)
+    monkeypatch.setattr("samtrt.modeling.torch_ops._BIAS_BYTES", bias_bytes)
     height, width, heads, batch = 5, 7, 3, 2  # not square: rows and columns cannot be confused
     generator = torch.Generator().manual_seed(head_dim)
 

@@ -88,7 +88,7 @@ def test_attributes_that_programs_read() -> None:
 def test_gradients_are_metas(
     autocast: bool, bias_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samtrt.modeling.torch_attention._BIAS_BYTES", bias_bytes)
+    monkeypatch.setattr("samtrt.modeling.torch_ops._BIAS_BYTES", bias_bytes)
     ours, theirs = tree().train(), meta_encoder(CONFIG).train()
     x, target = images(), torch.randn(2, 256, 8, 8, generator=torch.Generator().manual_seed(2))
     gradients = []
