@@ -54,7 +54,7 @@ class MaskRuns:
         count, height, width = masks.shape
         if not masks.is_cuda:
             changes = [_changes(mask) for mask in masks.numpy()]
-            lengths = torch.tensor([len(one) for one in changes], dtype=torch.int64)
+            lengths = torch.tensor([len(one) for one in changes], dtype=torch.int64, device="cpu")
             together = np.concatenate(changes) if changes else np.zeros(0, np.int64)
             return cls((height, width), torch.from_numpy(together), lengths)
         columns = masks.transpose(1, 2).reshape(count, height * width)
