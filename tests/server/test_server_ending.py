@@ -22,7 +22,8 @@ PNG = {"Content-Type": "image/png"}
 
 # A server whose encoder first takes as many seconds as the last argument says.
 PROGRAM = """
-import logging, sys, time
+import logging, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of a test may ignore it
 from dataclasses import replace
 from pathlib import Path
 from samtrt.console import run_script
