@@ -26,7 +26,6 @@ from samtrt.masks.geometry import (
     layer_point_grids,
     mask_boxes,
     nms,
-    remove_small_regions,
     take_masks,
     uncrop_masks,
 )
@@ -36,9 +35,8 @@ from samtrt.masks.runs import (
     area_from_rle,
     coco_encode_rle,
     require_pycocotools,
-    rle_to_mask,
 )
-from samtrt.masks.steps import GeneratorSteps
+from samtrt.masks.steps import GeneratorSteps, without_small_regions
 from samtrt.pictures.transforms import Size
 from samtrt.sam import Sam
 
@@ -427,19 +425,12 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
 
     def _without_small_regions(self, masks: _Masks, check: Check) -> _Masks:
         """Fills small holes, removes small islands, then drops what has become a duplicate."""
-        limit = self.min_mask_region_area
-        runs, boxes, unchanged = [], [], []
-        for rle in masks.runs.to_coco():
-            check(*_held([masks]))
-            mask, holes_filled = remove_small_regions(rle_to_mask(rle), limit, "holes")
-            mask, islands_removed = remove_small_regions(mask, limit, "islands")
-            batch = torch.from_numpy(np.ascontiguousarray(mask))[None]
-            runs.append(MaskRuns.from_masks(batch))
-            boxes.append(mask_boxes(batch))
-            unchanged.append(float(not (holes_filled or islands_removed)))
+        runs, boxes, unchanged = without_small_regions(
+            masks.runs.to_coco(), self.min_mask_region_area, lambda: check(*_held([masks]))
+        )
         device = masks.boxes.device
         masks.runs = MaskRuns.concatenate(runs).to(device)
-        masks.boxes = torch.cat(boxes).to(device)
+        masks.boxes = boxes.to(device)
         # Masks that needed no repair are preferred.
         preference = torch.tensor(unchanged, dtype=torch.float32, device=device)
         limit_iou = max(self.box_nms_thresh, self.crop_nms_thresh)

@@ -4,6 +4,7 @@ A subclass overrides what it wants otherwise, and the generator then goes this w
 overridden it goes its own, which gives the same masks and looks at fewer of them.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,32 @@ from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.runs import MaskRuns, area_from_rle, coco_encode_rle, rle_to_mask
 
 STEPS = ("_generate_masks", "_process_crop", "_process_batch", "postprocess_small_regions")
+
+
+def without_small_regions(
+    rles: Sequence[dict[str, Any]], min_area: int, before_each: Callable[[], None] = lambda: None
+) -> tuple[list[MaskRuns], Tensor, list[float]]:
+    """Masks with their small holes filled and their small islands removed.
+
+    Args:
+        rles: COCO's uncompressed RLE of each mask, at least one.
+        min_area: pixels of the smallest hole or island that stays.
+        before_each: called before each mask; what it raises ends the work.
+
+    Returns:
+        Each mask by itself, their boxes int64 [N, 4] XYXY on the CPU, and 1.0 for each that needed
+        no repair, 0.0 for the others.
+    """
+    masks, boxes, unchanged = [], [], []
+    for rle in rles:
+        before_each()
+        mask, holes_filled = remove_small_regions(rle_to_mask(rle), min_area, "holes")
+        mask, islands_removed = remove_small_regions(mask, min_area, "islands")
+        batch = torch.from_numpy(np.ascontiguousarray(mask))[None]
+        masks.append(MaskRuns.from_masks(batch))
+        boxes.append(mask_boxes(batch))
+        unchanged.append(float(not (holes_filled or islands_removed)))
+    return masks, torch.cat(boxes), unchanged
 
 
 class GeneratorSteps:
@@ -161,15 +188,7 @@ class GeneratorSteps:
         """
         if not len(mask_data["rles"]):
             return mask_data
-        masks, boxes, unchanged = [], [], []
-        for rle in mask_data["rles"]:
-            mask, holes_filled = remove_small_regions(rle_to_mask(rle), min_area, "holes")
-            mask, islands_removed = remove_small_regions(mask, min_area, "islands")
-            batch = torch.from_numpy(np.ascontiguousarray(mask))[None]
-            masks.append(MaskRuns.from_masks(batch))
-            boxes.append(mask_boxes(batch))
-            unchanged.append(float(not (holes_filled or islands_removed)))
-        found = torch.cat(boxes)
+        masks, found, unchanged = without_small_regions(mask_data["rles"], min_area)
         preference = torch.tensor(unchanged, dtype=torch.float32, device="cpu")
         kept = nms(found.float(), preference, nms_thresh)
         for index in kept.tolist():
