@@ -26,6 +26,8 @@ REQUIREMENTS = {
     "server": "requirements-server.txt",
     "gpu": "requirements-gpu.txt",
     "compare": "requirements-test.txt",
+    "ray": "requirements-ray.txt",
+    "cloud": "requirements-ray.txt",
 }
 
 
