@@ -10,29 +10,33 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.choice import why_not_cuda
 from samtrt.encoders.load import encoder_from_tensors
 from samtrt.encoders.protocol import ImageEncoder
-from samtrt.encoders.recognized import find_encoders, recognize
+from samtrt.encoders.recognized import RecognizedEncoder, find_encoders, recognize
 from samtrt.encoders.watch import Checksum, Watch
 from samtrt.errors import EngineError, InputError
+from samtrt.modeling.heads import split_taps
 from samtrt.modeling.image_encoder import ImageEncoderViT
 from samtrt.modeling.layers import is_hooked
-from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.torch_state import as_written
 
 logger = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-# How far the first picture may be from the module's own answer, in relative L2. What is no SAM
-# encoder is off by a multiple of one; full-size fp16 encoders are off by some 0.002.
+# How far the first picture may be from the module's own answer, in relative L2, by the precision of
+# either. What is no SAM encoder is off by a multiple of one; full-size fp16 encoders are off by
+# some 0.002.
 _LARGEST_ERROR = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1}
+_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Modules whose code is the definition that the runtimes are proved against.
 _OURS = ("samtrt.modeling.", "torch.nn.")
 
@@ -40,9 +44,10 @@ _OURS = ("samtrt.modeling.", "torch.nn.")
 def accelerate(model: _Model, precision: str = "auto") -> _Model:
     """Lets the image encoder of any SAM compute by the runtime of this package, in place.
 
-    Found are Meta's ``Sam`` or ``ImageEncoderViT``, copies and forks of them, and Hugging Face's
-    ``SamModel`` or ``SamVisionEncoder``: by names and shapes, whatever the class. It computes on
-    the device that its parameters are on: CUDA GPUs of compute capability 8.0 and newer, and CPUs.
+    Found are Meta's ``Sam`` or ``ImageEncoderViT``, copies and forks of them, SAM-HQ's, with its
+    early features, Hugging Face's ``SamModel``, ``SamHQModel`` or ``SamVisionEncoder``, and the
+    network of Cellpose-SAM as a whole: by names and shapes, whatever the class. It computes on the
+    device that its parameters are on: CUDA GPUs of compute capability 8.0 and newer, and CPUs.
     Everything else of the model stays its own code, and the encoder returns what it always did.
 
     The first picture is computed by the module's own code too, and the two are compared. After
@@ -64,15 +69,15 @@ def accelerate(model: _Model, precision: str = "auto") -> _Model:
         The model. One of ``load_sam``, whose encoder is a runtime already, is left as it is.
 
     Raises:
-        InputError: something in the encoder is not as in SAM's, which is named; or, at the first
-            picture, its own code computes something else.
+        InputError: it is no module; something in the encoder is not as in SAM's, which is named;
+            or, at the first picture, its own code computes something else.
         EngineError: the GPU that it is on cannot be used.
     """
     if precision not in _PRECISIONS:
         raise InputError(f"precision is {precision!r}, expected {', '.join(_PRECISIONS)}")
+    _require_module(model, "accelerate")
     if any(getattr(module, "is_runtime", False) for module in model.modules()):
         return model
-    _refuse_known_others(model)
     found = find_encoders(model)
     for path, encoder in found:
         recognize(encoder, path)
@@ -92,7 +97,11 @@ def restore(model: _Model) -> _Model:
 
     Returns:
         The model; one that was not accelerated is left as it is.
+
+    Raises:
+        InputError: it is no module.
     """
+    _require_module(model, "restore")
     for module in model.modules():
         if isinstance(module, _Accelerated):
             del module.__dict__["_samtrt"]
@@ -113,21 +122,13 @@ def is_ours(module: nn.Module) -> bool:
     )
 
 
-def _refuse_known_others(model: nn.Module) -> None:
-    """Models around an encoder that is SAM's, which ask more of it than its answer."""
-    for path, module in model.named_modules():
-        if isinstance(getattr(module, "W2", None), Tensor) and hasattr(module, "encoder"):
-            raise InputError(
-                f"{path or 'the model'} is Cellpose's {type(module).__name__}, which calls the "
-                "layers of its encoder one by one, so that its forward is never asked; load its "
-                "checkpoint with samtrt.load_image_encoder"
-            )
-        if hasattr(module, "compress_vit_feat") and not isinstance(module, MaskDecoder):
-            raise InputError(
-                f"{path or 'the model'}.compress_vit_feat takes SAM-HQ's early features, which "
-                "the runtime does not give; load its checkpoint with samtrt.load_sam, or take a "
-                "SAM without them"
-            )
+def _require_module(model: Any, name: str) -> None:
+    """Programs' objects around a model have it as ``model`` or ``net``, which the line names."""
+    if isinstance(model, nn.Module):
+        return
+    modules = [k for k, v in getattr(model, "__dict__", {}).items() if isinstance(v, nn.Module)]
+    found = f"; its modules are {', '.join(f'.{k}' for k in modules)}" if modules else ""
+    raise InputError(f"samtrt.{name} takes a torch module, and got a {type(model).__name__}{found}")
 
 
 class _Accelerated(nn.Module):
@@ -188,9 +189,11 @@ class Acceleration:
     def _forget(self) -> None:
         self._lock = threading.RLock()
         self._runtime: ImageEncoder | None = None
+        self._recognized: RecognizedEncoder | None = None
         self._watch: Watch | None = None
         self._checksum: Checksum | None = None
-        self._form: Callable[[Tensor], Any] | None = None
+        self._form: _Form | None = None
+        self._taps: tuple[int, ...] = ()  # blocks that the own code returns the output of
         self._refused = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,22 +214,21 @@ class Acceleration:
         """
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return own(*args, **kwargs)
-        x = _picture(own, args, kwargs)
+        x = _picture(module, own, args, kwargs)
         if x is None:
             return own(*args, **kwargs)
         reason, runtime, form = _wants_own_code(module, x), None, None
         if not reason:
             with self._lock:
                 reason = self._prepare(module)
-                runtime, form = self._runtime, self._form
-        if reason or runtime is None:
+                if not reason and self._fits(x, module):
+                    if self._form is None:
+                        self._form = self._compared(module, own, x)
+                    runtime, form = self._made(module), self._form
+        if reason:
             self._say(module, reason)
+        if runtime is None or form is None:
             return own(*args, **kwargs)
-        if not _fits(x, module, runtime):
-            return own(*args, **kwargs)
-        if form is None:
-            with self._lock:
-                form = self._form = self._compared(module, own, x, runtime)
         dtype = next(module.parameters()).dtype
         return form(runtime(x.detach().float()).to(dtype))
 
@@ -235,7 +237,7 @@ class Acceleration:
         if module.training:
             return None
         with self._lock:
-            return None if self._prepare(module) else self._runtime
+            return None if self._prepare(module) else self._made(module)
 
     def observe(self, module: nn.Module, thoroughly: bool = True) -> int:
         """Looks whether the module has changed since it was last looked at; see ``changes``.
@@ -256,7 +258,7 @@ class Acceleration:
             return self.changes
 
     def _look(self, module: nn.Module) -> None:
-        self._runtime = None
+        self._runtime = self._recognized = None
         self._watch = Watch(module)
         self._checksum = Checksum(module.parameters())
         self.changes += 1
@@ -278,59 +280,94 @@ class Acceleration:
                     self.changes = changes
 
     def _prepare(self, module: nn.Module) -> str:
-        """Makes the runtime for the module as it is, if there is none; why it cannot be."""
+        """Recognizes the module as it is; why it cannot be computed."""
         if self._refused:
             raise InputError(self._refused)
         self.observe(module)
-        if self._runtime is not None:
+        if self._recognized is not None:
             return ""
         try:
             found = recognize(module)
         except InputError as error:
             return str(error)
-        tensors = found.tensors(module)
-        device = tensors["pos_embed"].device
+        device = next(module.parameters()).device
         if device.type not in ("cpu", "cuda"):
             return f"it is on {device}"
         if device.type == "cuda" and (lacking := why_not_cuda(device)):
             return lacking
-        precision = self.precision
-        if precision == "auto":
-            # Programs written for fp32 get answers that agree with it; a CPU's bf16 is asked for.
-            precision = "fp32" if device.type == "cpu" else "fp16"
-        self._runtime = encoder_from_tensors(found.config, tensors, "auto", device, precision)
+        self._recognized = found
         if is_ours(module):
             self._form = _as_it_is
         return ""
 
-    def _compared(
-        self, module: nn.Module, own: Callable[..., Any], x: Tensor, runtime: ImageEncoder
-    ) -> Callable[[Tensor], Any]:
+    def _made(self, module: nn.Module) -> ImageEncoder:
+        """The runtime of what was recognized."""
+        if self._runtime is None:
+            assert self._recognized is not None
+            config, tensors = self._recognized.config, self._recognized.tensors(module)
+            config = replace(config, taps=self._taps or config.taps)
+            device, precision = tensors["pos_embed"].device, self.precision
+            if precision == "auto":
+                # Programs written for fp32 get answers that agree; a CPU's bf16 is asked for.
+                precision = "fp32" if device.type == "cpu" else "fp16"
+            self._runtime = encoder_from_tensors(config, tensors, "auto", device, precision)
+        return self._runtime
+
+    def _fits(self, x: Tensor, module: nn.Module) -> bool:
+        """Whether it is a batch of pictures; the own code says what is wrong with others."""
+        assert self._recognized is not None
+        side, parameter = self._recognized.config.img_size, next(module.parameters())
+        is_batch = x.ndim == 4 and len(x) > 0 and x.shape[1:] == (3, side, side)
+        is_mixed = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
+        return (
+            is_batch and x.device == parameter.device and (x.dtype == parameter.dtype or is_mixed)
+        )
+
+    def _compared(self, module: nn.Module, own: Callable[..., Any], x: Tensor) -> "_Form":
         """The form of the module's answers, if its first one is the runtime's."""
-        dtype = next(module.parameters()).dtype
+        assert self._recognized is not None
+        config, dtype = self._recognized.config, next(module.parameters()).dtype
+        picture, side = x[:1].detach(), (config.grid_size, config.grid_size)
         with as_written():
-            answer = own(x[:1].detach().to(dtype))
-            found = runtime(x[:1].detach().float())
-        form, expected = _form_of(answer)
-        name = type(module).__name__
-        if form is None or expected is None:
-            self._refused = (
-                f"{name}.forward returns {_described(answer)} beside SAM's embedding, which the "
-                "runtime does not give; samtrt.restore the model"
-            )
-            raise InputError(self._refused)
-        expected = expected.float()
-        error = float("inf")
-        if expected.shape == found.shape:
-            error = float((found - expected).norm() / expected.norm())
-        precision = runtime.computed_by.split()[1]
-        if not error <= _LARGEST_ERROR.get(precision, 0.1):
-            self._refused = (
+            answer = own(picture.to(dtype))
+            parts = _parts(answer)
+            if parts is None and config.readout_chans:
+                parts = _with_style(answer, lambda: own(picture.to(dtype)))
+            name = type(module).__name__
+            early = parts.early if parts else []
+            if parts is None or not (
+                len(early) in (0, len(config.global_attn_indexes))
+                and all(part.shape == (1, *side, config.embed_dim) for part in early)
+            ):
+                self._refuse(
+                    f"{name}.forward returns {_described(answer)} beside SAM's embedding, which "
+                    "the runtime does not give"
+                )
+            taps = config.global_attn_indexes if early else ()
+            if taps != self._taps:
+                self._taps, self._runtime = taps, None
+            config = replace(config, taps=taps)
+            runtime = self._made(module)
+            found = _split(runtime(picture.float()), config)
+        expected = [parts.embedding, *parts.early]
+        error = max(_error(*pair) for pair in zip(found, expected, strict=True))
+        precisions = runtime.computed_by.split()[1], _NAMES.get(dtype, "fp32")
+        if not error <= max(_LARGEST_ERROR[precision] for precision in precisions):
+            self._refuse(
                 f"{name}.forward computes something else than SAM's image encoder of these sizes "
-                f"(relative difference {error:.2g} on the first picture); samtrt.restore the model"
+                f"(relative difference {error:.2g} on the first picture)"
             )
-            raise InputError(self._refused)
+        kind, together = type(parts.early), parts.together
+
+        def form(output: Tensor) -> Any:
+            embedding, *early = _split(output, config)
+            return together(embedding, kind(early))
+
         return form
+
+    def _refuse(self, why: str) -> NoReturn:
+        self._refused = f"{why}; samtrt.restore the model"
+        raise InputError(self._refused)
 
     def _say(self, module: nn.Module, reason: str) -> None:
         if reason not in self._said:
@@ -338,15 +375,28 @@ class Acceleration:
             logger.warning("%s computes by its own code: %s", type(module).__name__, reason)
 
 
-def _picture(own: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def _picture(
+    module: nn.Module, own: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> Tensor | None:
     """The call's picture; None where something else is asked for too."""
-    rest = dict(kwargs)
-    if not args:
-        args = (rest.pop(next(iter(inspect.signature(own).parameters), ""), None),)
-    others = (*args[1:], *rest.values())
-    if isinstance(args[0], Tensor) and all(other in (None, False) for other in others):
-        return args[0]
-    return None
+    if len(args) == 1 and not kwargs:
+        return args[0] if isinstance(args[0], Tensor) else None
+    signature = inspect.signature(own)
+    try:
+        asked = dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError:  # which the own code says
+        return None
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            asked |= asked.pop(name, {})
+    x = asked.pop(next(iter(signature.parameters)), None)
+    # As Hugging Face's models have it: what is not asked for is None or False, and the config says
+    # whether the answer is a tuple.
+    as_ever = getattr(getattr(module, "config", None), "return_dict", True)
+    if asked.pop("return_dict", None) not in (None, as_ever):
+        return None
+    is_picture = isinstance(x, Tensor) and all(other in (None, False) for other in asked.values())
+    return x if is_picture else None
 
 
 def _wants_own_code(module: nn.Module, x: Tensor) -> str:
@@ -363,29 +413,90 @@ def _wants_own_code(module: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def _fits(x: Tensor, module: nn.Module, runtime: ImageEncoder) -> bool:
-    """Whether it is a batch of pictures; the module's own code says what is wrong with others."""
-    side, dtype = runtime.img_size, next(module.parameters()).dtype
-    is_batch = x.ndim == 4 and len(x) > 0 and x.shape[1:] == (3, side, side)
-    is_mixed = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-    return is_batch and x.device == runtime.device and (x.dtype == dtype or is_mixed)
+_Form = Callable[[Tensor], Any]
 
 
-def _as_it_is(embedding: Tensor) -> Tensor:
-    return embedding
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
 
 
-def _form_of(answer: Any) -> tuple[Callable[[Tensor], Any] | None, Tensor | None]:
-    """How a module returns its embedding, and the embedding; (None, None) with more beside it."""
-    if isinstance(answer, Tensor):
-        return _as_it_is, answer
+@dataclass(frozen=True)
+class _Parts:
+    """A module's answer, taken apart.
+
+    Attributes:
+        embedding: [B, C, h, w].
+        early: the output of the global blocks, [B, h, w, C] each, in a list or tuple.
+        together: makes such an answer of an embedding and early features.
+    """
+
+    embedding: Tensor
+    early: Any
+    together: Callable[[Tensor, Any], Any]
+
+
+def _parts(answer: Any) -> _Parts | None:
+    """None with anything beside embedding and early features."""
     kind = type(answer)
+    if isinstance(answer, Tensor):
+        return _Parts(answer, [], lambda embedding, _: embedding)
     if isinstance(answer, tuple) and len(answer) == 1 and isinstance(answer[0], Tensor):
-        return lambda embedding: (embedding,), answer[0]
+        return _Parts(answer[0], [], lambda embedding, _: (embedding,))
+    if isinstance(answer, tuple) and len(answer) == 2 and _are_early(*answer):
+        return _Parts(*answer, lambda *parts: parts)
     values = {k: v for k, v in getattr(answer, "__dict__", {}).items() if v is not None}
-    if list(values) == ["last_hidden_state"]:
-        return lambda embedding: kind(last_hidden_state=embedding), values["last_hidden_state"]
-    return None, None
+    names = list(values)
+    if names == ["last_hidden_state"]:
+        (embedding,) = values.values()
+        return _Parts(embedding, [], lambda found, _: kind(last_hidden_state=found))
+    if names == ["last_hidden_state", "intermediate_embeddings"] and _are_early(*values.values()):
+        embedding, early = values.values()
+        return _Parts(embedding, early, lambda *parts: kind(**dict(zip(names, parts, strict=True))))
+    return None
+
+
+def _are_early(embedding: Any, features: Any) -> bool:
+    return (
+        isinstance(embedding, Tensor)
+        and isinstance(features, list | tuple)
+        and len(features) > 0
+        and all(isinstance(part, Tensor) and part.ndim == 4 for part in features)
+    )
+
+
+def _with_style(answer: Any, again: Callable[[], Any]) -> _Parts | None:
+    """Cellpose's answer: flows, and a vector that has its place and says nothing.
+
+    It is zero, or in older versions random, which a second answer shows.
+    """
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        return None
+    flows, style = answer
+    if not (isinstance(flows, Tensor) and isinstance(style, Tensor) and style.ndim == 2):
+        return None
+    if not style.any():
+        fill: Callable[..., Tensor] = torch.zeros
+    elif not torch.equal(style, again()[1]):
+        fill = torch.randn
+    else:
+        return None
+    like = {"dtype": style.dtype, "device": style.device}
+    return _Parts(flows, [], lambda found, _: (found, fill(len(found), style.shape[1], **like)))
+
+
+def _split(output: Tensor, config: EncoderConfig) -> list[Tensor]:
+    """The embedding of the runtime's output, and the early features [B, h, w, C]."""
+    if not config.taps:
+        return [output]
+    embedding, *early = split_taps(output, config)
+    return [embedding.contiguous(), *(tap.permute(0, 2, 3, 1).contiguous() for tap in early)]
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """In relative L2."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected.float()).norm() / expected.float().norm())
 
 
 def _described(answer: Any) -> str:

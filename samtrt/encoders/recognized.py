@@ -1,12 +1,13 @@
 """SAM's image encoder in somebody else's hands: found by names and shapes, whatever its class.
 
-Two layouts are known: that of Meta's ``ImageEncoderViT`` and of its forks and copies, and that of
-Hugging Face's ``SamVisionEncoder``. Layers that are not torch's own are tried on numbers; whether
-the whole computes what SAM's encoder does, its first picture shows (``accelerated.py``).
+Three layouts are known: that of Meta's ``ImageEncoderViT`` and of its forks and copies, that of
+Hugging Face's ``SamVisionEncoder``, and Cellpose-SAM's, where Meta's stands within a model that
+calls its layers. Layers that are not torch's own are tried on numbers; whether the whole computes
+what SAM's encoder does, its first picture shows (``accelerated.py``).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.shapes import READOUT_LAYER
 from samtrt.errors import InputError
 from samtrt.modeling.image_encoder import ImageEncoderViT
 from samtrt.modeling.layers import is_hooked
@@ -28,6 +30,21 @@ class _Layout:
     blocks: str
     norms: tuple[str, str]
     neck: tuple[str, str, str, str]
+    trunk: str = ""  # where all that stands, with a dot behind it
+    idle: frozenset[str] = frozenset()  # parameters that do not compute
+
+    def find(self, module: nn.Module) -> bool:
+        """Whether the module has it."""
+        trunk: Any = module
+        if self.trunk:
+            trunk = getattr(module, self.trunk.removesuffix("."), None)
+            if not isinstance(getattr(module, _PIXELS, None), nn.Parameter):
+                return False
+        return (
+            all(hasattr(trunk, name) for name in ("patch_embed", "pos_embed"))
+            and isinstance(trunk, nn.Module)
+            and isinstance(getattr(trunk, self.blocks, None), nn.ModuleList)
+        )
 
 
 _META = _Layout(
@@ -39,6 +56,9 @@ _HUGGING_FACE = _Layout(
     ("layer_norm1", "layer_norm2"),
     ("neck.conv1", "neck.layer_norm1", "neck.conv2", "neck.layer_norm2"),
 )
+# Cellpose's ``CPSAM`` (``Transformer`` before 4.2): a readout behind Meta's encoder.
+_PIXELS = "W2"  # puts the readout's channels in their places; the identity
+_CELLPOSE = replace(_META, trunk="encoder.", idle=frozenset((_PIXELS, "diam_labels", "diam_mean")))
 _LINEAR = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
 _TABLES = ("attn.rel_pos_h", "attn.rel_pos_w")
 
@@ -68,6 +88,9 @@ def find_encoders(model: nn.Module) -> list[tuple[str, nn.Module]]:
         InputError: nothing does; names the layer that stands in its place.
     """
     found = [(path, module) for path, module in model.named_modules() if _layout(module)]
+    paths = {path for path, _ in found}
+    # (Within Cellpose's, Meta's is never called itself.)
+    found = [(path, module) for path, module in found if paths.isdisjoint(_above(path))]
     if found:
         return found
     place, module = "", model
@@ -106,12 +129,8 @@ def _called(path: str) -> str:
 
 
 def _layout(module: nn.Module) -> _Layout | None:
-    if not all(hasattr(module, name) for name in ("patch_embed", "pos_embed")):
-        return None
-    for layout in (_META, _HUGGING_FACE):
-        if isinstance(getattr(module, layout.blocks, None), nn.ModuleList):
-            return layout
-    return None
+    layouts = _META, _HUGGING_FACE, _CELLPOSE
+    return next((layout for layout in layouts if layout.find(module)), None)
 
 
 class _Recognition:
@@ -125,33 +144,37 @@ class _Recognition:
 
     def result(self) -> RecognizedEncoder:
         layout = self._layout
-        patches = self._layer(layout.patches, nn.Conv2d, "patch_embed.proj", ("weight", "bias"))
+        patch_embed = layout.trunk + layout.patches
+        patches = self._layer(patch_embed, nn.Conv2d, "patch_embed.proj", ("weight", "bias"))
         channels, in_channels, patch, patch_width = patches.weight.shape
         self._require(
             in_channels == 3
             and patch == patch_width
             and _convolution(patches) == ((patch, patch), (0, 0)),
-            layout.patches,
+            patch_embed,
             "does not cut pictures of 3 channels into square patches",
         )
-        grid: Any = self._encoder.pos_embed
+        positions = f"{layout.trunk}pos_embed"
+        grid: Any = self._get(layout.trunk.removesuffix(".")).pos_embed
         self._require(
             isinstance(grid, nn.Parameter)
             and grid.ndim == 4
             and grid.shape[1] == grid.shape[2]
             and grid.shape[3] == channels,
-            "pos_embed",
+            positions,
             "is no position embedding of a square grid, [1, h, h, C]",
         )
-        self._names["pos_embed"] = "pos_embed"
+        self._names["pos_embed"] = positions
+        path = layout.trunk + layout.blocks
         blocks = [
-            self._block(f"{layout.blocks}.{index}", f"blocks.{index}", channels)
-            for index in range(len(getattr(self._encoder, layout.blocks)))
+            self._block(f"{path}.{index}", f"blocks.{index}", channels)
+            for index, _ in enumerate(self._get(path).children())
         ]
         out_channels = self._neck(channels)
+        readout = self._readout(out_channels, patch) if layout is _CELLPOSE else 0
         self._nothing_else()
         config = self._config(blocks, grid.shape[1], patch, channels, out_channels)
-        return RecognizedEncoder(config, self._names)
+        return RecognizedEncoder(replace(config, readout_chans=readout), self._names)
 
     def _block(self, path: str, meta: str, channels: int) -> "_Block":
         norms = [
@@ -197,7 +220,7 @@ class _Recognition:
         return _Block(path, heads, head_dim, hidden, window, eps.pop())
 
     def _neck(self, channels: int) -> int:
-        conv1, norm1, conv2, norm2 = self._layout.neck
+        conv1, norm1, conv2, norm2 = (self._layout.trunk + name for name in self._layout.neck)
         narrow = self._layer(conv1, nn.Conv2d, "neck.0", ("weight",))
         out_channels = int(narrow.out_channels)
         wide = self._layer(conv2, nn.Conv2d, "neck.2", ("weight",))
@@ -216,6 +239,26 @@ class _Recognition:
                 self._names[f"{meta}.{name}"] = f"{path}.{name}"
         return out_channels
 
+    def _readout(self, channels: int, patch: int) -> int:
+        """Each token's channels become its patch's pixels, [B, C·P², h, w] → [B, C, h·P, w·P]."""
+        layer = self._layer(READOUT_LAYER, nn.Conv2d, READOUT_LAYER, ("weight", "bias"))
+        found, pixels = layer.out_channels, patch**2
+        self._require(
+            tuple(layer.weight.shape) == (found, channels, 1, 1)
+            and _convolution(layer) == ((1, 1), (0, 0))
+            and found % pixels == 0,
+            READOUT_LAYER,
+            f"is a convolution of shape {list(layer.weight.shape)}, expected "
+            f"[C·{pixels}, {channels}, 1, 1]",
+        )
+        places: Any = self._encoder.get_parameter(_PIXELS)
+        fits = tuple(places.shape) == (found, found // pixels, patch, patch)
+        if fits and not places.is_meta:
+            identity = torch.eye(found, dtype=places.dtype, device=places.device)
+            fits = torch.equal(places.detach().reshape(found, found), identity)
+        self._require(fits, _PIXELS, "does not put each channel at one pixel: it was changed")
+        return int(found // pixels)
+
     def _layer_norm_2d(self, path: str) -> Callable[[Tensor], Tensor]:
         norm = self._get(path)
         own = dict(norm.named_parameters())
@@ -231,7 +274,7 @@ class _Recognition:
     def _config(
         self, blocks: "list[_Block]", grid: int, patch: int, channels: int, out_channels: int
     ) -> EncoderConfig:
-        self._require(bool(blocks), self._layout.blocks, "is empty")
+        self._require(bool(blocks), self._layout.trunk + self._layout.blocks, "is empty")
         first = blocks[0]
         window = next((block.window for block in blocks if block.window), grid)
         for block in blocks:
@@ -265,7 +308,7 @@ class _Recognition:
 
     def _get(self, path: str) -> nn.Module:
         module: Any = self._encoder
-        for position, name in enumerate(path.split(".")):
+        for position, name in enumerate(path.split(".") if path else ()):
             above = ".".join(path.split(".")[:position])
             below = module._modules.get(name)
             if below is None:
@@ -325,7 +368,7 @@ class _Recognition:
         self._require(is_right, path, f"is a {_kind(module)}, which computes something else")
 
     def _nothing_else(self) -> None:
-        names = set(self._names.values())
+        names = {*self._names.values(), *self._layout.idle}
         for name, _ in self._encoder.named_parameters(remove_duplicate=False):
             self._require(name in names, name, "is no parameter of SAM's image encoder")
         for path, module in self._encoder.named_modules():
@@ -360,7 +403,8 @@ def _call(module: Any, x: Tensor) -> Tensor:
 
 
 def _above(path: str) -> Iterator[str]:
-    while "." in path:
+    """The paths of the modules around it, the root's "" last."""
+    while path:
         path = path.rpartition(".")[0]
         yield path
 

@@ -477,31 +477,10 @@ class Hiera(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(8, 8)])
 
 
-class EarlyFeatures(Elsewhere):
-    """SAM-HQ's."""
-
-    def __init__(self) -> None:
-        super().__init__(meta_encoder(CONFIG))
-        self.mask_decoder = nn.Module()
-        self.mask_decoder.compress_vit_feat = nn.Sequential()
-
-
-class ByLayers(nn.Module):
-    """Cellpose-SAM's: its forward walks through the encoder's layers itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = meta_encoder(CONFIG)
-        self.out = nn.Conv2d(256, 3 * 64, 1)
-        self.W2 = nn.Parameter(torch.eye(3 * 64).reshape(3 * 64, 3, 8, 8), requires_grad=False)
-
-
 UNSUPPORTED = {
-    "Cellpose": (ByLayers, "the model is Cellpose's ByLayers, which calls the layers of its"),
     "TinyViT": (lambda: Elsewhere(TinyViT()), "image_encoder is a TinyViT, and not SAM's"),
     "Hiera": (lambda: Elsewhere(Hiera()), "image_encoder.patch_embed.proj does not cut pictures"),
     "nothing": (lambda: nn.Linear(3, 3), "it is a Linear, and not SAM's image encoder"),
-    "HQ": (EarlyFeatures, "mask_decoder.compress_vit_feat takes SAM-HQ's early features"),
 }
 
 
@@ -512,6 +491,21 @@ def test_other_models_are_refused_in_a_line(make: Callable[[], nn.Module], messa
         samtrt.accelerate(model)
     assert "\n" not in str(error.value)
     assert samtrt.restore(model) is model
+
+
+class Program:
+    """A predictor's like: no module, and has one."""
+
+    def __init__(self) -> None:
+        self.net, self.name = meta_encoder(CONFIG), "program"
+
+
+@pytest.mark.parametrize("call", [samtrt.accelerate, samtrt.restore])
+def test_what_is_no_module_is_refused_with_the_modules_that_it_has(call: Any) -> None:
+    with pytest.raises(InputError, match=r"got a Program; its modules are \.net$"):
+        call(Program())
+    with pytest.raises(InputError, match=r"takes a torch module, and got a str$"):
+        call("sam_vit_b.pth")
 
 
 def test_an_unknown_precision_is_refused() -> None:

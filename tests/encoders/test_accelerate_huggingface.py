@@ -19,16 +19,17 @@ def transformers() -> Any:
     return pytest.importorskip("transformers")
 
 
-def small_model(transformers: Any) -> Any:
-    config = transformers.SamConfig(
+def small_model(transformers: Any, kind: str = "Sam") -> Any:
+    config = getattr(transformers, f"{kind}Config")(
         vision_config={
             "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
             "image_size": 128, "global_attn_indexes": [1], "window_size": 5, "mlp_dim": 128,
         },
         prompt_encoder_config={"image_size": 128, "patch_size": 16},
+        mask_decoder_config={"vit_dim": 32} if kind == "SamHQ" else {},
     )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.SamModel(config).eval()
+    model = getattr(transformers, f"{kind}Model")(config).eval()
     with torch.no_grad():
         for parameter in model.vision_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -60,3 +61,21 @@ def test_sam_model(transformers: Any, tmp_path: Any) -> None:
     again = transformers.SamModel.from_pretrained(tmp_path).eval()
     assert relative_l2(again(**given).pred_masks, expected.pred_masks) < 1e-6
     assert type(samtrt.restore(model).vision_encoder) is kind
+
+
+@torch.no_grad()
+def test_sam_hq_model(transformers: Any) -> None:
+    """Its encoder gives early features, and tuples where they are asked for."""
+    model = small_model(transformers, "SamHQ")
+    given = {
+        "pixel_values": torch.randn(2, 3, 128, 128),
+        "input_points": 100 * torch.rand(2, 1, 2, 2),
+    }
+    expected, plain = model(**given), model.vision_encoder(given["pixel_values"])
+    found = samtrt.accelerate(model)(**given)
+    assert relative_l2(found.pred_masks, expected.pred_masks) < 1e-4
+    for as_tuple in (True, False, True):
+        answer = model.vision_encoder(given["pixel_values"], return_dict=not as_tuple)
+        assert isinstance(answer, tuple) == as_tuple
+        assert relative_l2(answer[0], plain[0]) < 1e-5
+        assert relative_l2(answer[1][0], plain[1][0]) < 1e-5
