@@ -17,7 +17,7 @@ from PIL import Image
 
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
-from samtrt.decoders.browser import export_browser_decoder
+from samtrt.decoders.browser.export import export_browser_decoder
 from samtrt.server.guard.serving import Server
 from samtrt.server.launch import PAGE_DECODER
 

@@ -23,14 +23,14 @@ from samtrt.server import schemas
 from samtrt.server.assets import STATIC
 from samtrt.server.guard.middleware import Guard
 from samtrt.server.guard.stopping import Stopping
-from samtrt.server.lanes import unless_disconnected
 from samtrt.server.metrics import Metrics
+from samtrt.server.model.lanes import unless_disconnected
+from samtrt.server.model.studio import KeptPicture, Studio
 from samtrt.server.page.delivery import file_as_it_is, unless_known
 from samtrt.server.page.routes import add_page
 from samtrt.server.pictures import check_type
 from samtrt.server.problems import RequestError, documented
 from samtrt.server.settings import PICTURE_TYPES, Settings
-from samtrt.server.studio import KeptPicture, Studio
 
 BAD_BODY = (
     HTTPStatus.BAD_REQUEST,
@@ -198,8 +198,8 @@ def _add_model_routes(app: FastAPI, studio: Studio) -> None:
         """Segments whatever is in the picture, as a COCO data set."""
         picture = find(request.id).embedded
         if LINES in connection.headers.get("accept", ""):
-            return await _lines(studio.everything_as_found(picture, request), connection)
-        return await unless_disconnected(connection, studio.everything(picture, request))
+            return await _lines(studio.everything.as_found(picture, request), connection)
+        return await unless_disconnected(connection, studio.everything.dataset(picture, request))
 
 
 async def _lines(

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from samtrt.checkpoints.parameters import load_parameters
 from samtrt.console import EXIT_INTERRUPTED
-from samtrt.decoders.browser import FORMAT, BrowserDecoder, export_browser_decoder
+from samtrt.decoders.browser.contract import FORMAT
+from samtrt.decoders.browser.export import export_browser_decoder
+from samtrt.decoders.browser.runtime import BrowserDecoder
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.hints import install

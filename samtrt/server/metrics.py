@@ -9,8 +9,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from samtrt.server.lanes import Lane
-from samtrt.server.memory import LRUCache
+from samtrt.server.model.lanes import Lane
+from samtrt.server.model.memory import LRUCache
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 

@@ -308,7 +308,7 @@ def generator_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options that overrule those of the page: 1,024 points would take long."""
     options: dict[str, Any] = {"points_per_side": 2}
     monkeypatch.setattr(
-        "samtrt.server.studio.SamAutomaticMaskGenerator",
+        "samtrt.server.model.everything.SamAutomaticMaskGenerator",
         lambda sam, **given: SamAutomaticMaskGenerator(sam, **{**given, **options}),
     )
     return options

@@ -250,13 +250,13 @@ def test_a_pictures_address(page: Page, elsewhere: str) -> None:
 def batches(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
     """Lets "everything" go on by one batch of points with each release."""
     allowed = threading.Semaphore(0)
-    decoder = app.state.studio.decoder
+    decoder = app.state.studio.everything.decoder
 
     def decode(*arguments: Any) -> Any:
         assert allowed.acquire(timeout=60)
         return decoder(*arguments)
 
-    monkeypatch.setattr(app.state.studio, "decoder", decode)
+    monkeypatch.setattr(app.state.studio.everything, "decoder", decode)
     yield allowed
     allowed.release(1000)
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.checkpoints.parameters import Parameters, random_parameters
-from samtrt.decoders.browser import FILES, BrowserDecoder, export_browser_decoder
+from samtrt.decoders.browser.contract import FILES
+from samtrt.decoders.browser.export import export_browser_decoder
+from samtrt.decoders.browser.runtime import BrowserDecoder
 from samtrt.decoders.export import METADATA_PARAMETERS
 from samtrt.decoders.sealed import sealed
 from samtrt.errors import EngineError

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from server_support import encoded, picture, running, tiny_model
 
-from samtrt.decoders.browser import FILES
+from samtrt.decoders.browser.contract import FILES
 from samtrt.decoders.torch import TorchDecoder
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
@@ -452,7 +452,7 @@ def test_everything_stops_when_nobody_waits(sam: Sam) -> None:
             return super().__call__(*arguments)
 
     app = create_app(sam)
-    app.state.studio.decoder = Slow(sam.decoder)
+    app.state.studio.everything.decoder = Slow(sam.decoder)
     with running(app) as url, httpx.Client(base_url=url) as client:
         body = {"id": embed(client, picture(1))["id"], "points_per_side": 64}  # 64 batches
         with pytest.raises(httpx.ReadTimeout):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from server_support import encoded, picture, running, tiny_model
 
-from samtrt.decoders.browser import FILES
+from samtrt.decoders.browser.contract import FILES
 from samtrt.errors import InputError
 from samtrt.sam import load_sam
 from samtrt.server import assets

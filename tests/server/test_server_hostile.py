@@ -17,7 +17,7 @@ import psutil
 import pytest
 from server_support import encoded, picture, running, tiny_model
 
-from samtrt.decoders.browser import FILES
+from samtrt.decoders.browser.contract import FILES
 from samtrt.errors import InputError
 from samtrt.sam import Sam, load_sam
 from samtrt.server.app import create_app

@@ -97,7 +97,7 @@ def test_the_work_ends_when_the_client_leaves(sam: Sam) -> None:
             return super().__call__(*arguments)
 
     app = create_app(sam)
-    app.state.studio.decoder = Slow(sam.decoder)
+    app.state.studio.everything.decoder = Slow(sam.decoder)
     with running(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         body = {"id": embed(client), "points_per_side": 64}  # 64 batches
         with client.stream("POST", "/everything", json=body, headers=LINES) as response:

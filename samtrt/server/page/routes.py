@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from samtrt.decoders.browser import FILES
+from samtrt.decoders.browser.contract import FILES
 from samtrt.server.page.delivery import FRESH, MEDIA_TYPES, DeliveredFile, Folder
 
 

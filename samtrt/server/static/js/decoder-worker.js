@@ -1,6 +1,6 @@
 // The mask decoder, off the page's thread. One picture at a time; requests are answered in order.
 //
-// Two graphs (samtrt/decoders/browser.py): what a picture gives to all prompts is computed once,
+// Two graphs (samtrt/decoders/browser/graphs.py): what a picture gives to all prompts is computed once,
 // and again only where a prompt starts from an earlier mask.
 
 import * as ort from "../vendor/ort.wasm.min.mjs";

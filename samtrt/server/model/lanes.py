@@ -18,6 +18,10 @@ from samtrt.server.problems import RequestError
 Result = TypeVar("Result")
 
 
+class AbandonedError(Exception):
+    """Nobody waits for this result any more."""
+
+
 class Lane:
     """Worker threads with a bounded queue before them.
 

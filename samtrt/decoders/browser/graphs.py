@@ -1,51 +1,28 @@
-"""The mask decoder for browsers: two ONNX graphs, so that a hover computes what the prompt changes.
+"""The mask decoder in two modules, so that a hover computes what the prompt changes.
 
-``prepare.onnx`` computes what depends on the picture, and on an earlier mask where there is one;
-``decode.onnx`` the masks of one prompt. Together they are ``PromptedMaskDecoder``:
+``Preparation`` computes what depends on the picture, and on an earlier mask where there is one;
+``PreparedDecoder`` the masks of one prompt. Together they are ``PromptedMaskDecoder``:
 
 - The first block's image side is known before any prompt, so its keys, values and queries are
   projected once a picture; the decoder for many prompts moves these projections to the tokens.
 - Positions are added to the image once a block, and not to each product.
 - Only the image tokens that the picture covers need be upscaled, as the caller says.
 - GELU is its tanh form, a third of the time of erf in WebAssembly, where it differs from the other
-  by 5e-4 at most. What it moves in a mask is less than what the weights do:
-- Weights of 4,096 elements and more are stored in fp16. They are computed with in fp32, which is
-  what WebAssembly has; the cast of a constant is folded when the file is opened.
+  by 5e-4 at most. What it moves in a mask is less than what fp16 weights do.
 """
 
-import gzip
-import hashlib
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import DECODER_NUM_HEADS, EncoderConfig
-from samtrt.checkpoints.parameters import Parameters
-from samtrt.decoders.export import METADATA_PARAMETERS, require_exporter, to_onnx
-from samtrt.decoders.sealed import is_sealed, sealed
-from samtrt.errors import EngineError
-from samtrt.files import read_whole, replacing
+from samtrt.checkpoints.config import DECODER_NUM_HEADS
 from samtrt.modeling.mask_decoder import MaskDecoder, split_pixels
 from samtrt.modeling.prompt_encoder import PromptEncoder
-from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
+from samtrt.modeling.prompted_decoder import PromptedMaskDecoder
 from samtrt.modeling.transformer import Attention, TwoWayAttentionBlock
 
-FILES = ("prepare.onnx", "decode.onnx")
-PREPARE_INPUTS = ("image_embeddings", "mask_input", "has_mask_input")
-PREPARED = ("image", "keys", "values", "queries")
-DECODE_INPUTS = (*PREPARED, "point_coords", "point_labels", "rows", "columns")
-OUTPUTS = ("low_res_masks", "iou_predictions")
-FORMAT = "1"  # of inputs and outputs; another one is made anew
-METADATA_FORMAT = "samtrt.browser_decoder"
-_METADATA = (METADATA_PARAMETERS, METADATA_FORMAT)
-_OPSET = 20  # the first with GELU
-_HALVED_FROM = 4096  # elements
 _HEADS = DECODER_NUM_HEADS
 
 
@@ -217,159 +194,3 @@ def _draw(decoder: MaskDecoder, image: Tensor, hyper: Tensor) -> Tensor:
     masks = pixels.flatten(0, 2) @ hyper.t()
     masks = masks.unflatten(0, (height, width, 2, 2, 2, 2)).permute(6, 0, 2, 4, 1, 3, 5)
     return masks.flatten(4, 6).flatten(1, 3)[None]
-
-
-def export_browser_decoder(parameters: Parameters, folder: str | os.PathLike[str]) -> None:
-    """Writes the two graphs into a folder, each also compressed by gzip, for sending.
-
-    Raises:
-        SamtrtError: as ``require_exporter``; or a file cannot be written.
-    """
-    onnx = require_exporter(parameters)
-    config = parameters.encoder_config
-    decoder = build_mask_decoder(parameters.decoder(), config)
-    weights = {_numbers(value.numpy()) for value in decoder.state_dict().values()}
-    for name, proto in zip(FILES, _graphs(decoder, config), strict=True):
-        _halve(onnx, proto.graph, weights)
-        made_of = (parameters.sha256, FORMAT)
-        onnx.helper.set_model_props(proto, dict(zip(_METADATA, made_of, strict=True)))
-        onnx.checker.check_model(proto)
-        content = sealed(proto.SerializeToString(deterministic=True))
-        with replacing(Path(folder) / f"{name}.gz") as temporary:
-            temporary.write_bytes(gzip.compress(content, mtime=0))
-        with replacing(Path(folder) / name) as temporary:
-            temporary.write_bytes(content)
-
-
-def _graphs(decoder: PromptedMaskDecoder, config: EncoderConfig) -> tuple[Any, Any]:
-    preparation, prepared = Preparation(decoder).eval(), PreparedDecoder(decoder).eval()
-    grid = config.grid_size
-    picture = (
-        torch.zeros(1, config.out_chans, grid, grid, dtype=torch.float16),
-        torch.zeros(1, 1, 4 * grid, 4 * grid),
-        torch.ones(1),
-    )
-    first = to_onnx(preparation, picture, PREPARE_INPUTS, PREPARED, ({}, {}, {}), _OPSET)
-    points, height, width = (torch.export.Dim(name) for name in ("num_points", "rows", "columns"))
-    # Three sizes that differ, and none is 1 or the grid's: the exporter would take them for one.
-    prompt = (
-        torch.zeros(1, 5, 2),
-        torch.zeros(1, 5),
-        torch.arange(grid - 2),
-        torch.arange(grid - 3),
-    )
-    dynamic: tuple[dict[int, Any], ...] = (
-        *({},) * len(PREPARED),
-        {1: points},
-        {1: points},
-        {0: height},
-        {0: width},
-    )
-    example = (*preparation(*picture), *prompt)
-    return first, to_onnx(prepared, example, DECODE_INPUTS, OUTPUTS, dynamic, _OPSET)
-
-
-def _halve(onnx: Any, graph: Any, weights: set[bytes]) -> None:
-    """Large weights become fp16, and are cast to what they were.
-
-    Not so other constants, which the exporter may have computed beforehand: angles of positions
-    would lose what fp32 has on purpose.
-    """
-    casts = []
-    for tensor in graph.initializer:
-        value = onnx.numpy_helper.to_array(tensor)
-        if value.size < _HALVED_FROM or _numbers(value) not in weights:
-            continue
-        name = tensor.name
-        stored = onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.fp16")
-        tensor.CopyFrom(stored)
-        casts.append(
-            onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT)
-        )
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _numbers(value: np.ndarray) -> bytes:
-    """What an array and its transpositions have in common."""
-    return hashlib.sha256(np.sort(value, axis=None).tobytes()).digest()
-
-
-class BrowserDecoder:
-    """The two graphs in ONNX Runtime, as the page runs them: what is checked before it is sent.
-
-    Attributes:
-        parameters_sha256: of the parameters they were made of.
-        format: ``FORMAT`` of the version that made them.
-
-    Raises:
-        EngineError: a file is missing, damaged, or not of the other one.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        import onnxruntime as ort
-
-        self.folder = Path(folder)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # none: the exception says it
-        sessions = []
-        for name in FILES:
-            try:
-                content = bytes(read_whole(self.folder / name))
-                if not is_sealed(content):
-                    raise ValueError("it does not end in a digest")
-                if gzip.decompress(read_whole(self.folder / f"{name}.gz")) != content:
-                    raise ValueError("its compressed form is another")
-                providers = ["CPUExecutionProvider"]
-                sessions.append(ort.InferenceSession(content, options, providers))
-            except Exception as error:  # ONNX Runtime's share no base class of their own
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                raise EngineError(
-                    f"{self.folder / name} cannot be used as the page's mask decoder ({reason}); "
-                    f"remove {self.folder} and start the server again, which makes it anew"
-                ) from error
-        self._prepare, self._decode = sessions
-        metadata = [session.get_modelmeta().custom_metadata_map for session in sessions]
-        made_of = [[of.get(key, "") for key in _METADATA] for of in metadata]
-        if made_of[0] != made_of[1]:
-            raise EngineError(
-                f"the files in {self.folder} are not of one mask decoder; remove the folder and "
-                "start the server again, which makes it anew"
-            )
-        self.parameters_sha256, self.format = made_of[0]
-
-    def prepare(self, embedding: np.ndarray, mask: np.ndarray | None = None) -> list[np.ndarray]:
-        """[1, 256, h, w], and [1, 1, 4h, 4w] logits or None → ``PREPARED``."""
-        side = 4 * embedding.shape[-1]
-        zeros = np.zeros((1, 1, side, side), np.float32)
-        feed = {
-            "image_embeddings": embedding.astype(np.float16),
-            "mask_input": zeros if mask is None else mask,
-            "has_mask_input": np.array([mask is not None], np.float32),
-        }
-        return self._prepare.run(list(PREPARED), feed)
-
-    def decode(
-        self,
-        prepared: Sequence[np.ndarray],
-        coords: np.ndarray,
-        labels: np.ndarray,
-        shown: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Coords [1, N, 2] and labels [1, N] → logits [1, 4, 4R, 4Q] and predicted IoUs [1, 4].
-
-        Args:
-            shown: (R, Q) rows and columns of image tokens to upscale; None for all.
-        """
-        side = int(np.sqrt(len(prepared[0])))
-        rows, columns = shown or (side, side)
-        feed = {
-            **dict(zip(PREPARED, prepared, strict=True)),
-            "point_coords": coords,
-            "point_labels": labels,
-            "rows": np.arange(rows),
-            "columns": np.arange(columns),
-        }
-        logits, scores = self._decode.run(list(OUTPUTS), feed)
-        return logits, scores

@@ -1,0 +1,1 @@
+"""The model behind the API: what waits, what is computed, what is kept."""
