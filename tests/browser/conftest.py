@@ -29,7 +29,8 @@ from samtrt.server.assets import assets_installed
 
 HEIGHT, WIDTH = 300, 420  # of the picture that most tests open
 AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
+FILES = (".json", ".png", ".svg", ".txt", ".zip")  # what the page downloads
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -40,6 +41,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--force-prefers-reduced-motion",  # what fades in has no text yet, what moves is missed
 )
 
 
@@ -87,6 +89,14 @@ class Page:
             time.sleep(0.05)
         notices = self["notices"].text
         pytest.fail(f"waited for {what}; the page says {notices!r}; log {self.log()}")
+
+    def wait_for_notice(self, text: str) -> None:
+        """Waits until a notice is seen that holds the text."""
+        self.wait(lambda: text in self["notices"].text, f"the notice {text!r}")
+
+    def wait_until_kept(self) -> None:
+        """Waits until the browser keeps everything that was done."""
+        self.wait(lambda: self["saved"].text == "Kept in this browser", "the work to be kept")
 
     def log(self) -> list[str]:
         """What the page wrote to the console as errors."""
@@ -175,13 +185,19 @@ class Page:
 
     def download(self, kind: str) -> Path:
         """Clicks a download button and waits for the file."""
+        button = self.driver.find_element(By.CSS_SELECTOR, f"[data-download={kind}]")
+        return self.downloaded_by(button.click)
+
+    def downloaded_by(self, act: Callable[[], Any]) -> Path:
+        """The file that an act in the page downloads; its name is there before its content."""
         before = set(self.downloads.iterdir())
-        self.driver.find_element(By.CSS_SELECTOR, f"[data-download={kind}]").click()
+        act()
 
         def finished() -> Path | None:
             new = set(self.downloads.iterdir()) - before
-            done = [path for path in new if path.suffix in (".png", ".json")]
-            return done[0] if done and len(new) == 1 else None
+            return next(
+                (path for path in new if path.suffix in FILES and path.stat().st_size), None
+            )
 
         return self.wait(finished, "the download")
 

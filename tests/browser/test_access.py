@@ -84,7 +84,7 @@ def test_axe_finds_nothing_with_a_picture_and_masks(page: Page, tmp_path: Path) 
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     page["file"].send_keys(str(text))
-    page.wait(lambda: "not a picture" in page["notices"].text, "the error")
+    page.wait_for_notice("not a picture")
     axe(page, "error notice")
     page.keys(Keys.ESCAPE)
     for opener in ("edit-labels", "everything-options", "more-formats"):
@@ -227,7 +227,7 @@ def test_escape_ends_one_thing_at_a_time(page: Page, tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     page["file"].send_keys(str(text))
-    page.wait(lambda: "not a picture" in page["notices"].text, "the error")
+    page.wait_for_notice("not a picture")
     page.script("document.getElementById('pointer').focus()")
     page.keys(Keys.ESCAPE)
     assert page["notices"].text == ""

@@ -166,7 +166,7 @@ def test_brush_and_eraser_change_the_pixels_under_them(page: Page) -> None:
 def test_a_painted_mask_without_a_picture_of_its_own(page: Page) -> None:
     page.tool("eraser")
     page.at(200, 100).click().perform()
-    page.wait(lambda: "Select a mask first" in page["notices"].text, "the notice")
+    page.wait_for_notice("Select a mask first")
     page.keys("p")
     page.at(200, 100).click().perform()
     page.wait(lambda: page.count == 1, "the painted mask")
@@ -240,7 +240,7 @@ def test_a_click_selects_and_a_click_on_a_point_removes_it(
     assert (page.masks()[0] ^ expected).sum() < 0.02 * expected.sum()
     assert page.coco()["annotations"][0]["point_coords"] == [pytest.approx([300, 200], abs=0.5)]
     page.at(300, 200).click().perform()  # its last
-    page.wait(lambda: "Delete removes" in page["notices"].text, "the notice")
+    page.wait_for_notice("Delete removes")
     page["undo"].click()
     np.testing.assert_array_equal(page.masks()[0], one)
 

@@ -66,14 +66,14 @@ def read(page: Page, path: Path, dataset: Any) -> None:
     """Opens a data set in the page and waits for what it says of it."""
     path.write_text(json.dumps(dataset))
     page["file"].send_keys(str(path))
-    page.wait(lambda: path.name in page["notices"].text, "what became of the data set")
+    page.wait_for_notice(path.name)
 
 
 @pytest.fixture
 def loaded(page: Page, tmp_path: Path) -> Page:
     """The page with the hostile masks."""
     read(page, tmp_path / "masks.json", dataset_of(hostile_masks()))
-    assert f"{len(hostile_masks())} masks of masks.json taken over." in page["notices"].text
+    page.wait_for_notice(f"{len(hostile_masks())} masks of masks.json taken over.")
     return page
 
 
@@ -83,15 +83,8 @@ def export(page: Page, kind: str, tolerance: float = 0) -> Path:
     if page["tolerance"].is_displayed():
         page["tolerance"].clear()
         page["tolerance"].send_keys(str(tolerance))
-    before = set(page.downloads.iterdir())
-    page["export-dialog"].find_element(By.CSS_SELECTOR, "[type=submit]:last-child").click()
-
-    def finished() -> Path | None:
-        new = set(page.downloads.iterdir()) - before
-        done = [path for path in new if not path.name.endswith(".crdownload")]
-        return done[0] if len(new) == len(done) == 1 and done[0].suffix != ".tmp" else None
-
-    return page.wait(finished, "the download")
+    submit = page["export-dialog"].find_element(By.CSS_SELECTOR, "[type=submit]:last-child")
+    return page.downloaded_by(submit.click)
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
@@ -120,7 +113,8 @@ def test_coco_comes_back_as_it_went(loaded: Page, tmp_path: Path) -> None:
     assert json.loads(export(page, "coco").read_text()) == dataset
     page["notices"].find_element(By.XPATH, ".//button[text()='Dismiss']").click()
     read(page, tmp_path / "again.json", dataset)  # what is there is not taken twice
-    assert "0 masks of again.json" in page["notices"].text and page.count == len(masks)
+    page.wait_for_notice("0 masks of again.json")
+    assert page.count == len(masks)
 
 
 def test_prompts_are_kept_and_edited_on(page: Page, tmp_path: Path) -> None:
@@ -156,7 +150,7 @@ def test_prompts_are_kept_and_edited_on(page: Page, tmp_path: Path) -> None:
 def test_coco_polygons(loaded: Page, tmp_path: Path, tolerance: int) -> None:
     masks = hostile_masks()
     dataset = json.loads(export(loaded, "coco-polygons", tolerance).read_text())
-    assert "2 masks have holes" in loaded["notices"].text
+    loaded.wait_for_notice("2 masks have holes")
     corners = 0
     for annotation, mask in zip(dataset["annotations"], masks.values(), strict=True):
         found = of_polygons(annotation["segmentation"])
@@ -253,7 +247,7 @@ def test_one_data_set_for_a_folder(page: Page, tmp_path: Path) -> None:
     page.wait(lambda: page["picture-name"].text == "c.png", "the last picture")
     page.wait_for_picture()
     page["done"].click()  # has nothing, and says so
-    page.wait(lambda: page["saved"].text == "Kept in this browser", "the mark to be kept")
+    page.wait_until_kept()
     page["more-formats"].click()
     assert "All pictures of the folder" in page["export-scope"].text
     page["export-dialog"].find_element(By.CSS_SELECTOR, "[aria-label=Close]").click()
@@ -270,7 +264,8 @@ def test_one_data_set_for_a_folder(page: Page, tmp_path: Path) -> None:
     page.wait(lambda: page["picture-name"].text == "a.png", "a.png")
     page.wait_for_picture()
     read(page, tmp_path / "all.json", dataset)
-    assert "2 masks of all.json taken over." in page["notices"].text and page.count == 1
+    page.wait_for_notice("2 masks of all.json taken over.")
+    assert page.count == 1
     page.keys(".")
     page.wait(lambda: page["picture-name"].text == "b.png" and page.count == 1, "b.png's mask")
     page.wait_for_picture()
@@ -294,4 +289,5 @@ def test_data_sets_that_do_not_fit_say_why(
     page: Page, tmp_path: Path, dataset: Any, reason: str
 ) -> None:
     read(page, tmp_path / "wrong.json", dataset)
-    assert reason in page["notices"].text and page.count == 0
+    page.wait_for_notice(reason)
+    assert page.count == 0

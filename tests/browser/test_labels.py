@@ -67,7 +67,7 @@ def test_classes_by_key_renamed_recoloured_sorted_and_remembered(page: Page, url
     assert chips(page) == ["1", "automobile", "2", "person"]
     assert facts(page) == ["automobile", "automobile"]
     assert colours(page) == ["rgba(18, 52, 86, 1)"] * 2
-    page.wait(lambda: page["saved"].text == "Kept in this browser", "the masks to be kept")
+    page.wait_until_kept()
 
     page.driver.refresh()
     page.wait(lambda: page["panel"].is_displayed() and page.count == 2, "the masks")
@@ -122,7 +122,7 @@ def test_a_duplicate_is_warned_of(page: Page) -> None:
     page.click(100, 80)
     assert "nearly" not in page["notices"].text
     page.click(100, 80)
-    page.wait(lambda: "Mask 2 is nearly Mask 1 (IoU 1.00)" in page["notices"].text, "the warning")
+    page.wait_for_notice("Mask 2 is nearly Mask 1 (IoU 1.00)")
     page["notices"].find_element(By.XPATH, ".//button[text()='Delete Mask 2']").click()
     assert page.count == 1 and page["notices"].text == ""
 

@@ -192,7 +192,7 @@ def test_segment_everything_adds_what_is_found(
 @pytest.mark.usefixtures("generator_options")
 def test_segment_everything_that_finds_nothing_says_so(page: Page) -> None:
     page["everything"].click()
-    page.wait(lambda: "Nothing was found" in page["notices"].text, "the notice")
+    page.wait_for_notice("Nothing was found")
     assert page.count == 0
 
 
@@ -228,7 +228,7 @@ def test_files_that_are_no_pictures_are_refused(page: Page, tmp_path: Path) -> N
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     page["file"].send_keys(str(text))
-    page.wait(lambda: "not a picture" in page["notices"].text, "the error")
+    page.wait_for_notice("not a picture")
     alert = page.driver.find_element(By.CSS_SELECTOR, "#notices [role=alert]")
     alert.find_element(By.XPATH, ".//button[text()='Dismiss']").click()
     assert page["notices"].text == ""
@@ -238,7 +238,7 @@ def test_refusals_of_the_server_are_shown(page: Page, tmp_path: Path) -> None:
     wide = tmp_path / "wide.png"
     wide.write_bytes(encoded(np.zeros((1, 17_000, 3), np.uint8)))
     page["file"].send_keys(str(wide))
-    page.wait(lambda: "too many pixels" in page["notices"].text, "the server's reason")
+    page.wait_for_notice("too many pixels")
 
 
 def test_a_server_that_is_gone_is_said_and_can_be_tried_again(
@@ -249,8 +249,8 @@ def test_a_server_that_is_gone_is_said_and_can_be_tried_again(
         page = make_page(url)
         page.wait(lambda: page["limits"].text, "the start")
     page["file"].send_keys(str(file))
-    page.wait(lambda: "does not answer" in page["notices"].text, "the error")
-    assert "Try again" in page["notices"].text
+    page.wait_for_notice("does not answer")
+    page.wait_for_notice("Try again")
 
 
 def test_embedding_shows_progress_and_can_be_cancelled(
@@ -262,7 +262,7 @@ def test_embedding_shows_progress_and_can_be_cancelled(
     page.wait(lambda: "Reading slow.png" in page["progress-text"].text, "the progress")
     page.wait(lambda: page["progress-fill"].size["width"] > 0, "the bar")
     page["cancel"].click()
-    page.wait(lambda: "Cancelled" in page["notices"].text, "the notice")
+    page.wait_for_notice("Cancelled")
     gate.set()
     page["notices"].find_element(By.XPATH, ".//button[text()='Try again']").click()
     page.wait_for_picture()

@@ -32,5 +32,5 @@ def test_the_address_carries_the_token(make_page: Callable[..., Page], tmp_path:
         assert page.log() == []
 
         stranger = make_page(url)
-        stranger.wait(lambda: "token" in stranger["notices"].text, "the notice")
-        assert "address that the server has printed" in stranger["notices"].text
+        stranger.wait_for_notice("token")
+        stranger.wait_for_notice("address that the server has printed")

@@ -23,10 +23,6 @@ def name_of(page: Page) -> str:
     return page["picture-name"].text
 
 
-def kept(page: Page) -> None:
-    page.wait(lambda: page["saved"].text == "Kept in this browser", "the masks to be kept")
-
-
 def reopened(page: Page, count: int) -> None:
     page.wait(lambda: page["panel"].is_displayed() and page.count == count, "the masks")
     page.wait_for_picture()
@@ -57,8 +53,8 @@ def test_what_goes_wrong_leaves_the_picture_and_its_masks(page: Page, tmp_path: 
     before = downloaded_masks(page)
     for path, reason in ((text, "notes.png is not a picture"), (wide, "too many pixels")):
         page["file"].send_keys(str(path))
-        page.wait(lambda reason=reason: reason in page["notices"].text, reason)
-        assert "colours.png stays open." in page["notices"].text
+        page.wait_for_notice(reason)
+        page.wait_for_notice("colours.png stays open.")
         assert name_of(page) == "colours.png" and page.count == 1
     page.click(300, 200)  # the decoder still has the picture
     assert (downloaded_masks(page)[0] == before[0]).all()
@@ -68,7 +64,7 @@ def test_masks_come_back(page: Page, url: str) -> None:
     page.click(100, 80)
     page.click(300, 200)
     before = downloaded_masks(page)
-    kept(page)
+    page.wait_until_kept()
 
     page.driver.refresh()
     # The notice leaves by itself after a while.
@@ -97,18 +93,18 @@ def test_what_cannot_be_kept_is_said_and_asked_about(page: Page) -> None:
         "dispatchEvent(e); return e.defaultPrevented"
     )
     page.click(100, 80)
-    kept(page)
+    page.wait_until_kept()
     assert not page.script(leaving)
     page.script("IDBObjectStore.prototype.put = function () { this.transaction.abort() }")
     page.click(300, 200)
-    page.wait(lambda: "could not be kept" in page["notices"].text, "the notice")
+    page.wait_for_notice("could not be kept")
     assert page["saved"].text == "Not kept in this browser"
     assert page.script(leaving)
 
 
 def test_two_tabs_do_not_overwrite_each_other(page: Page, url: str) -> None:
     page.click(100, 80)
-    kept(page)
+    page.wait_until_kept()
     first = page.driver.current_window_handle
     page.driver.switch_to.new_window("tab")
     try:
@@ -117,15 +113,15 @@ def test_two_tabs_do_not_overwrite_each_other(page: Page, url: str) -> None:
         page["continue"].click()
         reopened(page, 1)
         page.click(300, 200)
-        kept(page)
+        page.wait_until_kept()
     finally:
         page.driver.close()
         page.driver.switch_to.window(first)
     page.click(210, 150)
-    page.wait(lambda: "was changed in another tab" in page["notices"].text, "the notice")
+    page.wait_for_notice("was changed in another tab")
     assert page["saved"].text == "Not kept in this browser"
     page["notices"].find_element(By.XPATH, ".//button[text()='Keep this one']").click()
-    kept(page)
+    page.wait_until_kept()
     before = downloaded_masks(page)
     page.driver.refresh()
     reopened(page, 2)
@@ -201,7 +197,7 @@ def test_dropped_and_pasted_pictures(page: Page) -> None:
     page.wait_for_picture()
     assert not page["strip"].is_displayed()
     transfer(page, "paste", b"", [], "just words")
-    page.wait(lambda: "no picture on the clipboard" in page["notices"].text, "the notice")
+    page.wait_for_notice("no picture on the clipboard")
 
 
 @pytest.fixture
@@ -234,13 +230,13 @@ def test_a_pictures_address(page: Page, elsewhere: str) -> None:
     page.wait_for_picture()
     page.driver.find_element(By.CLASS_NAME, "brand").click()
     page["address"].send_keys(f"{elsewhere}/closed.png\n")
-    page.wait(lambda: "does not let other pages read" in page["notices"].text, "the reason")
+    page.wait_for_notice("does not let other pages read")
     page["address"].clear()
     page["address"].send_keys(f"{elsewhere}/missing\n")
-    page.wait(lambda: "answered 404" in page["notices"].text, "the status")
+    page.wait_for_notice("answered 404")
     page["address"].clear()
     page["address"].send_keys("a picture\n")
-    page.wait(lambda: "not an address" in page["notices"].text, "the reason")
+    page.wait_for_notice("not an address")
 
 
 # Everything
@@ -306,8 +302,9 @@ def test_cancelling_everything_keeps_what_is_there(
     page.wait(lambda: "64 of 256 points" in page["progress-text"].text, "the points done")
     count = page.count
     page["cancel"].click()
-    page.wait(lambda: "Cancelled." in page["notices"].text, "the notice")
+    page.wait_for_notice("Cancelled.")
     batches.release(1000)
-    assert count >= 64 and f"{count} masks found so far stay" in page["notices"].text
+    assert count >= 64
+    page.wait_for_notice(f"{count} masks found so far stay")
     assert page.count == count and page["everything"].is_enabled()
     page.click(100, 80)

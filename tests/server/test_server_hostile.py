@@ -134,22 +134,34 @@ def test_the_largest_pictures_fit_the_memory(reader: Any) -> None:
         assert read(encoded(pixels, kind, **options), media_type).shape == pixels.shape
 
 
-def decoding_process() -> psutil.Process:
-    (found,) = [
-        child
-        for child in psutil.Process().children()
-        if any("samtrt.server.decoding" in part for part in child.cmdline())
-    ]
-    return found
+@pytest.fixture
+def decoding_process() -> Callable[[], psutil.Process]:
+    """Finds the decoder that the test has started: other tests' servers may still have theirs."""
+    before = psutil.Process().children()
+
+    def find() -> psutil.Process:
+        (found,) = [
+            child
+            for child in psutil.Process().children()
+            if child not in before
+            and any("samtrt.server.decoding" in part for part in child.cmdline())
+        ]
+        return found
+
+    return find
 
 
-def test_a_decoder_does_not_know_the_token(reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_does_not_know_the_token(
+    reader: Any, decoding_process: Callable[[], psutil.Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SAMTRT_TOKEN", TOKEN)
     reader().start()
     assert TOKEN not in " ".join(decoding_process().environ().values())
 
 
-def test_a_decoder_that_dies_takes_nothing_along(reader: Any) -> None:
+def test_a_decoder_that_dies_takes_nothing_along(
+    reader: Any, decoding_process: Callable[[], psutil.Process]
+) -> None:
     read = reader()
     image = picture(1)
     for _ in range(2):

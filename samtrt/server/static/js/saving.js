@@ -69,6 +69,7 @@ export class Saving {
   #changed() {
     if (!this.#picture) return;
     this.#version++;
+    this.#say(""); // what it said was true of the version before
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.flush(), REST);
   }
@@ -98,7 +99,7 @@ export class Saving {
     if (picture !== this.#picture) return;
     this.#since = record.masks.length || record.done ? record.savedAt : null;
     this.#savedVersion = version;
-    this.#say("Kept in this browser");
+    if (!this.isUnsaved) this.#say("Kept in this browser");
   }
 
   #complain(error, picture) {
