@@ -3,8 +3,9 @@
     python .ci/third_party.py            needs npm and the onnxruntime package
     python .ci/third_party.py --check    whether they belong to the lock file of the page's assets
 
-The page's assets come from two npm packages. The typeface brings its licence along; that of ONNX
-Runtime, and its own notices of what it is built from, are taken from its Python package.
+The page's assets come from npm packages. The typeface and Swagger UI bring their licences along;
+that of ONNX Runtime, and its own notices of what it is built from, are taken from its Python
+package.
 """
 
 import argparse
@@ -21,9 +22,16 @@ SERVER = ROOT / "samtrt" / "server"
 LICENSES = SERVER / "licenses"
 DOCUMENT = ROOT / "THIRD_PARTY.md"
 FONT, RUNTIME = "@fontsource-variable/inter", "onnxruntime-web"
+REFERENCE = "swagger-ui-dist"
 TEXTS = {
     FONT: ("inter.txt",),
     RUNTIME: ("onnxruntime.txt", "onnxruntime-third-party.txt"),
+    REFERENCE: ("swagger-ui.txt", "swagger-ui-notice.txt", "swagger-ui-third-party.txt"),
+}
+# Of packages that bring their texts along, in the order of TEXTS.
+BROUGHT = {
+    FONT: ("LICENSE",),
+    REFERENCE: ("LICENSE", "NOTICE", "swagger-ui-bundle.js.LICENSE.txt"),
 }
 HEAD = """# What others have made
 
@@ -64,10 +72,12 @@ def write() -> None:
             shutil.copy(SERVER / name, folder)
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         subprocess.run(command, cwd=folder, check=True)
-        shutil.copyfile(Path(folder) / "node_modules" / FONT / "LICENSE", LICENSES / "inter.txt")
-    package = Path(str(distribution("onnxruntime").locate_file("onnxruntime")))
+        for package, sources in BROUGHT.items():
+            for source, name in zip(sources, TEXTS[package], strict=True):
+                shutil.copyfile(Path(folder) / "node_modules" / package / source, LICENSES / name)
+    runtime = Path(str(distribution("onnxruntime").locate_file("onnxruntime")))
     for source, name in zip(("LICENSE", "ThirdPartyNotices.txt"), TEXTS[RUNTIME], strict=True):
-        text = (package / source).read_text("utf-8-sig")
+        text = (runtime / source).read_text("utf-8-sig")
         (LICENSES / name).write_text(text.replace("\r\n", "\n"), "utf-8")
     DOCUMENT.write_text(table(), "utf-8")
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "formats": MASKS,
     "run_with": {"errors", "console", "segment_anything"},
     "jobs": MASKS | {"formats"},
-    "server": MASKS,
+    "server": MASKS | {"formats"},
     "reports": MASKS | {"formats", "jobs", "server"},
     "models": ENGINES | {"building"},
     "cli": MASKS | {"formats", "jobs", "server", "reports", "scenes", "models"},

@@ -1,10 +1,18 @@
 """Serves the click page and the HTTP API for one model, the demo model by default."""
 
 import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from samtrt.cli.options import Options
 from samtrt.cli.parts.model import add_model, chosen_model
+from samtrt.server.settings import Settings
+
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def add_options(options: Options) -> None:
@@ -48,9 +56,68 @@ def add_options(options: Options) -> None:
         "(default: the environment's SAMTRT_TOKEN; without it one is made and printed where "
         "--host is not the loopback)",
     )
+    options.add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin, as https://tool.example, whose pages may call the API from a browser; may be "
+        "given several times",
+    )
+    options.add("--access-log", action="store_true", help="a line on stderr for each request")
     options.add("--no-metrics", action="store_true", help="no /metrics")
     options.add("--sample", type=Path, help="picture that the page offers to try")
     options.add("--no-page", action="store_true", help="the API without the page")
+    limits = Options(options.parser.add_argument_group("limits"))
+    for limit in _limits():
+        limits.add(
+            _flag(limit.name),
+            type=_number(limit),
+            metavar="BYTES" if limit.name.endswith("_bytes") else "N",
+            help=f"{limit.metadata['help']} (default: {_shown(limit)})".replace("%", "%%"),
+        )
+
+
+def _limits() -> list[dataclasses.Field[Any]]:
+    """The settings that are limits."""
+    return [field for field in dataclasses.fields(Settings) if "help" in field.metadata]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _shown(limit: "dataclasses.Field[Any]") -> str:
+    """A default as it can be typed."""
+    value: Any = limit.default
+    if limit.name.endswith("_bytes"):
+        unit = next(unit for unit in reversed(_UNITS) if not value % _UNITS[unit])
+        return f"{value // _UNITS[unit]}{unit}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(limit: "dataclasses.Field[Any]") -> Callable[[str], float]:
+    """Reads a limit: above zero, bytes with a unit if wanted."""
+    whole = isinstance(limit.default, int)
+
+    def number(text: str) -> float:
+        found = re.fullmatch(r"([\d_]*\.?\d+)(|KiB|MiB|GiB)", text)
+        if found is None or (found[2] and not limit.name.endswith("_bytes")):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+        value = float(found[1]) * _UNITS[found[2]]
+        if not (0 < value < math.inf) or (whole and value != int(value)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {'whole ' if whole else ''}number above zero"
+            )
+        return int(value) if whole else value
+
+    return number
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The limits that were given, and the defaults of the others."""
+    given = {limit.name: getattr(arguments, limit.name) for limit in _limits()}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -72,7 +139,10 @@ def run(arguments: argparse.Namespace) -> None:
         trusted_proxies=tuple(arguments.trusted_proxy),
         token_file=arguments.token_file,
         metrics=not arguments.no_metrics,
+        access_log=arguments.access_log,
+        cors_origins=tuple(arguments.cors_origin),
         sample=arguments.sample or demo_picture(),
         page=not arguments.no_page,
+        settings=_settings(arguments),
     )
     serve(options)

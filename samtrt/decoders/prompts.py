@@ -5,7 +5,7 @@ is a batch in the model's frame, as every decoder takes it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,31 @@ class Prompts:
             part = slice(start, start + size)
             mask = None if self.mask_input is None else self.mask_input[part]
             yield Prompts(self.coords[part], self.labels[part], mask)
+
+    @staticmethod
+    def batches(prompts: "Sequence[Prompts]") -> "Iterator[tuple[list[int], Prompts]]":
+        """Joins prompts on one picture into the fewest batches that give the same masks.
+
+        Only prompts of as many points go together, and with or without masks: a point that pads
+        takes part in the decoder's attention, and would change the masks.
+
+        Returns:
+            Each batch, and which of ``prompts`` its rows are; each of those must be of B = 1.
+        """
+        alike: dict[tuple[int, bool], list[int]] = {}
+        for number, one in enumerate(prompts):
+            alike.setdefault((one.coords.shape[1], one.mask_input is None), []).append(number)
+        for numbers in alike.values():
+            parts = [prompts[number] for number in numbers]
+            masks = [part.mask_input for part in parts if part.mask_input is not None]
+            yield (
+                numbers,
+                Prompts(
+                    torch.cat([part.coords for part in parts]),
+                    torch.cat([part.labels for part in parts]),
+                    torch.cat(masks) if masks else None,
+                ),
+            )
 
     def to(self, device: torch.device | str) -> "Prompts":
         """The same on another device."""
@@ -223,14 +248,17 @@ class Prompt:
         point_coords: (x, y) of each point.
         point_labels: 1 for foreground, 0 for background, one for each point.
         box: (x0, y0, x1, y1), or None.
+        mask_input: [1, 4h, 4w] logits of an earlier answer, or None.
 
     Raises:
-        InputError: no point and no box, labels that do not fit the points, or a box without area.
+        InputError: neither point nor box nor mask, labels that do not fit the points, or a box
+            without area.
     """
 
     point_coords: tuple[tuple[float, float], ...] = ()
     point_labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
+    mask_input: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         points, labels = len(self.point_coords), len(self.point_labels)
@@ -251,7 +279,7 @@ class Prompt:
                     f"the box {x0:g} {y0:g} {x1:g} {y1:g} has no area; expected x0 y0 x1 y1 with "
                     "x0 < x1 and y0 < y1"
                 )
-        elif not points:
+        elif not points and self.mask_input is None:
             raise InputError("nothing is asked for; give at least one point, or a box")
 
     @classmethod
@@ -260,6 +288,7 @@ class Prompt:
         point_coords: Sequence[float] = (),
         point_labels: Sequence[int] | None = None,
         box: Sequence[float] | None = None,
+        mask_input: np.ndarray | None = None,
     ) -> "Prompt":
         """A prompt from flat lists, as a command line has them.
 
@@ -267,6 +296,7 @@ class Prompt:
             point_coords: x y x y …
             point_labels: one for each point; None makes all points foreground.
             box: x0 y0 x1 y1, or None.
+            mask_input: see ``Prompt``.
 
         Raises:
             InputError: an odd number of coordinates, or what ``Prompt`` refuses.
@@ -278,9 +308,9 @@ class Prompt:
         points = tuple(zip(point_coords[::2], point_coords[1::2], strict=True))
         labels = (LABEL_FOREGROUND,) * len(points) if point_labels is None else point_labels
         if box is None:
-            return cls(points, tuple(labels))
+            return cls(points, tuple(labels), None, mask_input)
         x0, y0, x1, y1 = box
-        return cls(points, tuple(labels), (x0, y0, x1, y1))
+        return cls(points, tuple(labels), (x0, y0, x1, y1), mask_input)
 
     def check_inside(self, size: Size) -> None:
         """Raises ``InputError`` for a point or box outside a picture of (height, width)."""
@@ -303,13 +333,13 @@ class Prompt:
         """The same for a decoder.
 
         Raises:
-            InputError: it reaches outside the picture.
+            InputError: it reaches outside the picture, or what ``Prompts.from_arrays`` refuses.
         """
         self.check_inside(picture.original_size)
         points = labels = None
         if self.point_coords:
             points, labels = np.array(self.point_coords), np.array(self.point_labels)
-        return Prompts.from_arrays(picture, points, labels, self.box)
+        return Prompts.from_arrays(picture, points, labels, self.box, self.mask_input)
 
 
 def _points_without_labels() -> InputError:

@@ -46,10 +46,10 @@ def with_polygons(annotation: dict[str, Any], tolerance: float) -> dict[str, Any
     """The annotation with polygons in the place of its run lengths; None for an empty mask."""
     mask = mask_of(annotation)
     mask_utils = require_pycocotools()
-    polygons = _flat(mask, tolerance)
+    polygons = flat_polygons(mask, tolerance)
     encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *mask.shape)) if polygons else None
     if encoded is not None and tolerance and not mask_utils.area(encoded):
-        polygons = _flat(mask, 0.0)
+        polygons = flat_polygons(mask, 0.0)
         encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *mask.shape))
     if encoded is None:
         return None
@@ -61,8 +61,12 @@ def with_polygons(annotation: dict[str, Any], tolerance: float) -> dict[str, Any
     }
 
 
-def _flat(mask: Any, tolerance: float) -> list[list[float]]:
-    """Polygons as COCO has them: [x, y, x, y, …] each."""
+def flat_polygons(mask: Any, tolerance: float) -> list[list[float]]:
+    """The polygons of a mask [H, W] as COCO has them: [x, y, x, y, …] each, without holes.
+
+    Args:
+        tolerance: see ``outline``.
+    """
     pieces = without_holes(outline(mask, tolerance))
     rings = (np.asarray(piece.exterior.coords)[:-1] for piece in pieces)
     return [ring.round(2).ravel().tolist() for ring in rings]

@@ -26,6 +26,8 @@ FILES = {
     "ort.wasm.min.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "swagger-ui-bundle.js": "swagger-ui-dist/swagger-ui-bundle.js",
+    "swagger-ui.css": "swagger-ui-dist/swagger-ui.css",
     "inter.woff2": "@fontsource-variable/inter/files/inter-latin-wght-normal.woff2",
 }
 # Megabytes, of which Brotli leaves a fifth. Node.js compresses: it comes with npm, and Python has

@@ -47,9 +47,11 @@ class ServeOptions:
         token_file: file with the token that clients must send; None for the environment's
             SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
         metrics: whether there is ``/metrics``.
+        access_log: whether each request is logged.
+        cors_origins: origins whose pages may call the API.
         sample: picture that the page offers to try; None for none.
         page: whether there is a page, or the API alone.
-        settings: limits; its hosts, prefix, proxies, token and metrics are replaced by those here.
+        settings: limits; what is no limit there is replaced by what is said here.
     """
 
     params: Path
@@ -63,6 +65,8 @@ class ServeOptions:
     trusted_proxies: tuple[str, ...] = ()
     token_file: Path | None = None
     metrics: bool = True
+    access_log: bool = False
+    cors_origins: tuple[str, ...] = ()
     sample: Path | None = None
     page: bool = True
     settings: Settings = field(default_factory=Settings)
@@ -163,6 +167,13 @@ def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) 
                 f"--trusted-proxy {proxy} is no address and no network ({error}); "
                 "give one as 10.0.0.7 or 10.0.0.0/24"
             ) from error
+    for origin in options.cors_origins:
+        # As browsers send it: no path, and no port where it is the scheme's own.
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", origin):
+            raise InputError(
+                f"--cors-origin is {origin}; expected an origin as browsers send it, as "
+                "https://tool.example or http://localhost:3000"
+            )
     root_path = options.root_path.rstrip("/")
     if not re.fullmatch(r"(/[\w.~-]*[\w~-])*", root_path, re.ASCII):
         raise InputError(
@@ -179,6 +190,8 @@ def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) 
         trusted_proxies=options.trusted_proxies,
         token=token,
         metrics=options.metrics,
+        access_log=options.access_log,
+        cors_origins=options.cors_origins,
     )
 
 

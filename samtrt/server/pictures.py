@@ -15,22 +15,6 @@ from samtrt.server.problems import RequestError
 from samtrt.server.settings import PICTURE_TYPES, Settings
 
 
-def check_type(content_type: str | None) -> str:
-    """The media type of an upload, without its parameters.
-
-    Raises:
-        RequestError: 415, not a type that is taken.
-    """
-    media_type = (content_type or "").split(";")[0].strip().lower()
-    if media_type not in PICTURE_TYPES:
-        raise RequestError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the Content-Type must be one of {', '.join(PICTURE_TYPES)}; "
-            "send the picture's file as the request body",
-        )
-    return media_type
-
-
 def decode_picture(data: bytes, media_type: str, settings: Settings) -> npt.NDArray[np.uint8]:
     """Decodes an upload whose header keeps the limits; no pixel is decoded before that is known.
 

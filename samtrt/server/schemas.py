@@ -4,6 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from samtrt.server.api.answers import MaskFormat
+from samtrt.server.settings import MIB
+
 EmbeddingId = Annotated[
     str,
     Field(
@@ -56,10 +59,9 @@ class Embedding(BaseModel):
     seconds: float = Field(description="The encoder's time for this picture, resizing included.")
 
 
-class MaskRequest(Strict):
-    """A prompt for one object: points, a box, or both."""
+class MaskPrompt(Strict):
+    """What is asked for one object: points, a box, an earlier mask, or several of them."""
 
-    id: EmbeddingId
     point_coords: list[Point] = Field(
         default=[], max_length=256, description="(x, y) in pixels of the picture."
     )
@@ -67,8 +69,41 @@ class MaskRequest(Strict):
         default=[], max_length=256, description="1 for the object, 0 for the background."
     )
     box: Box | None = Field(default=None, description="(x0, y0, x1, y1) in pixels of the picture.")
+    mask_input: str | None = Field(
+        default=None,
+        max_length=4 * MIB,
+        description="`low_res_logits` of an earlier answer, which this prompt refines.",
+    )
+
+
+class MaskRequest(MaskPrompt):
+    """A prompt for one object, or a list of prompts in `prompts` for several."""
+
+    id: EmbeddingId
+    prompts: list[MaskPrompt] | None = Field(
+        default=None,
+        min_length=1,
+        description="In the place of this request's own points, box and mask; decoded together. "
+        "How many: `max_prompts` of `/health`.",
+    )
     multimask_output: bool = Field(
-        default=True, description="Three masks of different extent, or one."
+        default=True, description="Three masks of different extent for each prompt, or one."
+    )
+    format: MaskFormat = Field(
+        default="rle",
+        description="`rle`: COCO's compressed run lengths in `segmentation`. `polygon`: COCO's "
+        "polygons there, a mask with holes cut into pieces that have none. `png`: a PNG of one "
+        "bit a pixel in `png`.",
+    )
+    polygon_tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How far polygons may lie from the mask's outline, in pixels; 0 is exact.",
+    )
+    low_res_logits: bool = Field(
+        default=False, description="Whether answers have what `mask_input` takes."
     )
 
 
@@ -82,14 +117,28 @@ class CocoRle(BaseModel):
 class Mask(BaseModel):
     """One mask of a prompt."""
 
-    segmentation: CocoRle
+    prompt: int = Field(description="Which of the request's prompts it is of, from 0.")
+    segmentation: CocoRle | list[list[float]] | None = Field(
+        default=None,
+        description="Run lengths, or polygons [x, y, x, y, …]; null in the format `png`.",
+    )
+    png: str | None = Field(
+        default=None,
+        description="A PNG of the picture's size in base64, white on the object; null in the "
+        "other formats.",
+    )
     area: int = Field(description="Pixels.")
     bbox: Box = Field(description="(x, y, width, height) in pixels.")
     predicted_iou: float = Field(description="The model's own estimate of the mask's quality.")
+    low_res_logits: str | None = Field(
+        default=None,
+        description="Logits at a quarter of the model's frame, little-endian float32 in base64; "
+        "null unless they are asked for.",
+    )
 
 
 class Masks(BaseModel):
-    """The masks of a prompt, the best first."""
+    """The masks of all prompts, in the prompts' order, the best first of each."""
 
     masks: list[Mask]
 
@@ -205,3 +254,4 @@ class Health(BaseModel):
     max_upload_bytes: int
     max_pixels: int
     max_side: int
+    max_prompts: int

@@ -174,3 +174,21 @@ def test_one_object_of_a_console() -> None:
     assert torch.equal(found.labels, expected.labels)
     with pytest.raises(InputError, match="outside the picture"):
         Prompt.from_numbers([200, 70]).to_model_frame(PICTURE)
+
+
+def test_prompts_of_as_many_points_go_together() -> None:
+    single = [
+        Prompts.from_arrays(PICTURE, COORDS[:1], LABELS[:1]),
+        Prompts.from_arrays(PICTURE, box=[20, 30, 160, 120]),
+        Prompts.from_arrays(PICTURE, COORDS, LABELS),
+        Prompts.from_arrays(PICTURE, COORDS[1:], LABELS[1:], mask_input=MASK),
+        Prompts.from_arrays(PICTURE, COORDS[1:], LABELS[1:]),
+    ]
+    batches = list(Prompts.batches(single))
+    assert [numbers for numbers, _ in batches] == [[0, 1, 4], [2], [3]]
+    for numbers, batch in batches:
+        for row, number in enumerate(numbers):
+            assert torch.equal(batch.coords[row], single[number].coords[0])
+            assert torch.equal(batch.labels[row], single[number].labels[0])
+    assert [batch.mask_input is None for _, batch in batches] == [True, True, False]
+    assert list(Prompts.batches([])) == []

@@ -256,7 +256,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(client: httpx.C
 
 
 def test_body_sizes_are_limited(sam: Sam) -> None:
-    with serving(sam, max_upload_bytes=10_000) as url:
+    with serving(sam, max_upload_bytes=10_000, max_json_bytes=60_000) as url:
         declared = httpx.post(f"{url}/embed", content=bytes(10_001), headers=PNG)
         assert_problem(declared, 413, "larger than")
         chunks = (bytes(1000) for _ in range(50))  # sent without a Content-Length
@@ -299,7 +299,7 @@ def test_unknown_ids_paths_and_methods(client: httpx.Client) -> None:
     assert_problem(client.get("/nothing-here"), 404)
     response = client.delete("/health")
     assert_problem(response, 405)
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
 
 
 def test_foreign_hosts_and_pages_are_refused(client: httpx.Client) -> None:

@@ -15,7 +15,8 @@ from server_support import encoded, picture, running, tiny_model
 from samtrt.sam import load_sam
 from samtrt.server.app import create_app
 
-for media_type, kind in {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}.items():
+KINDS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+for media_type, kind in {**KINDS, "application/octet-stream": "PNG"}.items():
     schemathesis.openapi.media_type(
         media_type, st.sampled_from([encoded(picture(seed, 40, 60), kind) for seed in range(3)])
     )
@@ -40,10 +41,10 @@ def embedding_id(url: str) -> str:
 
 
 OPERATIONS = [
-    ("POST", "/embed"),
-    ("GET", "/embed/{embedding_id}"),
-    ("POST", "/masks"),
-    ("POST", "/everything"),
+    ("POST", "/v1/embed"),
+    ("GET", "/v1/embed/{embedding_id}"),
+    ("POST", "/v1/masks"),
+    ("POST", "/v1/everything"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
@@ -87,5 +88,5 @@ def use_known_picture(case: schemathesis.Case, embedding_id: str) -> None:
         case.path_parameters["embedding_id"] = embedding_id
     if isinstance(case.body, dict):
         case.body["id"] = embedding_id
-        if case.path == "/everything":  # 64 points a side would take minutes here
+        if case.path == "/v1/everything":  # 64 points a side would take minutes here
             case.body["points_per_side"] = min(case.body.get("points_per_side", 2), 2)

@@ -14,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from samtrt.server.guard.access_log import log_access
 from samtrt.server.guard.stopping import Stopping
 from samtrt.server.metrics import Metrics
 from samtrt.server.problems import RequestError
@@ -42,10 +43,12 @@ SECURITY_HEADERS = {
 
 READING_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
 METHODS = READING_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
-# What is there without the token: the page, which holds nothing of anybody's, and the probe.
-OPEN_PATHS = {"/", "/ready"}
-OPEN_FOLDER = "/static/"
+# What is there without the token: the pages, which hold nothing of anybody's, and the probe.
+OPEN_PATHS = {"/", "/ready", "/docs", "/openapi.json"}
+OPEN_FOLDERS = ("/static/", "/docs/")
 JSON_PATHS = {"/masks", "/everything"}
+# Of the API's paths; without it they are the same.
+VERSION = "/v1"
 
 
 class Guard:
@@ -66,15 +69,21 @@ class Guard:
             await self.app(scope, receive, send)
             return
         scope = _below_root(scope, self.settings.root_path)
+        asked = scope["method"]
         started = time.perf_counter()
         answered: list[int] = []
+        sent = 0
 
         async def send_guarded(message: Message) -> None:
+            nonlocal sent
             if message["type"] == "http.response.start":
                 answered.append(message["status"])
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+            elif asked == "HEAD":
+                message = {**message, "body": b""}
+            sent += len(message.get("body", b""))
             await send(message)
 
         task = asyncio.current_task()
@@ -93,7 +102,7 @@ class Guard:
         except ConnectionAbortedError:
             pass  # nobody is left to answer
         except Exception:
-            log.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            log.exception("unexpected error in %s %s", asked, scope["path"])
             if answered:
                 raise
             unexpected = RequestError(
@@ -105,8 +114,11 @@ class Guard:
             self.stopping.at_work.discard(task)
             route = getattr(scope.get("route"), "path", "other")
             status = answered[0] if answered else 499  # the client went away
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.request(method, route, status, time.perf_counter() - started)
+            method = asked if asked in METHODS else "other"
+            seconds = time.perf_counter() - started
+            self.metrics.request(method, route, status, seconds)
+            if self.settings.access_log:
+                log_access(scope, asked, status, sent, seconds)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -118,8 +130,11 @@ class Guard:
                 scope, receive, send
             )
             return
+        path = _api_path(path)
         self._check_token(path, headers)
         if scope["method"] in READING_METHODS:
+            if scope["method"] == "HEAD":
+                scope["method"] = "GET"  # whose body is not sent
             await self.app(scope, receive, send)
             return
         self._check_origin(headers)
@@ -163,7 +178,7 @@ class Guard:
 
     def _check_token(self, path: str, headers: Headers) -> None:
         token = self.settings.token
-        if token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+        if token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(given.strip().encode(), token.encode())
@@ -176,6 +191,8 @@ class Guard:
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
+        if origin in self.settings.cors_origins:
+            return
         try:
             same = origin is None or urlsplit(origin).netloc == headers.get("host", "")
         except ValueError:  # no URL
@@ -253,12 +270,12 @@ class Guard:
 
 
 def _below_root(scope: Scope, root_path: str) -> Scope:
-    """The scope with the prefix that a proxy has before the server's own paths.
+    """A scope of our own, with the prefix that a proxy has before the server's paths.
 
     Checks and routes must see the same path, whether the proxy has taken the prefix away or not.
     """
     if not root_path:
-        return scope
+        return {**scope}
     path = scope["path"]
     if path != root_path and not path.startswith(f"{root_path}/"):
         path = root_path + path
@@ -269,6 +286,11 @@ def _route_path(scope: Scope) -> str:
     """The path that routes are matched with: what follows the prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def _api_path(path: str) -> str:
+    """A path without the API's version, which changes nothing in what is checked."""
+    return path.removeprefix(VERSION) if path.startswith(f"{VERSION}/") else path
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

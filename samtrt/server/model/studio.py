@@ -1,7 +1,6 @@
 """The model behind the API: pictures are embedded once, prompts are answered from the cache."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,19 @@ from threading import Event, Lock
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from samtrt.decoders.prompts import Prompt, Prompts
 from samtrt.decoders.protocol import Decoder
 from samtrt.decoders.upscaling import cut_out
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import SamtrtError
-from samtrt.masks.runs import require_pycocotools
 from samtrt.masks.transfer import to_host
 from samtrt.sam import Sam
 from samtrt.server import schemas
+from samtrt.server.api.answers import mask_fields, text_of_logits
+from samtrt.server.api.prompts import prompts_of
+from samtrt.server.api.uploads import picture_id
 from samtrt.server.decoding import PictureReader
 from samtrt.server.metrics import Metrics
 from samtrt.server.model.everything import Everything
@@ -82,7 +84,6 @@ class Studio:
         self.everything = Everything(sam, self.decoder, self.lanes["everything"], settings, metrics)
         self._encoder_lock = Lock()
         self._embedding: dict[str, asyncio.Task[KeptPicture]] = {}
-        self._mask_utils = require_pycocotools()
         metrics.watch_cache(self.cache)
         for lane in self.lanes.values():
             metrics.watch_lane(lane)
@@ -103,9 +104,7 @@ class Studio:
         Raises:
             RequestError: as ``decode_picture`` and ``Lane.run``.
         """
-        key = hashlib.sha256(f"{self.computed_by} {media_type}\n".encode())
-        key.update(data)
-        embedding_id = key.hexdigest()
+        embedding_id = picture_id(self.computed_by, media_type, data)
         found = self.cache.get(embedding_id)
         if found is not None:
             return embedding_id, found, True
@@ -168,39 +167,62 @@ class Studio:
     async def masks(
         self, picture: EmbeddedPicture, request: schemas.MaskRequest
     ) -> list[dict[str, Any]]:
-        """The masks of a prompt as ``schemas.Mask`` fields, the best first.
+        """The masks of all prompts as ``schemas.Mask`` fields, the best first of each prompt.
 
         Raises:
             InputError: a prompt that is empty, contradicts itself or leaves the picture.
-            RequestError: as ``Lane.run``.
+            RequestError: as ``Lane.run``; 422 where there are prompts of both kinds or too many.
         """
-        coords = [number for point in request.point_coords for number in point]
-        prompt = Prompt.from_numbers(coords, request.point_labels, request.box)
-        prompts = prompt.to_model_frame(picture)
-        return await self.lanes["decode"].run(
-            self._masks, picture, prompts, request.multimask_output
-        )
+        prompts = prompts_of(request, picture, self.settings.max_prompts)
+        abandoned = Event()
+        try:
+            return await self.lanes["decode"].run(self._masks, picture, prompts, request, abandoned)
+        finally:  # also when the time is up, or the client has left
+            abandoned.set()
 
     def _masks(
-        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
+        self,
+        picture: EmbeddedPicture,
+        prompts: list[Prompts],
+        request: schemas.MaskRequest,
+        abandoned: Event,
     ) -> list[dict[str, Any]]:
+        found: list[list[dict[str, Any]]] = [[] for _ in prompts]
         with self.metrics.work_seconds.labels("decode").time():
-            low_res, predicted = self.decoder(picture, prompts, multimask_output)
-            masks, scores = to_host(cut_out(low_res, picture)[0], predicted[0])
-            encoded = self._mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-            areas, boxes = self._mask_utils.area(encoded), self._mask_utils.toBbox(encoded)
-            return [
-                {
-                    "segmentation": {
-                        "size": encoded[index]["size"],
-                        "counts": encoded[index]["counts"].decode("ascii"),
-                    },
-                    "area": int(areas[index]),
-                    "bbox": boxes[index].tolist(),
-                    "predicted_iou": float(scores[index]),
-                }
-                for index in np.argsort(-scores)
-            ]
+            for numbers, batch in Prompts.batches(prompts):
+                low_res, scores = self.decoder(picture, batch, request.multimask_output)
+                # One prompt at a time: masks of large pictures are large.
+                for number, logits, predicted in zip(numbers, low_res, scores, strict=True):
+                    if abandoned.is_set():
+                        raise AbandonedError
+                    found[number] = self._answers(picture, number, logits, predicted, request)
+        return [mask for masks in found for mask in masks]
+
+    def _answers(
+        self,
+        picture: EmbeddedPicture,
+        number: int,
+        low_res: Tensor,
+        predicted: Tensor,
+        request: schemas.MaskRequest,
+    ) -> list[dict[str, Any]]:
+        """The masks of one prompt: of logits [M, 4h, 4w] and predicted IoUs [M]."""
+        cut = cut_out(low_res[None], picture)[0]
+        masks, scores, logits = to_host(cut, predicted, low_res)
+        return [
+            {
+                "prompt": number,
+                "predicted_iou": float(scores[index]),
+                "low_res_logits": text_of_logits(logits[index]) if request.low_res_logits else None,
+                **mask_fields(
+                    masks[index],
+                    request.format,
+                    request.polygon_tolerance,
+                    self.settings.max_polygon_runs,
+                ),
+            }
+            for index in np.argsort(-scores)
+        ]
 
     def warm_up(self) -> None:
         """Makes a first picture's work, so that no client waits for kernels to be compiled."""
