@@ -257,7 +257,7 @@ def test_script(tmp_path: Path) -> None:
         (b"\n <html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
         (b'{"error": "not found"}', "JSON text"),
-        (gzip.compress(b"x" * 999), "gzip data"),
+        (gzip.compress(b"x" * 999, mtime=0), "gzip data"),
         (safetensors.numpy.save({"a": np.ones(3, np.float32)})[:-1], "truncated or damaged"),
         (b"no checkpoint", "truncated or damaged"),
         (b"", "empty"),
