@@ -34,7 +34,7 @@ from samtrt.decoders.torch import TorchDecoder
 from samtrt.decoders.upscaling import cut_out
 from samtrt.encoders.accelerated import accelerate
 from samtrt.encoders.choice import default_device
-from samtrt.encoders.embedded import EmbeddedPicture, embed_frames, embed_picture
+from samtrt.encoders.embedded import EmbeddedPicture, embed_frames, embed_picture, embed_pictures
 from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
 from samtrt.encoders.identity import ParametersIdentity
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
@@ -171,6 +171,15 @@ class Sam(nn.Module):
         self._require_own_process()
         statistics = self.pixel_mean, self.pixel_std
         return self._identified(embed_picture(self.encoder, image, "", mark, statistics))
+
+    def embed_pictures(self, images: Sequence[np.ndarray]) -> list[EmbeddedPicture]:
+        """Encodes pictures [H, W, 3] uint8 RGB of any sizes as one batch; see ``embed_picture``."""
+        self._require_own_process()
+        if not images:
+            return []
+        statistics = self.pixel_mean, self.pixel_std
+        pictures = embed_pictures(self.encoder, images, statistics)
+        return [self._identified(picture) for picture in pictures]
 
     def _identified(self, picture: EmbeddedPicture) -> EmbeddedPicture:
         """With the parameters that the encoder has; a digest of them after each change."""

@@ -64,6 +64,19 @@ def add_options(options: Options) -> None:
         help="origin, as https://tool.example, whose pages may call the API from a browser; may be "
         "given several times",
     )
+    options.add(
+        "--encode-batch",
+        type=_batch,
+        metavar="N",
+        help="pictures that are encoded together at most, of those that wait; auto measures at the "
+        "start what is best (default: auto)",
+    )
+    options.add(
+        "--trace",
+        action="store_true",
+        help="send OpenTelemetry's spans of requests and work, where OTEL_EXPORTER_OTLP_ENDPOINT "
+        "says",
+    )
     options.add("--access-log", action="store_true", help="a line on stderr for each request")
     options.add("--no-metrics", action="store_true", help="no /metrics")
     options.add("--sample", type=Path, help="picture that the page offers to try")
@@ -114,6 +127,15 @@ def _number(limit: "dataclasses.Field[Any]") -> Callable[[str], float]:
     return number
 
 
+def _batch(text: str) -> int | None:
+    """A number of pictures; None for ``auto``."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero, and not auto")
+    return int(text)
+
+
 def _settings(arguments: argparse.Namespace) -> Settings:
     """The limits that were given, and the defaults of the others."""
     given = {limit.name: getattr(arguments, limit.name) for limit in _limits()}
@@ -139,6 +161,8 @@ def run(arguments: argparse.Namespace) -> None:
         trusted_proxies=tuple(arguments.trusted_proxy),
         token_file=arguments.token_file,
         metrics=not arguments.no_metrics,
+        encode_batch=arguments.encode_batch,
+        trace=arguments.trace,
         access_log=arguments.access_log,
         cors_origins=tuple(arguments.cors_origin),
         sample=arguments.sample or demo_picture(),

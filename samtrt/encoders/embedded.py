@@ -96,6 +96,28 @@ def embed_picture(
     return picture
 
 
+def embed_pictures(
+    encoder: ImageEncoder,
+    images: Sequence[np.ndarray],
+    statistics: Statistics | None = None,
+) -> list[EmbeddedPicture]:
+    """``embed_picture`` of several pictures of any sizes, as one batch.
+
+    Raises:
+        InputError: anything but uint8 pictures, or more than the encoder takes at once.
+    """
+    for image in images:
+        check_picture(image)
+    with as_written():
+        made = [
+            preprocess(image, encoder.img_size, encoder.device, statistics=statistics)
+            for image in images
+        ]
+        frames = torch.cat([frame for frame, _ in made])
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    return embed_frames(encoder, frames, [input_size for _, input_size in made], sizes)
+
+
 def embed_frame(
     encoder: ImageEncoder,
     frame: Tensor,

@@ -25,6 +25,7 @@ from samtrt.server.model.studio import Studio
 from samtrt.server.page.routes import add_page
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import Settings
+from samtrt.server.tracing import Tracing
 
 
 def create_app(
@@ -33,6 +34,7 @@ def create_app(
     sample: Path | None = None,
     settings: Settings | None = None,
     note: str = "",
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application for one model.
 
@@ -43,10 +45,12 @@ def create_app(
         sample: a picture that the page offers to try, or None.
         settings: limits; None for the defaults.
         note: what a user must know of the model (``EngineInfo.note``).
+        tracing: makes spans of requests and work; None for nothing.
     """
     settings = settings or Settings()
     metrics = Metrics()
-    studio = Studio(sam, settings, metrics)
+    tracing = tracing or Tracing()
+    studio = Studio(sam, settings, metrics, tracing=tracing)
     stopping = Stopping()
 
     @asynccontextmanager
@@ -54,6 +58,7 @@ def create_app(
         studio.read_picture.start()
         yield
         await studio.close()
+        tracing.close()
 
     app = FastAPI(
         title="samtrt",
@@ -68,7 +73,9 @@ def create_app(
     app.state.studio = studio
     app.state.settings = settings
     app.state.stopping = stopping
-    app.add_middleware(Guard, settings=settings, metrics=metrics, stopping=stopping)
+    app.add_middleware(
+        Guard, settings=settings, metrics=metrics, stopping=stopping, tracing=tracing
+    )
     if settings.cors_origins:  # outermost: refusals too are for those pages to read
         app.add_middleware(
             CORSMiddleware,

@@ -6,19 +6,23 @@ import re
 import secrets
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+
+import numpy as np
 
 from samtrt.checkpoints.parameters import load_parameters
 from samtrt.console import EXIT_INTERRUPTED
 from samtrt.decoders.browser.contract import FORMAT
 from samtrt.decoders.browser.export import export_browser_decoder
 from samtrt.decoders.browser.runtime import BrowserDecoder
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.hints import install
-from samtrt.sam import load_sam
+from samtrt.sam import Sam, load_sam
 from samtrt.server.settings import TOKEN_VARIABLE, Settings
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,9 @@ class ServeOptions:
         trusted_proxies: addresses or networks of proxies whose X-Forwarded-For is believed.
         token_file: file with the token that clients must send; None for the environment's
             SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
+        encode_batch: pictures that are encoded together at most, of those that wait; None measures
+            what is best.
+        trace: whether OpenTelemetry's spans are sent.
         metrics: whether there is ``/metrics``.
         access_log: whether each request is logged.
         cors_origins: origins whose pages may call the API.
@@ -64,6 +71,8 @@ class ServeOptions:
     root_path: str = ""
     trusted_proxies: tuple[str, ...] = ()
     token_file: Path | None = None
+    encode_batch: int | None = None
+    trace: bool = False
     metrics: bool = True
     access_log: bool = False
     cors_origins: tuple[str, ...] = ()
@@ -82,6 +91,7 @@ def serve(options: ServeOptions) -> None:
     from samtrt.server.app import create_app
     from samtrt.server.assets import assets_compressed
     from samtrt.server.guard.serving import Server
+    from samtrt.server.tracing import exporting
 
     engine = options.engine or options.params / "engine"
     sample = _find_sample(options.sample)
@@ -96,9 +106,13 @@ def serve(options: ServeOptions) -> None:
     with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
         settings = network_settings(options, ip_address(address))
+        tracing = exporting() if options.trace else None
         sam = load_sam(engine, options.params, options.backend)
-        app = create_app(sam, decoder, sample, settings, read_engine_info(engine).note)
+        info = read_engine_info(engine)
         logger.info("warming up")
+        largest = encode_batch(sam, info.max_batch_size, options.encode_batch)
+        settings = replace(settings, encode_batch=largest)
+        app = create_app(sam, decoder, sample, settings, info.note, tracing)
         app.state.studio.warm_up()
         names = (*options.allowed_hosts, address)
         name = names[0] if ip_address(address).is_unspecified and names[0] != "*" else address
@@ -117,6 +131,35 @@ def serve(options: ServeOptions) -> None:
             if app.state.studio.is_busy:
                 _leave()  # a picture in the encoder would hold the interpreter until it is done
             raise
+
+
+def encode_batch(sam: Sam, largest: int, wanted: int | None) -> int:
+    """How many pictures are encoded together at most.
+
+    Args:
+        sam: the model, which is tried where nothing is wanted.
+        largest: the engine's largest batch.
+        wanted: what was asked for; None for what is measured.
+
+    Raises:
+        InputError: more is wanted than the engine takes.
+    """
+    from samtrt.server.model.batching import LARGEST, best_batch
+
+    if wanted is not None:
+        if wanted > largest:
+            raise InputError(
+                f"--encode-batch is {wanted}, and the engine takes {largest} at once; build it "
+                f"with --max-batch-size {wanted}"
+            )
+        return wanted
+    if largest == 1:
+        return 1
+
+    def encode(images: Sequence[np.ndarray]) -> list[EmbeddedPicture]:
+        return [picture.to("cpu") for picture in sam.embed_pictures(images)]
+
+    return best_batch(encode, sam.img_size, min(largest, LARGEST))
 
 
 def require_installed(page: bool) -> None:

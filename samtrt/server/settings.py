@@ -23,6 +23,7 @@ class Settings:
     Each limit says itself what it is (``metadata["help"]``), and is a flag of `samtrt serve`.
 
     Attributes:
+        encode_batch: pictures that are encoded together at most, of those that wait.
         root_path: prefix of all paths behind a proxy, as ``/sam``; "" for none.
         trusted_proxies: addresses and networks whose X-Forwarded-For is believed; nobody's else.
         token: what clients must send as ``Authorization: Bearer``; None for nothing.
@@ -81,6 +82,7 @@ class Settings:
     everything_timeout: float = _limit(300.0, 'seconds for "everything", waiting included')
     # Ctrl-C does not wait for them.
     drain_seconds: float = _limit(20.0, "seconds that the requests at work have after SIGTERM")
+    encode_batch: int = 1
     root_path: str = ""
     trusted_proxies: tuple[str, ...] = ()
     token: str | None = None

@@ -190,7 +190,7 @@ def test_health_and_metrics(client: httpx.Client) -> None:
         'samtrt_requests_total{method="POST",route="/embed",status="200"}',
         "samtrt_request_seconds_bucket",
         "samtrt_cache_bytes",
-        "samtrt_encode_pending 0.0",
+        'samtrt_queue_length{queue="encode"} 0.0',
         "process_resident_memory_bytes",
     ):
         assert name in response.text

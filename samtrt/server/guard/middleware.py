@@ -19,6 +19,7 @@ from samtrt.server.guard.stopping import Stopping
 from samtrt.server.metrics import Metrics
 from samtrt.server.problems import RequestError
 from samtrt.server.settings import Settings
+from samtrt.server.tracing import Tracing
 
 log = logging.getLogger("samtrt.server")
 
@@ -55,12 +56,18 @@ class Guard:
     """The outermost layer: every check that needs no route, and the count of every answer."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, stopping: Stopping
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        stopping: Stopping,
+        tracing: Tracing,
     ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self.stopping = stopping
+        self.tracing = tracing
         self.in_work = 0
         self.in_work_of: Counter[str] = Counter()
 
@@ -69,6 +76,16 @@ class Guard:
             await self.app(scope, receive, send)
             return
         scope = _below_root(scope, self.settings.root_path)
+        asked = scope["method"] if scope["method"] in METHODS else "other"
+        with (
+            self.metrics.in_progress.track_inprogress(),
+            self.tracing.request(scope, asked) as told,
+        ):
+            route, status = await self._answer(scope, receive, send)
+            told(route, status)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> tuple[str, int]:
+        """Answers the request whatever happens; its route and status."""
         asked = scope["method"]
         started = time.perf_counter()
         answered: list[int] = []
@@ -112,13 +129,15 @@ class Guard:
             await unexpected.response()(scope, receive, send_guarded)
         finally:
             self.stopping.at_work.discard(task)
-            route = getattr(scope.get("route"), "path", "other")
+            # Without the version: it counts as the path that has none.
+            route = _api_path(getattr(scope.get("route"), "path", "other"))
             status = answered[0] if answered else 499  # the client went away
             method = asked if asked in METHODS else "other"
             seconds = time.perf_counter() - started
             self.metrics.request(method, route, status, seconds)
             if self.settings.access_log:
                 log_access(scope, asked, status, sent, seconds)
+        return route, status
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

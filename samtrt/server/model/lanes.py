@@ -4,7 +4,9 @@ Work for one request ends when its client has left.
 """
 
 import asyncio
+import contextvars
 import functools
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,6 +41,7 @@ class Lane:
         self.capacity = capacity
         self.timeout = timeout
         self.pending = 0
+        self.waited: Callable[[float], object] = lambda seconds: None  # called when a job starts
         self._threads = ThreadPoolExecutor(workers, f"samtrt-{name}")
 
     def check_room(self) -> None:
@@ -62,7 +65,9 @@ class Lane:
         self.check_room()
         self.pending += 1
         loop = asyncio.get_running_loop()
-        job = self._threads.submit(functools.partial(function, *arguments))
+        context = contextvars.copy_context()  # a trace goes on in the thread
+        work = functools.partial(context.run, self._started, time.perf_counter(), function)
+        job = self._threads.submit(work, *arguments)
         job.add_done_callback(lambda _: self._release(loop))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), self.timeout)
@@ -73,6 +78,10 @@ class Lane:
                 "or with a smaller request",
                 retry_after=5,
             ) from None
+
+    def _started(self, since: float, function: Callable[..., Result], *arguments: object) -> Result:
+        self.waited(time.perf_counter() - since)
+        return function(*arguments)
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server has ended

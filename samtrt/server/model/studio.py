@@ -1,11 +1,10 @@
 """The model behind the API: pictures are embedded once, prompts are answered from the cache."""
 
 import asyncio
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from samtrt.server.api.prompts import prompts_of
 from samtrt.server.api.uploads import picture_id
 from samtrt.server.decoding import PictureReader
 from samtrt.server.metrics import Metrics
+from samtrt.server.model.batching import Batcher, Image
 from samtrt.server.model.everything import Everything
 from samtrt.server.model.lanes import AbandonedError, Lane
 from samtrt.server.model.memory import LRUCache
 from samtrt.server.settings import Settings
+from samtrt.server.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,19 @@ class Studio:
 
     Args:
         decoder: what decodes; None for the model's own (``Sam.get_decoder``).
+        tracing: makes spans of the work; None for nothing.
     """
 
     def __init__(
-        self, sam: Sam, settings: Settings, metrics: Metrics, decoder: Decoder | None = None
+        self,
+        sam: Sam,
+        settings: Settings,
+        metrics: Metrics,
+        decoder: Decoder | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.sam = sam
+        self.tracing = tracing or Tracing()
         self.decoder = decoder or sam.get_decoder()
         self.computed_by = sam.computed_by
         self.settings = settings
@@ -70,9 +78,12 @@ class Studio:
         self.embed_seconds: float | None = None
         self.works = True
         self.lanes = {
-            # One more than can be decoded at once: the encoder's. The others wait as files.
+            # More than can be decoded at once: a batch of the encoder's. The others wait as files.
             "encode": Lane(
-                "encode", settings.read_workers + 1, settings.encode_queue, settings.encode_timeout
+                "encode",
+                settings.read_workers + settings.encode_batch,
+                settings.encode_queue,
+                settings.encode_timeout,
             ),
             "decode": Lane(
                 "decode", settings.decode_workers, settings.decode_queue, settings.decode_timeout
@@ -82,9 +93,10 @@ class Studio:
             ),
         }
         self.everything = Everything(sam, self.decoder, self.lanes["everything"], settings, metrics)
-        self._encoder_lock = Lock()
+        self.batcher = Batcher(self._encode, settings.encode_batch)
         self._embedding: dict[str, asyncio.Task[KeptPicture]] = {}
         metrics.watch_cache(self.cache)
+        metrics.watch_model(self.computed_by, sam.device)
         for lane in self.lanes.values():
             metrics.watch_lane(lane)
 
@@ -133,20 +145,28 @@ class Studio:
     def _embed(
         self, embedding_id: str, data: bytes, media_type: str, abandoned: Event
     ) -> KeptPicture:
-        image = self.read_picture(data, media_type)
-        with self._encoder_lock:
-            if abandoned.is_set():
-                raise AbandonedError
-            started = time.perf_counter()
-            with self._watched():
-                embedded = self.sam.embed(image).to("cpu")
-            seconds = time.perf_counter() - started
-        self.metrics.work_seconds.labels("encode").observe(seconds)
-        before = seconds if self.embed_seconds is None else self.embed_seconds
-        self.embed_seconds = 0.7 * before + 0.3 * seconds
-        picture = KeptPicture(embedded, seconds)
+        with self.tracing.span("decode picture", bytes=len(data)):
+            image = self.read_picture(data, media_type)
+        with self.tracing.span("encode") as span:
+            encoded = self.batcher(image, abandoned)
+            if span is not None:
+                span.set_attributes({"samtrt.batch": encoded.batch})
+        before = encoded.seconds if self.embed_seconds is None else self.embed_seconds
+        self.embed_seconds = 0.7 * before + 0.3 * encoded.seconds
+        picture = KeptPicture(encoded.picture, encoded.seconds)
         self.cache.put(embedding_id, picture)
         return picture
+
+    def _encode(self, images: Sequence[Image]) -> list[EmbeddedPicture]:
+        """The encoder's work for pictures that go together."""
+        with self.metrics.work_seconds.labels("encode").time(), self._watched():
+            if len(images) == 1:
+                found = [self.sam.embed(images[0])]
+            else:
+                found = self.sam.embed_pictures(images)
+            embedded = [picture.to("cpu") for picture in found]
+        self.metrics.batch.observe(len(images))
+        return embedded
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -188,7 +208,11 @@ class Studio:
         abandoned: Event,
     ) -> list[dict[str, Any]]:
         found: list[list[dict[str, Any]]] = [[] for _ in prompts]
-        with self.metrics.work_seconds.labels("decode").time():
+        self.metrics.prompts.observe(len(prompts))
+        with (
+            self.tracing.span("decode masks", prompts=len(prompts)),
+            self.metrics.work_seconds.labels("decode").time(),
+        ):
             for numbers, batch in Prompts.batches(prompts):
                 low_res, scores = self.decoder(picture, batch, request.multimask_output)
                 # One prompt at a time: masks of large pictures are large.
