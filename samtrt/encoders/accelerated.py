@@ -37,6 +37,8 @@ _PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 # some 0.002.
 _LARGEST_ERROR = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1}
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+# What Hugging Face's processors say of a picture, and their models hand to the encoder, unread.
+_PASSED_ON = ("original_sizes", "reshaped_input_sizes")
 # Modules whose code is the definition that the runtimes are proved against.
 _OURS = ("samtrt.modeling.", "torch.nn.")
 
@@ -395,8 +397,10 @@ def _picture(
     as_ever = getattr(getattr(module, "config", None), "return_dict", True)
     if asked.pop("return_dict", None) not in (None, as_ever):
         return None
-    is_picture = isinstance(x, Tensor) and all(other in (None, False) for other in asked.values())
-    return x if is_picture else None
+    for name in _PASSED_ON:
+        asked.pop(name, None)
+    is_alone = all(other is None or other is False for other in asked.values())
+    return x if isinstance(x, Tensor) and is_alone else None
 
 
 def _wants_own_code(module: nn.Module, x: Tensor) -> str:

@@ -34,7 +34,7 @@ def import_segment_anything() -> ModuleType:
                 f"{name} is not installed, and the comparison needs Meta's package; "
                 f"run `{install('compare')}`"
             )
-    _import_torchvision()
+    import_torchvision()
     import segment_anything
 
     if segment_anything.__name__ != "segment_anything":
@@ -45,7 +45,7 @@ def import_segment_anything() -> ModuleType:
     return segment_anything
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Imports torchvision, with its operators declared where its own binary does not do it.
 
     A binary that loads declares them itself, and to declare an operator twice ends the process;

@@ -93,6 +93,38 @@ def test_other_early_features_than_the_global_blocks_are_refused() -> None:
         encoder(pictures(HQ))
 
 
+class Keywords(nn.Module):
+    """As Hugging Face's encoders are called: with all that was given to the model."""
+
+    config = None
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        self.asked = kwargs
+        return super().forward(x) if kwargs.get("return_dict") is not False else "a tuple"
+
+
+@torch.no_grad()
+def test_what_else_is_asked_for_comes_from_the_own_code() -> None:
+    from segment_anything.modeling import ImageEncoderViT
+
+    encoder: Any = meta_encoder(HQ)
+    encoder.__class__ = type("Encoder", (Keywords, ImageEncoderViT), {})
+    samtrt.accelerate(encoder)
+    x, expected = pictures(HQ), encoder(pictures(HQ))
+    sizes = torch.tensor([[90, 120], [90, 120]])
+    for given in (
+        {"original_sizes": sizes, "reshaped_input_sizes": sizes},
+        {"output_attentions": False, "mask": None, "return_dict": True},
+    ):
+        encoder.asked = None
+        assert relative_l2(encoder(x, **given), expected) < 1e-5
+        assert encoder.asked is None  # the runtime's
+    assert encoder(x, return_dict=False) == "a tuple"
+    for given in ({"mask": sizes}, {"output_attentions": True}):
+        encoder(x, **given)
+        assert encoder.asked == given
+
+
 class ByLayers(nn.Module):
     """cellpose/vit.py, ``CPSAM``: calls its encoder's layers itself, and has a readout."""
 

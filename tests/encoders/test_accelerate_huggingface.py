@@ -70,6 +70,8 @@ def test_sam_hq_model(transformers: Any) -> None:
     given = {
         "pixel_values": torch.randn(2, 3, 128, 128),
         "input_points": 100 * torch.rand(2, 1, 2, 2),
+        "original_sizes": torch.tensor([[90, 120], [90, 120]]),  # as processors give them
+        "reshaped_input_sizes": torch.tensor([[96, 128], [96, 128]]),
     }
     expected, plain = model(**given), model.vision_encoder(given["pixel_values"])
     found = samtrt.accelerate(model)(**given)

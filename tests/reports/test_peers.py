@@ -12,7 +12,7 @@ def test_operators_are_left_to_a_binary_that_loads(monkeypatch: pytest.MonkeyPat
     """Declared a second time, they end the process."""
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.setattr(peers, "_libraries", [])
-    peers._import_torchvision()
+    peers.import_torchvision()
     assert peers._libraries == []
 
 
@@ -21,5 +21,5 @@ def test_another_failure_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with pytest.raises(RuntimeError, match="something else"):
-        peers._import_torchvision()
+        peers.import_torchvision()
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
