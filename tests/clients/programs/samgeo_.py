@@ -1,4 +1,4 @@
-"""samgeo (segment-geospatial): a georeferenced picture, tile by tile, and a point by coordinates."""
+"""samgeo (segment-geospatial): a georeferenced picture in tiles and as one, and a point."""
 
 import numpy as np
 import rasterio
