@@ -38,6 +38,7 @@ CACHE_VARIABLE = "SAMTRT_CACHE_DIR"
 _MAX_NAME_BYTES = 255  # of a file's name on every common file system
 _MAX_WRITERS = 64  # of one file at a time
 _LOCK_FILE = ".samtrt-lock"
+_JOB = "job"  # what a folder's job is called where a second one is refused
 _CHUNK = 1 << 18  # bytes that are hashed at once
 # What a file system without locks answers (some network drives).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -113,9 +114,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     NaN and infinity, which JSON has no word for, become null. A name whose bytes are no UTF-8
     (``os.fsdecode``) is escaped, so that reading gives the same string again.
     """
-    content = _to_json(value)
+    write_bytes(path, json_bytes(value))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def json_bytes(value: Any) -> bytes:
+    """What ``write_json`` writes."""
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def without_nan(value: Any) -> Any:
@@ -164,7 +175,7 @@ def write_sealed(
         try:
             write_json(record, value)
         except SamtrtError:
-            claim.keep = record.is_file() and record.read_bytes() == _to_json(value)
+            claim.keep = record.is_file() and record.read_bytes() == json_bytes(value)
             raise
         with writing(data):
             _take_name(claim, final)
@@ -215,6 +226,19 @@ def working_alone(folder: Path) -> Iterator[None]:
         if not _try_lock(file):
             logger.info("waiting for another process that works in %s", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """Lets one process at a time fill a folder, which is created; a second one is refused.
+
+    Nothing of the lock is left behind but by a killed process, and the next takes that over.
+
+    Raises:
+        SamtrtError: another process has it, or the folder cannot be written.
+    """
+    with _claimed(folder / _JOB, alone=True, shown=folder):
         yield
 
 
@@ -278,11 +302,12 @@ class _Claim:
 
 
 @contextmanager
-def _claimed(target: Path, alone: bool = False) -> Iterator[_Claim]:
-    """A temporary file for a writer of ``target``; ``alone`` refuses a second writer."""
+def _claimed(target: Path, alone: bool = False, shown: Path | None = None) -> Iterator[_Claim]:
+    """A temporary file for a writer of ``target``, which errors call ``shown``; ``alone`` refuses
+    a second writer."""
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        claim = _first_free(target, 1 if alone else _MAX_WRITERS)
+        claim = _first_free(target, 1 if alone else _MAX_WRITERS, shown or target)
     try:
         yield claim
     finally:
@@ -294,7 +319,7 @@ def _claimed(target: Path, alone: bool = False) -> Iterator[_Claim]:
         claim.file.close()
 
 
-def _first_free(target: Path, writers: int) -> _Claim:
+def _first_free(target: Path, writers: int, shown: Path) -> _Claim:
     for number in range(writers):
         path = _temporary_name(target, number)
         if (file := _lock(path)) is not None:
@@ -302,7 +327,7 @@ def _first_free(target: Path, writers: int) -> _Claim:
                 _remove_left(_temporary_name(target, number + 1))
             return _Claim(path, file)
     raise SamtrtError(
-        f"another process is writing {target}; wait until it has ended, or write elsewhere"
+        f"another process is writing {shown}; wait until it has ended, or write elsewhere"
     )
 
 
@@ -405,8 +430,3 @@ def _temporary_name(target: Path, number: int) -> Path:
 
 def _is_beside(path: Path, target: Path) -> bool:
     return path.parent == target.parent or path in target.parents
-
-
-def _to_json(value: Any) -> bytes:
-    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8", "backslashreplace")

@@ -9,7 +9,9 @@ copy and without a temporary file of the writer's own.
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -75,9 +77,11 @@ class _Entry:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
+    path: Path | BytesIO,
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file of tensors.
+    """Writes a file of tensors, or one that is in memory.
 
     Raises:
         OSError: the file cannot be written.
@@ -94,7 +98,7 @@ def write_tensors(
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)  # tensors begin at a multiple of eight
-    with path.open("wb") as file:
+    with path.open("wb") if isinstance(path, Path) else nullcontext(path) as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
         file.write(text)
         for name in names:

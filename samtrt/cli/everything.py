@@ -3,17 +3,20 @@
 import argparse
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samtrt.cli.options import Options
 from samtrt.cli.parts.model import add_model, chosen_model
-from samtrt.errors import InputError
+from samtrt.errors import InputError, SamtrtError
+from samtrt.files import write_json
 from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, PAINTED, RECORD
+from samtrt.hints import install
 
 if TYPE_CHECKING:
     from samtrt.jobs.folder import FolderReport
-    from samtrt.sam import Sam
+    from samtrt.jobs.ray import Workers
 
 # Option → its bounds, both of them inside.
 _FRACTIONS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
@@ -23,6 +26,7 @@ _NUMBERS = {
     "crop_n_layers": (0, 8),
     "min_mask_region_area": (0, 100_000_000),
 }
+_MOST_WORKERS = 10_000
 # The parameters of examples/sam/sam_models/sam_demo.pth.
 _DEMO_SHA256 = "31c794c14e45415adb3cf351bc11b08cc5875390d25a4e2527ff260378eb90f0"
 _FORMATS = ", ".join(f"{name} ({text})" for name, text in EXPORTS.items())
@@ -81,6 +85,19 @@ def add_options(options: Options) -> None:
         help="also look at 4, 16, … parts of the picture, for small objects (default: 0)",
     )
     options.add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="share the work among N processes, each with a GPU or a part of the CPU's cores "
+        "(needs Ray; default: one for each GPU of the machine)",
+    )
+    options.add(
+        "--ray",
+        metavar="ADDRESS",
+        help="work on a Ray cluster, one worker for each of its GPUs: `auto`, HOST:6379",
+    )
+    options.add_json()
+    options.add(
         "--min-mask-region-area",
         type=int,
         default=0,
@@ -99,20 +116,55 @@ def run(arguments: argparse.Namespace) -> int:
 
     output_dir: Path = arguments.output_dir
     check_job(arguments.sources, output_dir, formats, arguments.polygon_tolerance)
+    workers, idle = _workers(arguments)
     model = chosen_model(arguments)
-    sam = load_sam(model.engine, model.parameter_folder(), arguments.backend)
+    folders = model.engine.absolute(), model.parameter_folder().absolute()
+    load = partial(load_sam, *folders, arguments.backend)
     report = segment_folder(
-        sam,
+        load,
         arguments.sources,
         output_dir,
         formats,
         tolerance=arguments.polygon_tolerance,
+        workers=workers,
         **settings,
     )
     _print(report, output_dir)
-    for hint in _hints(report, sam):
+    for hint in filter(None, [idle, *_hints(report)]):
         print(f"note        {hint}")
+    if arguments.json is not None:
+        write_json(arguments.json, report.to_json())
     return 1 if report.failed else 0
+
+
+def _workers(arguments: argparse.Namespace) -> "tuple[Workers | None, str]":
+    """Who shares the work, None for this process alone; and what the user should know of it.
+
+    Raises:
+        SamtrtError: workers were asked for, and Ray is not installed.
+    """
+    import torch
+
+    from samtrt.jobs.ray import Workers, require_ray
+
+    count, address = arguments.workers, arguments.ray
+    if count is not None and not 1 <= count <= _MOST_WORKERS:
+        raise InputError(
+            f"--workers is {count:,}; expected a whole number from 1 to {_MOST_WORKERS:,}"
+        )
+    if address is None and count is None:
+        gpus = torch.cuda.device_count() if arguments.backend != "cpu" else 0
+        if gpus < 2:
+            return None, ""
+        try:
+            require_ray()
+        except SamtrtError:
+            hint = f"one of {gpus} GPUs has worked; `{install('ray')}` lets all of them"
+            return None, hint
+    elif address is None and count == 1:
+        return None, ""
+    require_ray()
+    return Workers(count, address), ""
 
 
 def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -158,6 +210,13 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
     print(f"resumed     {len(report.resumed)} pictures were done before")
     if report.ignored:
         print(f"ignored     {len(report.ignored)} files: {one_line(counted(report.ignored))}")
+    if report.segmented:
+        pace = f"{len(report.segmented) / report.seconds:.3g} pictures/s"
+        workers = f"{report.workers} worker{'s' if report.workers > 1 else ''}"
+        print(
+            f"pace        {pace}, {report.masks / report.seconds:.3g} masks/s, {workers} "
+            f"{100 * report.at_work:.0f} % at work"
+        )
     print(f"skipped     {len(report.failed)} files")
     for name, reason in report.failed.items():
         print(f"            {one_line(str(name))}: {reason}")
@@ -167,7 +226,7 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
             print(f"            {file}")
 
 
-def _hints(report: "FolderReport", sam: "Sam") -> list[str]:
+def _hints(report: "FolderReport") -> list[str]:
     """What a user may not expect of the result."""
     hints = []
     if report.segmented and not any(report.segmented.values()):
@@ -175,11 +234,11 @@ def _hints(report: "FolderReport", sam: "Sam") -> list[str]:
             "nothing passed the filters; lower --pred-iou-thresh or --stability-score-thresh, or "
             "take more --points-per-side"
         )
-    if sam.parameters_sha256 == _DEMO_SHA256:
+    if report.identity.parameters_sha256 == _DEMO_SHA256:
         hints.append(
             "this is the demo model, trained on synthetic scenes only; for photographs take one "
             "of Meta's checkpoints"
         )
-    if sam.note:
-        hints.append(sam.note)
+    if report.identity.note:
+        hints.append(report.identity.note)
     return hints

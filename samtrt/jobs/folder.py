@@ -4,22 +4,37 @@ import errno
 import json
 import logging
 import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samtrt.console import SECONDS_A_LINE, ProgressBar, one_line
+from samtrt.console import ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import check_writable
+from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
 from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, FORMATS, PAINTED, RECORD
+from samtrt.jobs.progress import JobProgress
+from samtrt.jobs.ray import Crew, Workers, started
 from samtrt.jobs.record import Records
+from samtrt.jobs.segmenting import (
+    Failed,
+    Finished,
+    Identity,
+    Item,
+    Outcome,
+    Resumed,
+    Segmenter,
+    Settings,
+    attempt,
+    finish,
+    read,
+)
 from samtrt.jobs.sources import Sources, find_sources
-from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.sam import Sam
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +54,10 @@ class FolderReport:
         failed: pictures without outputs, with the reason in one line.
         ignored: files that are no pictures of the run, with the reason in a word or two.
         exported: the files of further formats: of all pictures, or the output folder.
+        identity: the model that has worked.
+        workers: how many have shared the work.
+        seconds: from the first picture to the last.
+        at_work: the share of that time that the workers were at work, 0 to 1.
     """
 
     segmented: dict[Path, int] = field(default_factory=dict)
@@ -46,15 +65,42 @@ class FolderReport:
     failed: dict[Path, str] = field(default_factory=dict)
     ignored: dict[Path, str] = field(default_factory=dict)
     exported: list[Path] = field(default_factory=list)
+    identity: Identity = field(default=Identity("", "", "", ""))
+    workers: int = 1
+    seconds: float = 0.0
+    at_work: float = 0.0
+
+    @property
+    def masks(self) -> int:
+        """How many were made now."""
+        return sum(self.segmented.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """For a record: counts, pace, and each picture that failed."""
+        return {
+            "segmented": len(self.segmented),
+            "masks": self.masks,
+            "resumed": len(self.resumed),
+            "ignored": len(self.ignored),
+            "failed": {str(name): reason for name, reason in self.failed.items()},
+            "exported": [str(path) for path in self.exported],
+            "computed_by": self.identity.computed_by,
+            "workers": self.workers,
+            "seconds": self.seconds,
+            "pictures_per_second": len(self.segmented) / self.seconds if self.seconds else None,
+            "masks_per_second": self.masks / self.seconds if self.seconds else None,
+            "workers_at_work": self.at_work,
+        }
 
 
 def segment_folder(
-    sam: Sam,
+    sam: Sam | Callable[[], Sam],
     sources: OneOrMore,
     output_dir: str | Path,
     formats: Sequence[str] = (RECORD, PAINTED),
     show_progress: bool = True,
     tolerance: float = DEFAULT_TOLERANCE,
+    workers: Workers | None = None,
     **arguments: Any,
 ) -> FolderReport:
     """Segments every picture of a folder and its subfolders, or of several sources.
@@ -67,36 +113,42 @@ def segment_folder(
     logged with its traceback. Files that this function has not written are never replaced.
 
     Further formats (``samtrt.formats``) are made at the end from the JSON of every picture that
-    has one, those of earlier runs included.
+    has one, those of earlier runs included. All files are written by this process, however many
+    workers there are; a second job on the same output folder is refused.
 
     Args:
-        sam: the model.
+        sam: the model, or what loads it; with ``workers`` the latter, which must be picklable.
         sources: a folder, a picture or a pattern, or several (``find_sources``).
         output_dir: where the outputs go, in the same subfolders; created where missing.
         formats: of ``samtrt.formats.names.FORMATS``; JSON is written always, because it is what
             an interrupted run is resumed by.
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
         tolerance: of polygons, in pixels (``formats.polygons.outline``).
+        workers: which work with Ray; None for this process alone.
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``.
 
     Raises:
         InputError: no such source, no pictures in it, an unknown format or argument value, or an
             output folder that cannot be written.
-        SamtrtError: no output can be written any more, as on a full disk; or a format's library
-            is missing.
+        SamtrtError: no output can be written any more, as on a full disk; another process is at
+            work in the output folder; a format's library, or Ray, is missing.
     """
     output_dir = Path(output_dir)
     found = check_job(sources, output_dir, formats, tolerance)
-    generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
     recorded = json.loads(json.dumps(arguments, default=_plain))
-    records = Records(sam, output_dir, PAINTED in formats, generator, recorded)
+    settings = Settings(arguments, recorded, PAINTED in formats)
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
-    with ProgressBar(len(found.pictures), show=show_progress) as bar:
-        for number, (name, file) in enumerate(found.pictures.items(), start=1):
-            shown = _Shown(bar, f"[{number}/{len(found.pictures)}] {name}", show_progress)
-            shown.begin(name)
-            shown.end(_outcome(records, name, file, report, shown), name in report.failed)
-    _export_all(records, formats, tolerance, report, list(found.pictures), show_progress)
+    with claimed_folder(output_dir), _crew(sam, settings, workers) as crew:
+        report.identity, report.workers = crew.identity, crew.count
+        computed_by = crew.identity.computed_by
+        records = Records(output_dir, settings.painted, computed_by, recorded)
+        with JobProgress(len(found.pictures), crew.count, show_progress) as progress:
+            for outcome in crew.outcomes(_items(found, records), progress):
+                _put_down(outcome, records, report, progress)
+        report.seconds, report.at_work = progress.pace.seconds, progress.pace.at_work
+        names = list(found.pictures)
+        _in_order(report, names)
+        _export_all(records, formats, tolerance, report, names, show_progress)
     return report
 
 
@@ -121,71 +173,104 @@ def check_job(
     return found
 
 
-class _Shown:
-    """What is seen of a picture at work: in the bar's text, or in lines of their own.
+class _Alone:
+    """This process in the place of workers.
 
-    Args:
-        bar: of all pictures.
-        head: begins a line where there is no bar.
-        show: False for silence.
+    Attributes:
+        identity: of the model.
+        count: one.
     """
 
-    def __init__(self, bar: ProgressBar, head: str, show: bool) -> None:
-        self.bar = bar
-        self.head = head
-        self.show = show
-        self.name = ""
-        self.last_line = time.monotonic()
+    count = 1
 
-    def begin(self, name: Path) -> None:
-        """The picture is being read."""
-        self.name = name.name
-        self.bar.describe(self.name)
+    def __init__(self, sam: Sam, settings: Settings) -> None:
+        self.segmenter = Segmenter(sam, settings)
+        self.identity = Identity.of(sam)
+        self._device = sam.device
+        self._settings = settings
 
-    def progress(self, done: int, total: int) -> None:
-        """So many points of its grid are done."""
-        points = f"{done:,} of {total:,} points"
-        self.bar.describe(f"{self.name}  {points}")
-        now = time.monotonic()
-        if self.show and not self.bar.visible and now - self.last_line >= SECONDS_A_LINE:
-            self.bar.print_line(f"{self.head}: {points}")
-            self.last_line = now
-
-    def end(self, outcome: str, failed: bool) -> None:
-        """The picture is done, well or not."""
-        self.bar.advance()
-        if self.show and (failed or not self.bar.visible):
-            self.bar.print_line(f"{self.head}: {outcome}")
+    def outcomes(self, items: Iterator[Item | Failed], progress: JobProgress) -> Iterator[Outcome]:
+        """What becomes of each picture, in their order."""
+        segment = partial(self.segmenter.segment, progress=progress.points)
+        finisher = partial(finish, settings=self._settings, identity=self.identity)
+        for value in items:
+            progress.begin(value.item.name)
+            found: Any = value
+            for step in (read, segment, finisher):
+                found = attempt(step, found)
+            if isinstance(found, Failed) and found.error and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # raises where nothing would work any more
+            yield found
 
 
-def _outcome(records: Records, name: Path, file: Path, report: FolderReport, shown: _Shown) -> str:
-    """Segments a picture and puts down what became of it; the same in words.
+def _crew(
+    sam: Sam | Callable[[], Sam], settings: Settings, workers: Workers | None
+) -> AbstractContextManager[_Alone | Crew]:
+    """Who does the work."""
+    if workers is None:
+        return nullcontext(_Alone(sam if isinstance(sam, Sam) else sam(), settings))
+    if isinstance(sam, Sam):
+        raise InputError(
+            "workers load the model themselves; give what loads it, as "
+            "functools.partial(load_sam, folder), in place of a model"
+        )
+    return started(sam, settings, workers)
+
+
+def _items(found: Sources, records: Records) -> Iterator[Item | Failed]:
+    """The pictures, with what is known of their outputs; one whose outputs cannot be has failed."""
+
+    def look(item: Item) -> Item:
+        return replace(item, known=records.known(item.name))
+
+    for number, (name, place) in enumerate(found.pictures.items()):
+        yield attempt(look, Item(number, name, place))
+
+
+def _put_down(
+    outcome: Outcome, records: Records, report: FolderReport, progress: JobProgress
+) -> None:
+    """Writes a picture's files, and what became of it into the report.
 
     Raises:
         SamtrtError: no output can be written any more.
     """
-    try:
-        masks = records.segment(name, file, shown.progress)
-    except InputError as error:
-        reason = str(error)
-    except SamtrtError as error:
-        if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
-            raise
-        reason = str(error)
-    except (MemoryError, torch.OutOfMemoryError):
-        reason = "does not fit into memory; scale it down"
-    except Exception as error:
-        _require_device(records.sam.device)
-        _logger.exception("unexpected error at %s", one_line(str(file)))
-        reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
+    item, pace = outcome.item, progress.pace
+    if isinstance(outcome, Finished):
+        try:
+            records.write(item.name, outcome.files)
+        except SamtrtError as error:
+            if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
+                raise
+            outcome = Failed(item, one_line(str(error)))
+    pace.done += 1
+    if isinstance(outcome, Finished):
+        report.segmented[item.name] = outcome.masks
+        pace.masks += outcome.masks
+        pace.busy += outcome.seconds
+        text = f"{outcome.masks} masks"
+    elif isinstance(outcome, Resumed):
+        report.resumed.append(item.name)
+        text = "already done"
     else:
-        if masks is None:
-            report.resumed.append(name)
-            return "already done"
-        report.segmented[name] = masks
-        return f"{masks} masks"
-    report.failed[name] = one_line(reason)
-    return f"skipped: {report.failed[name]}"
+        if outcome.details:
+            where = f"unexpected error at {one_line(str(item.place))}"
+            details = "" if outcome.error else f"\n{outcome.details}"
+            _logger.error("%s%s", where, details, exc_info=outcome.error)
+        report.failed[item.name] = outcome.reason
+        pace.failed += 1
+        text = f"skipped: {outcome.reason}"
+    progress.end(item.name, text, isinstance(outcome, Failed))
+
+
+def _in_order(report: FolderReport, names: list[Path]) -> None:
+    """The report in the order of the pictures, however the workers were done with them."""
+    order = {name: number for number, name in enumerate(names)}
+    report.segmented = {name: report.segmented[name] for name in names if name in report.segmented}
+    report.resumed.sort(key=order.__getitem__)
+    last = len(order)
+    by_name = sorted(report.failed.items(), key=lambda item: order.get(item[0], last))
+    report.failed = dict(by_name)
 
 
 def _export_all(
@@ -223,9 +308,3 @@ def _plain(value: Any) -> Any:
         raise InputError(
             f"an argument is of the type {type(value).__name__}; expected numbers, texts or arrays"
         ) from None
-
-
-def _require_device(device: torch.device) -> None:
-    """Raises where a failed kernel has made the GPU useless to this process: nothing would work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,85 +2,64 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import sha256_of, write_json
+from samtrt.files import sha256_of, write_bytes
 from samtrt.formats.annotated import AnnotatedPicture
 from samtrt.jobs.sources import MARK, is_painting
-from samtrt.masks.automatic import SamAutomaticMaskGenerator
-from samtrt.masks.coco import coco_dataset
-from samtrt.masks.runs import coco_decode_rle
-from samtrt.pictures.drawing import paint_in_order
-from samtrt.pictures.reading import decode_image, read_file, save_png
-from samtrt.sam import Sam
-
-Progress = Callable[[int, int], None]
 
 
 class Records:
     """The outputs of a run's pictures.
 
     Args:
-        sam: the model.
         output_dir: where they go.
         painted: whether a PNG is written beside each JSON.
-        generator: makes the masks, as ``coco_rle``.
+        computed_by: what computes the embeddings.
         arguments: the generator's, as JSON has them.
     """
 
     def __init__(
-        self,
-        sam: Sam,
-        output_dir: Path,
-        painted: bool,
-        generator: SamAutomaticMaskGenerator,
-        arguments: dict[str, Any],
+        self, output_dir: Path, painted: bool, computed_by: str, arguments: dict[str, Any]
     ) -> None:
-        self.sam = sam
         self.output_dir = output_dir
         self.painted = painted
-        self.generator = generator
-        self.arguments = arguments
+        self.origin = {"computed_by": computed_by, "arguments": arguments}
 
-    def segment(self, name: Path, picture: Path, progress: Progress) -> int | None:
-        """Writes a picture's outputs; the number of its masks, or None where they were there.
+    def known(self, name: Path) -> str:
+        """The SHA-256 of the picture that a name's outputs were made of.
 
-        Args:
-            name: the picture's, in the outputs.
-            picture: its file.
-            progress: called with the points done, and all of them.
+        Empty where they are not whole, byte by byte, or of another model or other arguments.
 
         Raises:
-            SamtrtError: the picture cannot be used, or an output not be written.
+            SamtrtError: there are none, and what is there was written by others, or they cannot be
+                written.
         """
         json_file, png_file = self._files(name)
-        content = read_file(picture)
-        origin: dict[str, Any] = {
-            "picture_sha256": hashlib.sha256(content).hexdigest(),
-            "computed_by": self.sam.computed_by,
-            "arguments": self.arguments,
-        }
-        if self._are_written(json_file, png_file, origin):
-            return None
-        image = decode_image(content, str(picture))
-        self._check_outputs(json_file, png_file)
-        records = self.generator.generate(image, progress=progress)
-        if self.painted:
-            by_area = sorted(records, key=lambda record: -record["area"])
-            masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
-            save_png(png_file, paint_in_order(image, masks), {MARK: origin["picture_sha256"]})
-            origin["png_sha256"] = sha256_of(png_file)
-        # Last: a JSON that is there says that everything is.
-        dataset = coco_dataset(name, image.shape[:2], records)
-        origin["dataset_sha256"] = _sha256_of_json(dataset)
-        write_json(json_file, {**dataset, MARK: origin})
-        return len(records)
+        written = _read_json(json_file)
+        is_ours, mark = MARK in written, written.pop(MARK, None)
+        if isinstance(mark, dict) and self._are_whole(written, mark, png_file):
+            return str(mark.get("picture_sha256", ""))
+        self._check_outputs(json_file, png_file, is_ours)
+        return ""
+
+    def write(self, name: Path, files: Mapping[str, bytes]) -> None:
+        """Writes a picture's files, each whole or not at all.
+
+        Args:
+            files: what is added to the name → content; in the order of writing, JSON last.
+
+        Raises:
+            SamtrtError: one cannot be written.
+        """
+        for suffix, content in files.items():
+            write_bytes(self.output_dir / f"{name}{suffix}", content)
 
     def read(self, name: Path) -> AnnotatedPicture:
-        """A picture's masks, from the JSON that ``segment`` has written.
+        """A picture's masks, from the JSON that a run has written.
 
         Raises:
             SamtrtError: it has gone meanwhile.
@@ -100,13 +79,9 @@ class Records:
     def _files(self, name: Path) -> tuple[Path, Path]:
         return self.output_dir / f"{name}.json", self.output_dir / f"{name}.png"
 
-    def _are_written(self, json_file: Path, png_file: Path, origin: dict[str, Any]) -> bool:
-        """Whether the outputs are those of an earlier run from the same origin, byte by byte."""
-        written = _read_json(json_file)
-        mark = written.pop(MARK, None)
-        if not isinstance(mark, dict):
-            return False
-        expected = {**origin, "dataset_sha256": _sha256_of_json(written)}
+    def _are_whole(self, dataset: dict[str, Any], mark: dict[str, Any], png_file: Path) -> bool:
+        """Whether the outputs are those of an earlier run of this kind, byte by byte."""
+        expected = {**self.origin, "dataset_sha256": sha256_of_json(dataset)}
         if self.painted:
             try:
                 expected["png_sha256"] = sha256_of(png_file)
@@ -114,11 +89,11 @@ class Records:
                 return False
         return {key: mark.get(key) for key in expected} == expected
 
-    def _check_outputs(self, json_file: Path, png_file: Path) -> None:
+    def _check_outputs(self, json_file: Path, png_file: Path, is_ours: bool) -> None:
         """Refuses, before the encoder runs, what cannot be written or was written by others."""
         png_is_ours = is_painting(png_file)
         # A damaged JSON beside our PNG is ours as well.
-        ours = {json_file: MARK in _read_json(json_file) or png_is_ours}
+        ours = {json_file: is_ours or png_is_ours}
         if self.painted:
             ours[png_file] = png_is_ours
         for file, replaceable in ours.items():
@@ -135,6 +110,11 @@ class Records:
                 )
 
 
+def sha256_of_json(value: Any) -> str:
+    """Of a value as JSON has it, however a file of it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _read_json(json_file: Path) -> dict[str, Any]:
     """The object in a file; empty where there is no file, or none that can be read."""
     try:
@@ -142,8 +122,3 @@ def _read_json(json_file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _sha256_of_json(value: Any) -> str:
-    """Of a value as JSON has it, however a file of it is laid out."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

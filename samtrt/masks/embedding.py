@@ -6,6 +6,7 @@ and are wrong.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensor
 from samtrt.console import one_line
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError
-from samtrt.files import read_whole, replacing
+from samtrt.files import read_whole, write_bytes
 from samtrt.pictures.transforms import ResizeLongestSide
 from samtrt.records import SHA256, STRICT, parse_record
 from samtrt.sam import Sam
@@ -54,6 +55,15 @@ def save_embedding(path: str | Path, picture: EmbeddedPicture, image_sha256: str
         InputError: it is not known what computed it, or with which parameters.
         SamtrtError: the file cannot be written.
     """
+    write_bytes(path, embedding_bytes(picture, image_sha256))
+
+
+def embedding_bytes(picture: EmbeddedPicture, image_sha256: str) -> bytes:
+    """What ``save_embedding`` writes.
+
+    Raises:
+        InputError: it is not known what computed it, or with which parameters.
+    """
     for name, found in (
         ("encoder", picture.computed_by), ("parameters", picture.parameters_sha256)
     ):  # fmt: skip
@@ -73,8 +83,9 @@ def save_embedding(path: str | Path, picture: EmbeddedPicture, image_sha256: str
         hashlib.sha256(features.content.data).hexdigest(),
     )
     metadata = {"format": _FORMAT, "embedding": json.dumps(asdict(record))}
-    with replacing(path) as temporary:
-        write_tensors(temporary, {"features": features}, metadata)
+    file = io.BytesIO()
+    write_tensors(file, {"features": features}, metadata)
+    return file.getvalue()
 
 
 def load_embedding(

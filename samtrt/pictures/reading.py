@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
-from samtrt.files import check_output, replacing
+from samtrt.files import check_output, replacing, write_bytes
 from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
@@ -125,11 +125,21 @@ def save_png(
     Raises:
         SamtrtError: the file cannot be written.
     """
+    write_bytes(path, png_bytes(pixels, texts, palette))
+
+
+def png_bytes(
+    pixels: npt.NDArray[np.uint8],
+    texts: Mapping[str, str] | None = None,
+    palette: npt.NDArray[np.uint8] | None = None,
+) -> bytes:
+    """What ``save_png`` writes."""
     image = Image.fromarray(pixels)
     if palette is not None:
         image.putpalette(palette.tobytes())
-    with replacing(path) as temporary:
-        _save_png(temporary, image, texts)
+    file = io.BytesIO()
+    _save_png(file, image, texts)
+    return file.getvalue()
 
 
 def save_pngs(files: Mapping[Path, npt.NDArray[np.uint8]]) -> None:
@@ -164,11 +174,13 @@ def check_png_output(path: Path) -> None:
     check_output(path)
 
 
-def _save_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = None) -> None:
+def _save_png(
+    file: Path | io.BytesIO, image: Image.Image, texts: Mapping[str, str] | None = None
+) -> None:
     chunks = PngInfo()
     for keyword, text in (texts or {}).items():
         chunks.add_text(keyword, text)
-    image.save(path, format="PNG", compress_level=3, pnginfo=chunks)
+    image.save(file, format="PNG", compress_level=3, pnginfo=chunks)
 
 
 def _is_heic(content: bytes) -> bool:

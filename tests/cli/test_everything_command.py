@@ -202,7 +202,7 @@ def test_a_pipe_gets_whole_lines(model: Path, photos: Path, tmp_path: Path) -> N
 def test_a_long_picture_says_how_far_it_is(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("samtrt.jobs.folder.SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr("samtrt.jobs.progress.SECONDS_A_LINE", 0.0)
     options = ["--params", model, "--output-dir", tmp_path / "out", "--points-per-side", "2"]
     assert run(photos / "a.png", *options, "--points-per-batch", "3", "--crop-n-layers", "1") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if " points" in line]
@@ -223,9 +223,9 @@ def test_what_is_logged_meanwhile_stands_above_the_bar(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     broken = (
-        "from samtrt.jobs.record import Records\n"
-        "def read(*_): raise ZeroDivisionError('a bug')\n"
-        "Records.segment = read\n"
+        "from samtrt.jobs.segmenting import Segmenter\n"
+        "def fail(*_, **__): raise ZeroDivisionError('a bug')\n"
+        "Segmenter.segment = fail\n"
     )
     screen = on_a_terminal(photos, model, tmp_path / "out", broken)
     lines = shown_lines(screen)

@@ -376,7 +376,7 @@ def test_a_full_disk_ends_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SamtrtError, match="No space left"):
         run(sam, folder, out)
     assert not list(out.iterdir())

@@ -1,0 +1,227 @@
+"""One picture's way through a job: read, segmented, made into the content of its files.
+
+The steps are apart because workers run them in different processes: reading and finishing on any
+CPU, segmenting where the model is. What a step gives is what the next takes; a picture that
+cannot be used becomes a ``Failed`` and passes the rest.
+"""
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samtrt.console import one_line
+from samtrt.errors import SamtrtError
+from samtrt.files import json_bytes
+from samtrt.jobs.record import MARK, sha256_of_json
+from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.coco import coco_dataset
+from samtrt.masks.runs import coco_decode_rle
+from samtrt.pictures.drawing import paint_in_order
+from samtrt.pictures.reading import decode_image, png_bytes, read_file
+from samtrt.sam import Sam
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a job makes of every picture.
+
+    Attributes:
+        arguments: of ``SamAutomaticMaskGenerator``.
+        recorded: the same as JSON has them.
+        painted: whether the picture is wanted with its masks painted on it.
+    """
+
+    arguments: dict[str, Any]
+    recorded: dict[str, Any]
+    painted: bool
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The model that a job works with, as every worker has it.
+
+    Attributes:
+        computed_by: ``Sam.computed_by``.
+        parameters_sha256: of its parameters.
+        note: what its users should know, or empty.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    computed_by: str
+    parameters_sha256: str
+    note: str
+    device: str
+
+    @classmethod
+    def of(cls, sam: Sam) -> "Identity":
+        """That of a model; its encoder is made, if it is not yet."""
+        return cls(sam.computed_by, sam.parameters_sha256, sam.note, sam.device.type)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to be done.
+
+    Attributes:
+        number: its place in the job's order.
+        name: in the outputs.
+        place: where it is read from.
+        known: SHA-256 of the picture that the outputs on the disk were made of, where they are
+            whole and by this model and these settings; empty otherwise.
+    """
+
+    number: int
+    name: Path
+    place: Path
+    known: str = ""
+
+    @property
+    def item(self) -> "Item":
+        """As of what it becomes."""
+        return self
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A picture whose outputs an earlier run has left."""
+
+    item: Item
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture without outputs.
+
+    Attributes:
+        reason: one line.
+        details: the traceback of a failure that nobody foresaw; else empty.
+        error: that failure, where it was met in this process.
+    """
+
+    item: Item
+    reason: str
+    details: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture in memory: [H, W, 3] uint8, RGB, and the SHA-256 of its file."""
+
+    item: Item
+    sha256: str
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A picture and the records of its masks, in ``seconds`` of a worker's time."""
+
+    item: Item
+    sha256: str
+    image: npt.NDArray[np.uint8]
+    records: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The content of a picture's files.
+
+    Attributes:
+        files: what is added to the picture's name → content; in the order to be written.
+        masks: how many there are.
+        seconds: of a worker's time, for the masks.
+    """
+
+    item: Item
+    files: dict[str, bytes] = field(repr=False)
+    masks: int
+    seconds: float
+
+
+Outcome = Finished | Resumed | Failed
+
+
+def read(item: Item) -> Decoded | Resumed:
+    """Reads a picture, and decodes it where its outputs are not there already.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    content = read_file(item.place)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 == item.known:
+        return Resumed(item)
+    return Decoded(item, sha256, decode_image(content, str(item.place)))
+
+
+class Segmenter:
+    """Makes masks; one a process, beside its model.
+
+    Raises:
+        InputError: what the generator refuses of the settings' arguments.
+    """
+
+    def __init__(self, sam: Sam, settings: Settings) -> None:
+        arguments = settings.arguments
+        self.generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
+
+    def segment(self, picture: Decoded, progress: Progress) -> Segmented:
+        """The masks of a picture; ``progress`` is called with the points done, and all of them."""
+        start = time.perf_counter()
+        records = self.generator.generate(picture.image, progress=progress)
+        seconds = time.perf_counter() - start
+        return Segmented(picture.item, picture.sha256, picture.image, records, seconds)
+
+
+def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finished:
+    """The content of a picture's files.
+
+    The JSON is COCO's (``coco_dataset``) and has what it was made from besides, with the digests
+    of all files; it is the last, so that one that is there says that everything is.
+    """
+    files = {}
+    origin: dict[str, Any] = {
+        "picture_sha256": picture.sha256,
+        "computed_by": identity.computed_by,
+        "arguments": settings.recorded,
+    }
+    if settings.painted:
+        by_area = sorted(picture.records, key=lambda record: -record["area"])
+        masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
+        painted = paint_in_order(picture.image, masks)
+        files[".png"] = png_bytes(painted, {MARK: picture.sha256})
+        origin["png_sha256"] = hashlib.sha256(files[".png"]).hexdigest()
+    dataset = coco_dataset(picture.item.name, picture.image.shape[:2], picture.records)
+    origin["dataset_sha256"] = sha256_of_json(dataset)
+    files[".json"] = json_bytes({**dataset, MARK: origin})
+    return Finished(picture.item, files, len(picture.records), picture.seconds)
+
+
+def attempt(step: Callable[[Any], Any], value: Any) -> Any:
+    """What a step makes of a picture; a ``Failed`` where it fails, whatever the reason.
+
+    A picture that is done already, or has failed, stays as it is.
+    """
+    if isinstance(value, Resumed | Failed):
+        return value
+    item = value.item
+    try:
+        return step(value)
+    except SamtrtError as error:
+        return Failed(item, one_line(str(error)))
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return Failed(item, "does not fit into memory; scale it down")
+        reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
+        return Failed(item, one_line(reason), traceback.format_exc(), error)
