@@ -9,6 +9,7 @@ taken along. Files are written by the process that began the job, and by no othe
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from samtrt.sam import Sam
 _MOST_AT_ONCE = 8  # pictures that a worker takes, and loses when it dies
 _SHARES = 4  # that each worker's part of a small job is cut into
 _MOST_BLOCKS = 10_000
-_TRIES = 3  # of pictures whose worker died; then each is tried alone as often
+_TRIES = 2  # of pictures whose worker died; then each is tried alone as often
 _STATUS_BROKEN = 70  # of a worker whose GPU no longer answers
 
 
@@ -91,7 +92,7 @@ class Crew:
                     del waiting[outcome.item.number]
                     yield outcome
         for item in waiting.values():
-            yield Failed(item, f"its worker died {_TRIES} times while it worked on this picture")
+            yield Failed(item, f"its workers died, {_TRIES} of them with this picture alone")
 
     def _pass(self, items: list[Item], at_once: int) -> Iterator[Outcome]:
         import ray
@@ -100,23 +101,25 @@ class Crew:
         finisher = partial(_finished, settings=self._settings, identity=self.identity)
         uses_gpu = self.identity.device != "cpu"
         cores = int(ray.cluster_resources().get("CPU", 1))
-        with _data_context():
+        # Without a bound a picture that kills its worker would be tried for ever. Ray 2.60 calls
+        # such arguments deprecated and has no others.
+        bounded = {"max_retries": _TRIES - 1}
+        with _data_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             dataset = ray.data.from_items(
                 [_row(chunk) for chunk in chunks],
                 override_num_blocks=min(len(chunks), _MOST_BLOCKS),
             )
-            dataset = dataset.flat_map(_read, num_cpus=1)
+            dataset = dataset.flat_map(_read, num_cpus=1, **bounded)
             dataset = dataset.map(
                 _Worker,
                 fn_constructor_args=(self._load, self._settings, max(1, cores // self.count)),
                 compute=ray.data.ActorPoolStrategy(size=self.count),
                 num_gpus=1 if uses_gpu else 0,
                 num_cpus=0,  # the CPUs are the readers'
-                scheduling_strategy="SPREAD",
-                max_restarts=-1,
                 max_task_retries=_TRIES - 1,
             )
-            dataset = dataset.map(finisher, num_cpus=1)
+            dataset = dataset.map(finisher, num_cpus=1, **bounded)
             for row in dataset.iter_rows():
                 yield pickle.loads(row["value"])
 
@@ -141,7 +144,7 @@ def started(load: Callable[[], Sam], settings: Settings, workers: Workers) -> It
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
-        try_model = ray.remote(num_cpus=0, num_gpus=min(gpus, 1), max_calls=1)(_identify)
+        try_model = ray.remote(num_cpus=0, num_gpus=min(gpus, 1))(_identify)
         try:
             identity = ray.get(try_model.remote(load, settings))
         except ray.exceptions.RayTaskError as error:
@@ -164,7 +167,6 @@ def require_ray() -> Any:
     Raises:
         SamtrtError: it is not installed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     try:
         import ray
         import ray.data
@@ -177,6 +179,8 @@ def require_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would write across the bar
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(address="local", include_dashboard=False, **quiet)
@@ -196,18 +200,24 @@ def _data_context() -> Iterator[None]:
     """Ray Data without bars of its own, and going on where pictures are lost."""
     from ray.data import DataContext
 
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # ``outcomes`` notices
+    wanted = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "max_errored_blocks": -1,  # ``outcomes`` notices
+    }
+    context = DataContext.get_current()
+    before = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    for name, value in wanted.items():
+        setattr(context, name, value)
     try:
-        with DataContext.current(context):
-            yield
+        yield
     finally:
         logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def _identify(load: Callable[[], Sam], settings: Settings) -> Identity:
