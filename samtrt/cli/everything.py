@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from samtrt.jobs.folder import FolderReport
     from samtrt.jobs.ray import Workers
 
-# Option → its bounds, both of them inside.
-_FRACTIONS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
+# Option → its default; of whole numbers the bounds as well, both of them inside.
+_FRACTIONS = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "box_nms_thresh": 0.7}
 _NUMBERS = {
-    "points_per_side": (1, 1_000),
-    "points_per_batch": (1, 65_536),
-    "crop_n_layers": (0, 8),
-    "min_mask_region_area": (0, 100_000_000),
+    "points_per_side": (32, 1, 1_000),
+    "points_per_batch": (64, 1, 65_536),
+    "crop_n_layers": (0, 0, 8),
+    "min_mask_region_area": (0, 0, 100_000_000),
 }
 _MOST_WORKERS = 10_000
 # The parameters of examples/sam/sam_models/sam_demo.pth.
@@ -58,30 +58,38 @@ def add_options(options: Options) -> None:
         metavar="PIXELS",
         help="how far a polygon's corners may be cut (default: 1; 0 follows every pixel)",
     )
-    options.add("--points-per-side", type=int, default=32, help="of the grid (default: 32)")
-    options.add("--points-per-batch", type=int, default=64, help="decoded at once (default: 64)")
+    options.add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="segment these boxes or points, and not everything: COCO's detections or data set "
+        "(.json), or .csv with file_name, x0, y0, x1, y1 or file_name, x, y, label",
+    )
+    options.add(
+        "--multimask",
+        action="store_true",
+        help="with --prompts: of whole, part and subpart keep the mask with the best score",
+    )
+    options.add("--points-per-side", type=int, help="of the grid (default: 32)")
+    options.add("--points-per-batch", type=int, help="decoded at once (default: 64)")
     options.add(
         "--pred-iou-thresh",
         type=float,
-        default=0.88,
         help="least predicted quality of a mask, 0 to 1 (default: 0.88)",
     )
     options.add(
         "--stability-score-thresh",
         type=float,
-        default=0.95,
         help="least IoU of a mask cut a little higher and lower, 0 to 1 (default: 0.95)",
     )
     options.add(
         "--box-nms-thresh",
         type=float,
-        default=0.7,
         help="of two boxes with a larger IoU one stays, 0 to 1 (default: 0.7)",
     )
     options.add(
         "--crop-n-layers",
         type=int,
-        default=0,
         help="also look at 4, 16, … parts of the picture, for small objects (default: 0)",
     )
     options.add(
@@ -100,7 +108,6 @@ def add_options(options: Options) -> None:
     options.add(
         "--min-mask-region-area",
         type=int,
-        default=0,
         metavar="PIXELS",
         help="fill smaller holes and remove smaller islands (default: 0)",
     )
@@ -112,10 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
     formats = _formats(arguments.formats)
 
     from samtrt.jobs.folder import check_job, segment_folder
+    from samtrt.jobs.prompts import read_prompts
     from samtrt.sam import load_sam
 
     output_dir: Path = arguments.output_dir
     check_job(arguments.sources, output_dir, formats, arguments.polygon_tolerance)
+    if arguments.prompts is not None:
+        read_prompts(arguments.prompts)  # before the model, which takes longer
     workers, idle = _workers(arguments)
     model = chosen_model(arguments)
     folders = model.engine.absolute(), model.parameter_folder().absolute()
@@ -127,10 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
         formats,
         tolerance=arguments.polygon_tolerance,
         workers=workers,
+        prompts=arguments.prompts,
         **settings,
     )
     _print(report, output_dir)
-    for hint in filter(None, [idle, *_hints(report)]):
+    for hint in filter(None, [idle, *_hints(report, arguments.prompts is not None)]):
         print(f"note        {hint}")
     if arguments.json is not None:
         write_json(arguments.json, report.to_json())
@@ -174,13 +185,13 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
         InputError: one is out of its bounds; the message names the option.
     """
     settings: dict[str, Any] = {}
-    for name in _FRACTIONS:
-        value = getattr(arguments, name)
+    for name, usual in _FRACTIONS.items():
+        value = _given(arguments, name, usual)
         if not 0 <= value <= 1:
             raise InputError(f"{_flag(name)} is {value:g}; expected a number from 0 to 1")
         settings[name] = value
-    for name, (least, most) in _NUMBERS.items():
-        value = getattr(arguments, name)
+    for name, (usual, least, most) in _NUMBERS.items():
+        value = _given(arguments, name, usual)
         if not least <= value <= most:
             raise InputError(
                 f"{_flag(name)} is {value:,}; expected a whole number from {least} to {most:,}"
@@ -189,7 +200,22 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
     tolerance = arguments.polygon_tolerance
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError(f"--polygon-tolerance is {tolerance:g}; expected 0 pixels or more")
-    return settings
+    if arguments.prompts is None:
+        if arguments.multimask:
+            raise InputError("--multimask is of --prompts; everything always has three masks")
+        return settings
+    for name in (*_FRACTIONS, *_NUMBERS):
+        if name != "points_per_batch" and getattr(arguments, name) is not None:
+            raise InputError(f"{_flag(name)} is of everything, and not of --prompts; leave it out")
+    return {
+        "prompts_per_batch": settings["points_per_batch"],
+        "multimask_output": arguments.multimask,
+    }
+
+
+def _given(arguments: argparse.Namespace, name: str, usual: Any) -> Any:
+    value = getattr(arguments, name)
+    return usual if value is None else value
 
 
 def _formats(given: Sequence[str] | None) -> list[str]:
@@ -217,6 +243,9 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
             f"pace        {pace}, {report.masks / report.seconds:.3g} masks/s, {workers} "
             f"{100 * report.at_work:.0f} % at work"
         )
+    if report.unknown:
+        others = f"{report.unknown[0]}{', …' if len(report.unknown) > 1 else ''}"
+        print(f"not here    {len(report.unknown)} pictures that prompts are for: {others}")
     print(f"skipped     {len(report.failed)} files")
     for name, reason in report.failed.items():
         print(f"            {one_line(str(name))}: {reason}")
@@ -226,10 +255,10 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
             print(f"            {file}")
 
 
-def _hints(report: "FolderReport") -> list[str]:
+def _hints(report: "FolderReport", prompted: bool) -> list[str]:
     """What a user may not expect of the result."""
     hints = []
-    if report.segmented and not any(report.segmented.values()):
+    if not prompted and report.segmented and not any(report.segmented.values()):
         hints.append(
             "nothing passed the filters; lower --pred-iou-thresh or --stability-score-thresh, or "
             "take more --points-per-side"

@@ -5,7 +5,7 @@ is a batch in the model's frame, as every decoder takes it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -328,6 +328,21 @@ class Prompt:
                 raise InputError(
                     f"the box {x0:g} {y0:g} {x1:g} {y1:g} reaches outside the picture; {picture}"
                 )
+
+    def cut_to(self, size: Size) -> "Prompt":
+        """The same with its box cut to a picture of (height, width): detectors' boxes reach out.
+
+        Raises:
+            InputError: the whole box is outside.
+        """
+        if self.box is None:
+            return self
+        height, width = size
+        x0, y0, x1, y1 = self.box
+        box = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
+        if not (box[0] < box[2] and box[1] < box[3]):
+            self.check_inside(size)
+        return self if box == self.box else replace(self, box=box)
 
     def to_model_frame(self, picture: EmbeddedPicture) -> Prompts:
         """The same for a decoder.

@@ -1,7 +1,7 @@
 """A picture's masks, as the JSON beside it has them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from samtrt.masks.coco import CATEGORIES
 from samtrt.masks.runs import coco_decode_rle
 
 WRITTEN_BY = "samtrt"  # stands within the first bytes of every file that is written here
@@ -24,12 +25,20 @@ class AnnotatedPicture:
         size: (height, width) in pixels.
         annotations: COCO's, with compressed run lengths, as ``coco_dataset`` makes them.
         sha256: of the data set that they were read from.
+        categories: COCO's; all pictures of a job have the same.
     """
 
     name: Path
     size: tuple[int, int]
     annotations: list[dict[str, Any]]
     sha256: str = ""
+    categories: Sequence[dict[str, Any]] = CATEGORIES
+
+    def category_of(self, annotation: dict[str, Any]) -> str:
+        """The name of what an annotation is."""
+        number = annotation.get("category_id", self.categories[0]["id"])
+        names = (one["name"] for one in self.categories if one["id"] == number)
+        return str(next(names, number))
 
     @property
     def shown(self) -> list[dict[str, Any]]:

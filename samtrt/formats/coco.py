@@ -1,6 +1,6 @@
 """One COCO data set of many pictures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,29 @@ from samtrt.formats.polygons import outline, without_holes
 from samtrt.masks.coco import CATEGORIES
 from samtrt.masks.runs import require_pycocotools
 
+Categories = Sequence[dict[str, Any]]
 
-def write_coco(path: Path, pictures: Iterable[AnnotatedPicture]) -> None:
+
+def write_coco(
+    path: Path, pictures: Iterable[AnnotatedPicture], categories: Categories = CATEGORIES
+) -> None:
     """Writes the pictures' annotations, numbered anew, with compressed run lengths.
+
+    Args:
+        categories: COCO's, of all pictures.
 
     Raises:
         SamtrtError: the file cannot be written.
     """
-    _write(path, pictures, lambda annotation: annotation)
+    _write(path, pictures, lambda annotation: annotation, categories)
 
 
-def write_coco_polygons(path: Path, pictures: Iterable[AnnotatedPicture], tolerance: float) -> None:
+def write_coco_polygons(
+    path: Path,
+    pictures: Iterable[AnnotatedPicture],
+    tolerance: float,
+    categories: Categories = CATEGORIES,
+) -> None:
     """``write_coco`` with polygons.
 
     COCO has no holes: a mask with holes is cut into pieces that have none (``without_holes``).
@@ -39,7 +51,7 @@ def write_coco_polygons(path: Path, pictures: Iterable[AnnotatedPicture], tolera
     Args:
         tolerance: see ``outline``.
     """
-    _write(path, pictures, lambda annotation: with_polygons(annotation, tolerance))
+    _write(path, pictures, lambda annotation: with_polygons(annotation, tolerance), categories)
 
 
 def with_polygons(annotation: dict[str, Any], tolerance: float) -> dict[str, Any] | None:
@@ -72,7 +84,9 @@ def flat_polygons(mask: Any, tolerance: float) -> list[list[float]]:
     return [ring.round(2).ravel().tolist() for ring in rings]
 
 
-def _write(path: Path, pictures: Iterable[AnnotatedPicture], convert: Any) -> None:
+def _write(
+    path: Path, pictures: Iterable[AnnotatedPicture], convert: Any, categories: Categories
+) -> None:
     images: list[dict[str, Any]] = []
 
     def annotations() -> Iterator[str]:
@@ -93,7 +107,7 @@ def _write(path: Path, pictures: Iterable[AnnotatedPicture], convert: Any) -> No
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         # A piece at a time: the masks of a large folder need not fit into memory.
-        file.write(f'{to_text(head)[:-1]}, "categories": {to_text(CATEGORIES)},\n')
+        file.write(f'{to_text(head)[:-1]}, "categories": {to_text(list(categories))},\n')
         file.write('"annotations": [')
         file.writelines(joined(annotations()))
         file.write('\n],\n"images": [')

@@ -1,7 +1,8 @@
 """Exports pictures' masks into the formats of other programs."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from samtrt.errors import InputError
 from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, is_ours
@@ -13,6 +14,7 @@ from samtrt.formats.labels import write_labels
 from samtrt.formats.names import WITH_POLYGONS
 from samtrt.formats.polygons import require_shapely
 from samtrt.formats.yolo import check_names, write_yolo
+from samtrt.masks.coco import CATEGORIES
 from samtrt.pictures.reading import read_png_texts
 
 Pictures = Iterable[AnnotatedPicture]
@@ -62,22 +64,29 @@ def check_exports(kinds: Collection[str], output_dir: Path, names: Collection[Pa
                 )
 
 
-def export(kind: str, output_dir: Path, pictures: Pictures, tolerance: float) -> None:
+def export(
+    kind: str,
+    output_dir: Path,
+    pictures: Pictures,
+    tolerance: float,
+    categories: Sequence[dict[str, Any]] = CATEGORIES,
+) -> None:
     """Writes one format's files, each whole or not at all.
 
     Args:
         kind: one of ``EXPORTS``.
         pictures: read one at a time.
         tolerance: of polygons, see ``outline``.
+        categories: COCO's, of all pictures.
 
     Raises:
         SamtrtError: a file cannot be written.
     """
     writers: dict[str, Callable[[], None]] = {
-        "coco": lambda: write_coco(file, pictures),
-        "coco-polygons": lambda: write_coco_polygons(file, pictures, tolerance),
-        "yolo": lambda: write_yolo(file.parent, pictures, tolerance),
-        "cvat": lambda: write_cvat(file, pictures),
+        "coco": lambda: write_coco(file, pictures, categories),
+        "coco-polygons": lambda: write_coco_polygons(file, pictures, tolerance, categories),
+        "yolo": lambda: write_yolo(file.parent, pictures, tolerance, categories),
+        "cvat": lambda: write_cvat(file, pictures, categories),
         "label-studio": lambda: write_label_studio(file, pictures),
     }
     file = output_of(kind, output_dir)

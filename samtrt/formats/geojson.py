@@ -15,7 +15,6 @@ from samtrt.formats.annotated import (
     to_text,
 )
 from samtrt.formats.polygons import outline
-from samtrt.masks.coco import CATEGORIES
 
 _LEFT_OUT = {"segmentation", "image_id", "category_id", "iscrowd", "bbox"}
 
@@ -62,7 +61,7 @@ def _features(picture: AnnotatedPicture, tolerance: float) -> Iterator[str]:
                 },
                 "properties": {
                     **properties,
-                    "category": CATEGORIES[0]["name"],
+                    "category": picture.category_of(annotation),
                     "score": score_of(annotation),
                 },
             }

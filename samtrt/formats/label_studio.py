@@ -16,7 +16,6 @@ from samtrt.formats.annotated import (
     to_text,
 )
 from samtrt.formats.cvat import row_counts
-from samtrt.masks.coco import CATEGORIES
 
 # Where Label Studio serves local files from, as its own converter has it.
 _LOCAL_FILES = "/data/local-files/?d="
@@ -30,6 +29,8 @@ def write_label_studio(path: Path, pictures: Iterable[AnnotatedPicture]) -> None
 
         <View><Image name="image" value="$image"/>
         <BrushLabels name="label" toName="image"><Label value="object"/></BrushLabels></View>
+
+    (with a ``Label`` for each of the categories).
 
     Raises:
         SamtrtError: the file cannot be written.
@@ -66,7 +67,7 @@ def _result(picture: AnnotatedPicture, annotation: dict[str, Any]) -> dict[str, 
         "value": {
             "format": "rle",
             "rle": brush_rle(mask_of(annotation)),
-            "brushlabels": [CATEGORIES[0]["name"]],
+            "brushlabels": [picture.category_of(annotation)],
         },
     }
 

@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
 from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, FORMATS, PAINTED, RECORD
 from samtrt.jobs.progress import JobProgress
+from samtrt.jobs.prompts import Asked, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
 from samtrt.jobs.record import Records
 from samtrt.jobs.segmenting import (
@@ -53,6 +54,7 @@ class FolderReport:
         resumed: pictures whose outputs an earlier run with the same model and settings has left.
         failed: pictures without outputs, with the reason in one line.
         ignored: files that are no pictures of the run, with the reason in a word or two.
+        unknown: what prompts were given for and is no picture of the run.
         exported: the files of further formats: of all pictures, or the output folder.
         identity: the model that has worked.
         workers: how many have shared the work.
@@ -64,6 +66,7 @@ class FolderReport:
     resumed: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
     ignored: dict[Path, str] = field(default_factory=dict)
+    unknown: list[str | int] = field(default_factory=list)
     exported: list[Path] = field(default_factory=list)
     identity: Identity = field(default=Identity("", "", "", ""))
     workers: int = 1
@@ -82,6 +85,7 @@ class FolderReport:
             "masks": self.masks,
             "resumed": len(self.resumed),
             "ignored": len(self.ignored),
+            "prompts_for_others": self.unknown,
             "failed": {str(name): reason for name, reason in self.failed.items()},
             "exported": [str(path) for path in self.exported],
             "computed_by": self.identity.computed_by,
@@ -101,6 +105,7 @@ def segment_folder(
     show_progress: bool = True,
     tolerance: float = DEFAULT_TOLERANCE,
     workers: Workers | None = None,
+    prompts: str | Path | None = None,
     **arguments: Any,
 ) -> FolderReport:
     """Segments every picture of a folder and its subfolders, or of several sources.
@@ -125,11 +130,14 @@ def segment_folder(
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
         tolerance: of polygons, in pixels (``formats.polygons.outline``).
         workers: which work with Ray; None for this process alone.
-        **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``.
+        prompts: file of boxes or points (``jobs.prompts``): these are segmented, and not
+            everything. Pictures that it does not name get no masks.
+        **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``; with
+            ``prompts`` of ``SamPromptedMaskGenerator``.
 
     Raises:
-        InputError: no such source, no pictures in it, an unknown format or argument value, or an
-            output folder that cannot be written.
+        InputError: no such source, no pictures in it, an unknown format or argument value, a file
+            of prompts that cannot be, or an output folder that cannot be written.
         SamtrtError: no output can be written any more, as on a full disk; another process is at
             work in the output folder; a format's library, or Ray, is missing.
     """
@@ -138,17 +146,23 @@ def segment_folder(
     recorded = json.loads(json.dumps(arguments, default=_plain))
     settings = Settings(arguments, recorded, PAINTED in formats)
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
+    asked: Mapping[Path, tuple[Asked, ...]] = {}
+    if prompts is not None:
+        file = read_prompts(Path(prompts))
+        asked, report.unknown = file.for_pictures(found.pictures)
+        settings = replace(settings, prompted=True, categories=file.categories)
     with claimed_folder(output_dir), _crew(sam, settings, workers) as crew:
         report.identity, report.workers = crew.identity, crew.count
         computed_by = crew.identity.computed_by
-        records = Records(output_dir, settings.painted, computed_by, recorded)
+        records = Records(output_dir, settings.painted, computed_by)
+        items = _items(found, records, settings, asked)
         with JobProgress(len(found.pictures), crew.count, show_progress) as progress:
-            for outcome in crew.outcomes(_items(found, records), progress):
+            for outcome in crew.outcomes(items, progress):
                 _put_down(outcome, records, report, progress)
         report.seconds, report.at_work = progress.pace.seconds, progress.pace.at_work
         names = list(found.pictures)
         _in_order(report, names)
-        _export_all(records, formats, tolerance, report, names, show_progress)
+        _export_all(records, formats, tolerance, settings, report, names, show_progress)
     return report
 
 
@@ -217,14 +231,16 @@ def _crew(
     return started(sam, settings, workers)
 
 
-def _items(found: Sources, records: Records) -> Iterator[Item | Failed]:
+def _items(
+    found: Sources, records: Records, settings: Settings, asked: Mapping[Path, tuple[Asked, ...]]
+) -> Iterator[Item | Failed]:
     """The pictures, with what is known of their outputs; one whose outputs cannot be has failed."""
 
     def look(item: Item) -> Item:
-        return replace(item, known=records.known(item.name))
+        return replace(item, known=records.known(item.name, settings.recorded_for(item.asked)))
 
     for number, (name, place) in enumerate(found.pictures.items()):
-        yield attempt(look, Item(number, name, place))
+        yield attempt(look, Item(number, name, place, asked=asked.get(name, ())))
 
 
 def _put_down(
@@ -277,6 +293,7 @@ def _export_all(
     records: Records,
     formats: Sequence[str],
     tolerance: float,
+    settings: Settings,
     report: FolderReport,
     names: list[Path],
     show_progress: bool,
@@ -292,7 +309,7 @@ def _export_all(
                     yield records.read(name)
                     bar.advance()
 
-            export(kind, records.output_dir, each(), tolerance)
+            export(kind, records.output_dir, each(), tolerance, settings.categories)
         report.exported.append(output_of(kind, records.output_dir, None))
 
 

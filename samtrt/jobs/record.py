@@ -19,20 +19,20 @@ class Records:
         output_dir: where they go.
         painted: whether a PNG is written beside each JSON.
         computed_by: what computes the embeddings.
-        arguments: the generator's, as JSON has them.
     """
 
-    def __init__(
-        self, output_dir: Path, painted: bool, computed_by: str, arguments: dict[str, Any]
-    ) -> None:
+    def __init__(self, output_dir: Path, painted: bool, computed_by: str) -> None:
         self.output_dir = output_dir
         self.painted = painted
-        self.origin = {"computed_by": computed_by, "arguments": arguments}
+        self.computed_by = computed_by
 
-    def known(self, name: Path) -> str:
+    def known(self, name: Path, arguments: dict[str, Any]) -> str:
         """The SHA-256 of the picture that a name's outputs were made of.
 
         Empty where they are not whole, byte by byte, or of another model or other arguments.
+
+        Args:
+            arguments: what its masks depend on besides, as JSON has them.
 
         Raises:
             SamtrtError: there are none, and what is there was written by others, or they cannot be
@@ -41,7 +41,8 @@ class Records:
         json_file, png_file = self._files(name)
         written = _read_json(json_file)
         is_ours, mark = MARK in written, written.pop(MARK, None)
-        if isinstance(mark, dict) and self._are_whole(written, mark, png_file):
+        origin = {"computed_by": self.computed_by, "arguments": arguments}
+        if isinstance(mark, dict) and self._are_whole(written, mark, origin, png_file):
             return str(mark.get("picture_sha256", ""))
         self._check_outputs(json_file, png_file, is_ours)
         return ""
@@ -70,7 +71,8 @@ class Records:
             image = dataset["images"][0]
             size = (image["height"], image["width"])
             sha256 = dataset[MARK]["dataset_sha256"]
-            return AnnotatedPicture(name, size, dataset["annotations"], sha256)
+            annotations, categories = dataset["annotations"], dataset["categories"]
+            return AnnotatedPicture(name, size, annotations, sha256, categories)
         except (KeyError, IndexError, TypeError) as error:
             raise SamtrtError(
                 f"{json_file} was removed or altered during the run; run the command again"
@@ -79,9 +81,15 @@ class Records:
     def _files(self, name: Path) -> tuple[Path, Path]:
         return self.output_dir / f"{name}.json", self.output_dir / f"{name}.png"
 
-    def _are_whole(self, dataset: dict[str, Any], mark: dict[str, Any], png_file: Path) -> bool:
-        """Whether the outputs are those of an earlier run of this kind, byte by byte."""
-        expected = {**self.origin, "dataset_sha256": sha256_of_json(dataset)}
+    def _are_whole(
+        self,
+        dataset: dict[str, Any],
+        mark: dict[str, Any],
+        origin: dict[str, Any],
+        png_file: Path,
+    ) -> bool:
+        """Whether the outputs are those of an earlier run of that origin, byte by byte."""
+        expected = {**origin, "dataset_sha256": sha256_of_json(dataset)}
         if self.painted:
             try:
                 expected["png_sha256"] = sha256_of(png_file)

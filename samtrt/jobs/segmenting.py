@@ -8,7 +8,7 @@ cannot be used becomes a ``Failed`` and passes the rest.
 import hashlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import numpy.typing as npt
 from samtrt.console import one_line
 from samtrt.errors import SamtrtError
 from samtrt.files import json_bytes
+from samtrt.jobs.prompts import Asked
 from samtrt.jobs.record import MARK, sha256_of_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
-from samtrt.masks.coco import coco_dataset
+from samtrt.masks.coco import CATEGORIES, coco_dataset
+from samtrt.masks.prompted import SamPromptedMaskGenerator
 from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
 from samtrt.pictures.reading import decode_image, png_bytes, read_file
@@ -35,14 +37,25 @@ class Settings:
     """What a job makes of every picture.
 
     Attributes:
-        arguments: of ``SamAutomaticMaskGenerator``.
+        arguments: of ``SamAutomaticMaskGenerator``, or of ``SamPromptedMaskGenerator``.
         recorded: the same as JSON has them.
         painted: whether the picture is wanted with its masks painted on it.
+        prompted: whether each picture has prompts of its own.
+        categories: COCO's.
     """
 
     arguments: dict[str, Any]
     recorded: dict[str, Any]
     painted: bool
+    prompted: bool = False
+    categories: Sequence[dict[str, Any]] = CATEGORIES
+
+    def recorded_for(self, asked: Sequence[Asked]) -> dict[str, Any]:
+        """What a picture's masks depend on, beside the picture and the model."""
+        if not self.prompted:
+            return self.recorded
+        prompts = sha256_of_json([list(self.categories), [one.to_json() for one in asked]])
+        return {**self.recorded, "prompts_sha256": prompts}
 
 
 @dataclass(frozen=True)
@@ -77,12 +90,14 @@ class Item:
         place: where it is read from.
         known: SHA-256 of the picture that the outputs on the disk were made of, where they are
             whole and by this model and these settings; empty otherwise.
+        asked: its prompts.
     """
 
     number: int
     name: Path
     place: Path
     known: str = ""
+    asked: tuple[Asked, ...] = ()
 
     @property
     def item(self) -> "Item":
@@ -174,12 +189,22 @@ class Segmenter:
 
     def __init__(self, sam: Sam, settings: Settings) -> None:
         arguments = settings.arguments
-        self.generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
+        self.generator: SamAutomaticMaskGenerator | SamPromptedMaskGenerator
+        if settings.prompted:
+            self.generator = SamPromptedMaskGenerator(sam, **arguments)
+        else:
+            self.generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
 
     def segment(self, picture: Decoded, progress: Progress) -> Segmented:
         """The masks of a picture; ``progress`` is called with the points done, and all of them."""
         start = time.perf_counter()
-        records = self.generator.generate(picture.image, progress=progress)
+        if isinstance(self.generator, SamPromptedMaskGenerator):
+            prompts = [one.prompt for one in picture.item.asked]
+            records = self.generator.generate(picture.image, prompts, progress)
+            kept = (one.kept for one in picture.item.asked)
+            records = [{**record, **more} for record, more in zip(records, kept, strict=True)]
+        else:
+            records = self.generator.generate(picture.image, progress=progress)
         seconds = time.perf_counter() - start
         return Segmented(picture.item, picture.sha256, picture.image, records, seconds)
 
@@ -194,7 +219,7 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
     origin: dict[str, Any] = {
         "picture_sha256": picture.sha256,
         "computed_by": identity.computed_by,
-        "arguments": settings.recorded,
+        "arguments": settings.recorded_for(picture.item.asked),
     }
     if settings.painted:
         by_area = sorted(picture.records, key=lambda record: -record["area"])
@@ -202,7 +227,8 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
         painted = paint_in_order(picture.image, masks)
         files[".png"] = png_bytes(painted, {MARK: picture.sha256})
         origin["png_sha256"] = hashlib.sha256(files[".png"]).hexdigest()
-    dataset = coco_dataset(picture.item.name, picture.image.shape[:2], picture.records)
+    size = (picture.image.shape[0], picture.image.shape[1])
+    dataset = coco_dataset(picture.item.name, size, picture.records, settings.categories)
     origin["dataset_sha256"] = sha256_of_json(dataset)
     files[".json"] = json_bytes({**dataset, MARK: origin})
     return Finished(picture.item, files, len(picture.records), picture.seconds)

@@ -1,15 +1,21 @@
 """Masks as COCO data sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from samtrt.files import without_nan
 from samtrt.masks.runs import require_pycocotools
 
-CATEGORIES = ({"id": 1, "name": "object"},)  # SAM knows only one
+CATEGORIES: tuple[dict[str, Any], ...] = ({"id": 1, "name": "object"},)  # SAM knows only one
 
 
-def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]]) -> Any:
+def coco_dataset(
+    name: Path,
+    size: tuple[int, int],
+    records: list[dict[str, Any]],
+    categories: Sequence[dict[str, Any]] = CATEGORIES,
+) -> Any:
     """A COCO data set of one picture, as ``json`` can write it.
 
     Args:
@@ -18,7 +24,9 @@ def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]
         records: the generator's, with ``output_mode="coco_rle"``. Their further fields stay in
             the annotations, and ``predicted_iou`` is the ``score`` as well. ``bbox`` is
             pycocotools' (x, y, width, height in whole pixels, both outermost ones inside), which
-            is a pixel wider and higher than in Meta's records.
+            is a pixel wider and higher than in Meta's records. Without ``category_id`` one has the
+            first category's.
+        categories: COCO's.
 
     Raises:
         SamtrtError: pycocotools is not installed.
@@ -29,14 +37,14 @@ def coco_dataset(name: Path, size: tuple[int, int], records: list[dict[str, Any]
         for record in records
     ]
     boxes = require_pycocotools().toBbox(masks).tolist() if masks else []
-    numbered = {"image_id": 1, "category_id": 1, "iscrowd": 0}
+    numbered = {"image_id": 1, "category_id": categories[0]["id"], "iscrowd": 0}
     return {
         "images": [{"id": 1, "width": width, "height": height, "file_name": name.as_posix()}],
         "annotations": [
             without_nan({"id": number, **numbered, **record, "bbox": box, **_score(record)})
             for number, (record, box) in enumerate(zip(records, boxes, strict=True), start=1)
         ],
-        "categories": list(CATEGORIES),
+        "categories": list(categories),
     }
 
 
