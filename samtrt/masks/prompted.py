@@ -1,6 +1,6 @@
 """Masks of prompts that are known beforehand, such as a detector's boxes: one a prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,25 +94,16 @@ class SamPromptedMaskGenerator:
     ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{}] * len(prompts)
         done = 0
-        for which in self._batches(prompts):
-            mapped = [prompts[number].to_model_frame(picture) for number in which]
-            together = Prompts(
-                torch.cat([one.coords for one in mapped]), torch.cat([one.labels for one in mapped])
-            )
-            for number, record in zip(which, self._decode(picture, together), strict=True):
-                found[number] = {**record, **_asked(prompts[number])}
-            done += len(which)
-            progress(done, len(prompts))
+        mapped = [prompt.to_model_frame(picture) for prompt in prompts]
+        for numbers, alike in Prompts.batches(mapped):
+            waiting = iter(numbers)
+            for part in alike.split(self.prompts_per_batch):
+                for record in self._decode(picture, part):
+                    number = next(waiting)
+                    found[number] = {**record, **_asked(prompts[number])}
+                done += len(part)
+                progress(done, len(prompts))
         return found
-
-    def _batches(self, prompts: list[Prompt]) -> Iterator[list[int]]:
-        """Numbers of prompts that can be decoded together: those with as many points."""
-        alike: dict[tuple[int, bool], list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            alike.setdefault((len(prompt.point_coords), prompt.box is None), []).append(number)
-        for numbers in alike.values():
-            for start in range(0, len(numbers), self.prompts_per_batch):
-                yield numbers[start : start + self.prompts_per_batch]
 
     def _decode(self, picture: EmbeddedPicture, prompts: Prompts) -> list[dict[str, Any]]:
         low_res, scores = self.predictor.decoder(picture, prompts, self.multimask_output)

@@ -213,6 +213,7 @@ COMMANDS = {
                 2 + v, "--pred-iou-thresh", 0, "--stability-score-thresh", 0,
             ],
             read_same,
+            is_alone=True,
             is_job=True,
         ),
         Command(
