@@ -71,6 +71,25 @@ def add_options(options: Options) -> None:
         help="pictures that are encoded together at most, of those that wait; auto measures at the "
         "start what is best (default: auto)",
     )
+    replicas = Options(options.parser.add_mutually_exclusive_group())
+    replicas.add(
+        "--gpus",
+        type=_gpus,
+        metavar="all|0,1,…",
+        help="a process with the model for each of these GPUs, behind the one port",
+    )
+    replicas.add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="N processes with the model on the CPUs, behind the one port",
+    )
+    options.add(
+        "--store",
+        metavar="URL",
+        help="Valkey or Redis, as valkey://HOST:PORT, in which several servers or processes find "
+        "each other's embeddings",
+    )
     options.add(
         "--trace",
         action="store_true",
@@ -129,11 +148,19 @@ def _number(limit: "dataclasses.Field[Any]") -> Callable[[str], float]:
 
 def _batch(text: str) -> int | None:
     """A number of pictures; None for ``auto``."""
-    if text == "auto":
-        return None
+    return None if text == "auto" else _count(text)
+
+
+def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero, and not auto")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
     return int(text)
+
+
+def _gpus(text: str) -> str:
+    if not re.fullmatch(r"all|\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor numbers as 0,1")
+    return text
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -145,7 +172,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> None:
     """Serves until it is interrupted."""
     from samtrt.models.catalogue import DEMO, demo_picture
-    from samtrt.server.launch import ServeOptions, require_installed, serve
+    from samtrt.server.launch import require_installed, serve
+    from samtrt.server.options import ServeOptions
 
     require_installed(not arguments.no_page)
     model = chosen_model(arguments, default=DEMO)
@@ -162,6 +190,9 @@ def run(arguments: argparse.Namespace) -> None:
         token_file=arguments.token_file,
         metrics=not arguments.no_metrics,
         encode_batch=arguments.encode_batch,
+        store=arguments.store,
+        workers=arguments.workers,
+        gpus=arguments.gpus,
         trace=arguments.trace,
         access_log=arguments.access_log,
         cors_origins=tuple(arguments.cors_origin),

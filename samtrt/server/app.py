@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 import samtrt.server
 from samtrt.errors import InputError
@@ -18,9 +17,10 @@ from samtrt.server.api.documentation import add_documentation
 from samtrt.server.api.operation import add_operation
 from samtrt.server.api.pictures import picture_routes
 from samtrt.server.assets import STATIC
-from samtrt.server.guard.middleware import VERSION, Guard
+from samtrt.server.guard.middleware import VERSION, Guard, cross_origin
 from samtrt.server.guard.stopping import Stopping
 from samtrt.server.metrics import Metrics
+from samtrt.server.model.store import Store
 from samtrt.server.model.studio import Studio
 from samtrt.server.page.routes import add_page
 from samtrt.server.problems import RequestError
@@ -35,6 +35,7 @@ def create_app(
     settings: Settings | None = None,
     note: str = "",
     tracing: Tracing | None = None,
+    store: Store | None = None,
 ) -> FastAPI:
     """The application for one model.
 
@@ -46,11 +47,12 @@ def create_app(
         settings: limits; None for the defaults.
         note: what a user must know of the model (``EngineInfo.note``).
         tracing: makes spans of requests and work; None for nothing.
+        store: has the embeddings of other servers, too; None for those of this one alone.
     """
     settings = settings or Settings()
     metrics = Metrics()
     tracing = tracing or Tracing()
-    studio = Studio(sam, settings, metrics, tracing=tracing)
+    studio = Studio(sam, settings, metrics, tracing=tracing, store=store)
     stopping = Stopping()
 
     @asynccontextmanager
@@ -76,14 +78,7 @@ def create_app(
     app.add_middleware(
         Guard, settings=settings, metrics=metrics, stopping=stopping, tracing=tracing
     )
-    if settings.cors_origins:  # outermost: refusals too are for those pages to read
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Accept", "Authorization", "Content-Type", "If-None-Match"],
-            expose_headers=["ETag", "Retry-After"],
-        )
+    cross_origin(app, settings)
     _add_error_handlers(app)
     app.include_router(picture_routes(studio), prefix=VERSION)
     app.include_router(picture_routes(studio), include_in_schema=False)  # as they were before

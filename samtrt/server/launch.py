@@ -6,10 +6,11 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +24,11 @@ from samtrt.encoders.engine import read_engine_info
 from samtrt.errors import EngineError, InputError, SamtrtError
 from samtrt.hints import install
 from samtrt.sam import Sam, load_sam
+from samtrt.server.options import ServeOptions, to_text
 from samtrt.server.settings import TOKEN_VARIABLE, Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -33,54 +38,6 @@ PAGE_DECODER = "page_decoder"  # in the parameter folder
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """What to serve and where.
-
-    Attributes:
-        params: parameter folder.
-        engine: engine folder of the image encoder; None for the one in ``params``.
-        decoder: folder of the page's mask decoder, which is made when it is not there; None for
-            the one in ``params``.
-        backend: see ``load_encoder``.
-        host, port: where to listen.
-        allowed_hosts: host names answered beside the loopback's and ``host``; needed where
-            ``host`` is every address.
-        root_path: prefix of all paths behind a proxy, as ``/sam``; "" for none.
-        trusted_proxies: addresses or networks of proxies whose X-Forwarded-For is believed.
-        token_file: file with the token that clients must send; None for the environment's
-            SAMTRT_TOKEN. Without either one is made where ``host`` is not the loopback.
-        encode_batch: pictures that are encoded together at most, of those that wait; None measures
-            what is best.
-        trace: whether OpenTelemetry's spans are sent.
-        metrics: whether there is ``/metrics``.
-        access_log: whether each request is logged.
-        cors_origins: origins whose pages may call the API.
-        sample: picture that the page offers to try; None for none.
-        page: whether there is a page, or the API alone.
-        settings: limits; what is no limit there is replaced by what is said here.
-    """
-
-    params: Path
-    engine: Path | None = None
-    decoder: Path | None = None
-    backend: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    allowed_hosts: tuple[str, ...] = ()
-    root_path: str = ""
-    trusted_proxies: tuple[str, ...] = ()
-    token_file: Path | None = None
-    encode_batch: int | None = None
-    trace: bool = False
-    metrics: bool = True
-    access_log: bool = False
-    cors_origins: tuple[str, ...] = ()
-    sample: Path | None = None
-    page: bool = True
-    settings: Settings = field(default_factory=Settings)
-
-
 def serve(options: ServeOptions) -> None:
     """Loads the model, then serves until it is interrupted.
 
@@ -88,49 +45,117 @@ def serve(options: ServeOptions) -> None:
         SamtrtError: a package, the page's assets, the model or the port is not to be had.
     """
     require_installed(options.page)
-    from samtrt.server.app import create_app
     from samtrt.server.assets import assets_compressed
     from samtrt.server.guard.serving import Server
-    from samtrt.server.tracing import exporting
 
-    engine = options.engine or options.params / "engine"
-    sample = _find_sample(options.sample)
-    decoder = None
-    if options.page:
-        if not assets_compressed():
-            logger.warning(
-                "the page's assets are not compressed, and a first visit takes longer; "
-                "run `python -m samtrt.server.assets`"
-            )
-        decoder = _find_decoder(options, engine)
+    if options.page and not assets_compressed():
+        logger.warning(
+            "the page's assets are not compressed, and a first visit takes longer; "
+            "run `python -m samtrt.server.assets`"
+        )
+    _find_sample(options.sample)
+    if options.page:  # made once, before several processes look for it
+        _find_decoder(options, options.engine or options.params / "engine")
     with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
         settings = network_settings(options, ip_address(address))
-        tracing = exporting() if options.trace else None
-        sam = load_sam(engine, options.params, options.backend)
-        info = read_engine_info(engine)
-        logger.info("warming up")
-        largest = encode_batch(sam, info.max_batch_size, options.encode_batch)
-        settings = replace(settings, encode_batch=largest)
-        app = create_app(sam, decoder, sample, settings, info.note, tracing)
-        app.state.studio.warm_up()
         names = (*options.allowed_hosts, address)
         name = names[0] if ip_address(address).is_unspecified and names[0] != "*" else address
         url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
         if settings.token and not _given_token(options):
             url += f"/#token={settings.token}"
-        logger.info("samtrt is ready on %s (Ctrl-C ends it)", url)
-        if not ip_address(address).is_loopback:
-            logger.warning(
-                "open to the network: whoever has the token may send pictures, and nothing is "
-                "encrypted; see docs/server.md for a proxy with TLS"
-            )
+
+        def say_ready() -> None:
+            logger.info("samtrt is ready on %s (Ctrl-C ends it)", url)
+            if not ip_address(address).is_loopback:
+                logger.warning(
+                    "open to the network: whoever has the token may send pictures, and nothing is "
+                    "encrypted; see docs/server.md for a proxy with TLS"
+                )
+
+        if options.workers is not None or options.gpus is not None:
+            _serve_replicas(options, settings, listener, say_ready)
+            return
+        app = load_application(options, settings)
+        say_ready()
         try:
             Server(app).run(sockets=[listener])
         except KeyboardInterrupt:
             if app.state.studio.is_busy:
                 _leave()  # a picture in the encoder would hold the interpreter until it is done
             raise
+
+
+def load_application(options: ServeOptions, settings: Settings) -> "FastAPI":
+    """The application with its model in this process, warm.
+
+    Args:
+        options: the model and what belongs to it.
+        settings: as of ``network_settings``.
+
+    Raises:
+        SamtrtError: the model or the store is not to be had.
+    """
+    from samtrt.server.app import create_app
+    from samtrt.server.model.store import Store
+    from samtrt.server.tracing import exporting
+
+    engine = options.engine or options.params / "engine"
+    tracing = exporting() if options.trace else None
+    store = Store(options.store, settings.store_seconds) if options.store is not None else None
+    decoder = _find_decoder(options, engine) if options.page else None
+    sam = load_sam(engine, options.params, options.backend)
+    info = read_engine_info(engine)
+    logger.info("warming up")
+    largest = encode_batch(sam, info.max_batch_size, options.encode_batch)
+    settings = replace(settings, encode_batch=largest)
+    sample = _find_sample(options.sample)
+    app = create_app(sam, decoder, sample, settings, info.note, tracing, store)
+    app.state.studio.warm_up()
+    return app
+
+
+def _serve_replicas(
+    options: ServeOptions,
+    settings: Settings,
+    listener: socket.socket,
+    say_ready: Callable[[], None],
+) -> None:
+    """Serves with a process for each replica behind the port."""
+    import torch
+
+    from samtrt.server.guard.serving import Server
+    from samtrt.server.replicas.front import create_front
+    from samtrt.server.replicas.processes import (
+        ProcessReplicas,
+        cpu_environments,
+        gpu_environments,
+    )
+    from samtrt.server.tracing import exporting
+
+    if options.gpus is not None:
+        environments = gpu_environments(options.gpus, torch.cuda.device_count())
+    else:
+        environments = cpu_environments(options.workers or 1)
+    many = len(environments)
+    # Limits of all clients are of each replica.
+    front = replace(
+        settings,
+        max_requests=many * settings.max_requests,
+        max_connections=many * settings.max_connections,
+    )
+    command = [sys.executable, "-m", "samtrt.server.replicas.worker", to_text(options)]
+    replicas = ProcessReplicas(
+        command, environments, settings.drain_seconds, options.store is not None
+    )
+    app = create_front(replicas, front, exporting() if options.trace else None)
+
+    async def start() -> None:
+        logger.info("starting %d replicas", many)
+        await replicas.start()
+        say_ready()
+
+    Server(app, start, replicas.stop).run(sockets=[listener])
 
 
 def encode_batch(sam: Sam, largest: int, wanted: int | None) -> int:

@@ -103,6 +103,10 @@ class Metrics:
         count.set_function(lambda: len(cache))
         self.registry.register(_LookUps("samtrt_cache", "embeddings in memory", cache))
 
+    def watch_store(self, store: Counted) -> None:
+        """Reports how often the shared store had what was asked for."""
+        self.registry.register(_LookUps("samtrt_store", "embeddings in the store", store))
+
     def watch_model(self, computed_by: str, device: torch.device) -> None:
         """Says what computes; on a GPU, how much of its memory is taken."""
         model = Info("samtrt_model", "What computes the embeddings", registry=self.registry)

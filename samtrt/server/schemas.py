@@ -250,6 +250,7 @@ class Health(BaseModel):
         description="What a picture takes the encoder, a moving average; null before the first."
     )
     cached_embeddings: int
+    replicas: int = Field(default=1, description="Models that answer behind this address.")
     lanes: dict[str, Lane]
     max_upload_bytes: int
     max_pixels: int

@@ -46,6 +46,9 @@ class Settings:
     )
     cache_bytes: int = _limit(512 * MIB, "embeddings in memory; the least recently used leave")
     # No more decoded pictures than one beside these are in memory.
+    store_seconds: int = _limit(
+        86_400, "seconds that --store keeps an embedding which nobody asks for"
+    )
     read_workers: int = _limit(2, "pictures that are decoded at once, each in its own process")
     read_seconds: float = _limit(20.0, "time to decode a picture; past it its process is killed")
     # The most that a picture of max_pixels needs is 16 bytes a pixel (WebP).

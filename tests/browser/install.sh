@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the browser tests need and pip cannot bring: Chromium with its driver, the page's assets,
-# nginx to stand before the server; and axe-core, which looks for what keeps people out.
+# nginx to stand before the server, a store that servers share; and axe-core, which looks for what keeps people out.
 # Does what it can (apt as root, npm where it is installed) and says what it could not; without
 # Chromium or the assets the tests are skipped, except where CI is set.
 set -uo pipefail
@@ -12,6 +12,7 @@ packages=()
   packages+=(chromium chromium-driver fonts-liberation)
 command -v npm >/dev/null || packages+=(nodejs npm)
 PATH=$PATH:/usr/sbin command -v nginx >/dev/null || packages+=(nginx)
+{ command -v valkey-server || command -v redis-server; } >/dev/null || packages+=(redis-server)
 if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq &&

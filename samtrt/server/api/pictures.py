@@ -39,8 +39,8 @@ def picture_routes(studio: Studio) -> APIRouter:
     """The routes for one model, by their paths below the version's."""
     routes = APIRouter(tags=["model"])
 
-    def find(embedding_id: str) -> KeptPicture:
-        picture = studio.cache.get(embedding_id)
+    async def find(embedding_id: str) -> KeptPicture:
+        picture = await studio.find(embedding_id)
         if picture is None:
             raise RequestError(
                 HTTPStatus.NOT_FOUND,
@@ -97,7 +97,7 @@ def picture_routes(studio: Studio) -> APIRouter:
 
         In float16 half as much is sent; numbers beyond its range are clipped.
         """
-        features = find(embedding_id).embedded.features.numpy()
+        features = (await find(embedding_id)).embedded.features.numpy()
         if dtype == "float16":
             limit = np.finfo(np.float16).max
             features = features.clip(-limit, limit)
@@ -116,7 +116,8 @@ def picture_routes(studio: Studio) -> APIRouter:
     )
     async def masks(request: schemas.MaskRequest) -> dict[str, Any]:
         """Runs the mask decoder for one prompt, or for several at once."""
-        return {"masks": await studio.masks(find(request.id).embedded, request)}
+        picture = (await find(request.id)).embedded
+        return {"masks": await studio.masks(picture, request)}
 
     @routes.post(
         "/everything",
@@ -134,7 +135,7 @@ def picture_routes(studio: Studio) -> APIRouter:
     )
     async def everything(request: schemas.EverythingRequest, connection: Request) -> Any:
         """Segments whatever is in the picture, as a COCO data set."""
-        picture = find(request.id).embedded
+        picture = (await find(request.id)).embedded
         if LINES in connection.headers.get("accept", ""):
             return await _lines(studio.everything.as_found(picture, request), connection)
         return await unless_disconnected(connection, studio.everything.dataset(picture, request))

@@ -56,6 +56,8 @@ class Connections:
             protocol.end()
 
     def _is_proxy(self, address: str) -> bool:
+        if not address:  # of a socket in a folder: only this user reaches it
+            return True
         return any(ip_address(address) in proxy for proxy in self._proxies)
 
     def forget(self, protocol: "GuardedProtocol") -> None:

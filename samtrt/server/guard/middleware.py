@@ -9,7 +9,9 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from anyio import fail_after
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,6 +52,21 @@ OPEN_FOLDERS = ("/static/", "/docs/")
 JSON_PATHS = {"/masks", "/everything"}
 # Of the API's paths; without it they are the same.
 VERSION = "/v1"
+
+
+def cross_origin(app: Starlette, settings: Settings) -> None:
+    """Lets the pages of ``cors_origins`` call an application that has its guard already.
+
+    It stands before the guard: its refusals too are for those pages to read.
+    """
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Accept", "Authorization", "Content-Type", "If-None-Match"],
+            expose_headers=["ETag", "Retry-After"],
+        )
 
 
 class Guard:
@@ -130,7 +147,7 @@ class Guard:
         finally:
             self.stopping.at_work.discard(task)
             # Without the version: it counts as the path that has none.
-            route = _api_path(getattr(scope.get("route"), "path", "other"))
+            route = api_path(getattr(scope.get("route"), "path", "other"))
             status = answered[0] if answered else 499  # the client went away
             method = asked if asked in METHODS else "other"
             seconds = time.perf_counter() - started
@@ -142,14 +159,14 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         await self._check_host(scope, receive)
-        path = _route_path(scope)
+        path = route_path(scope)
         if not path:  # the page's addresses are relative to a folder
             folder = scope["path"].rpartition("/")[2]
             await RedirectResponse(f"{folder}/", HTTPStatus.PERMANENT_REDIRECT)(
                 scope, receive, send
             )
             return
-        path = _api_path(path)
+        path = api_path(path)
         self._check_token(path, headers)
         if scope["method"] in READING_METHODS:
             if scope["method"] == "HEAD":
@@ -301,13 +318,13 @@ def _below_root(scope: Scope, root_path: str) -> Scope:
     return {**scope, "path": path, "root_path": root_path}
 
 
-def _route_path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The path that routes are matched with: what follows the prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _api_path(path: str) -> str:
+def api_path(path: str) -> str:
     """A path without the API's version, which changes nothing in what is checked."""
     return path.removeprefix(VERSION) if path.startswith(f"{VERSION}/") else path
 

@@ -23,6 +23,7 @@ Encode = Callable[[Sequence[Image]], list[EmbeddedPicture]]
 
 LARGEST = 8  # tried at the start
 _TRIES = 3
+_SECONDS = 1.0
 
 
 @dataclass(eq=False)
@@ -146,10 +147,11 @@ def best_batch(encode: Encode, side: int, largest: int = LARGEST) -> int:
 
 
 def _seconds(encode: Encode, images: list[Image]) -> float:
-    """The least of a few tries, after one that does not count."""
-    took = []
-    for _ in range(1 + _TRIES):
+    """The least of a few tries, after one that does not count; of one where that takes long."""
+    encode(images)
+    took: list[float] = []
+    while len(took) < _TRIES and sum(took) < _SECONDS:
         started = time.perf_counter()
         encode(images)
         took.append(time.perf_counter() - started)
-    return min(took[1:])
+    return min(took)

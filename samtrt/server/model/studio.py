@@ -27,8 +27,11 @@ from samtrt.server.model.batching import Batcher, Image
 from samtrt.server.model.everything import Everything
 from samtrt.server.model.lanes import AbandonedError, Lane
 from samtrt.server.model.memory import LRUCache
+from samtrt.server.model.store import Store
 from samtrt.server.settings import Settings
 from samtrt.server.tracing import Tracing
+
+_STORE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Studio:
     Args:
         decoder: what decodes; None for the model's own (``Sam.get_decoder``).
         tracing: makes spans of the work; None for nothing.
+        store: has the embeddings of other servers, too; None for those of this one alone.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class Studio:
         metrics: Metrics,
         decoder: Decoder | None = None,
         tracing: Tracing | None = None,
+        store: Store | None = None,
     ) -> None:
         self.sam = sam
+        self.store = store
         self.tracing = tracing or Tracing()
         self.decoder = decoder or sam.get_decoder()
         self.computed_by = sam.computed_by
@@ -97,6 +103,12 @@ class Studio:
         self._embedding: dict[str, asyncio.Task[KeptPicture]] = {}
         metrics.watch_cache(self.cache)
         metrics.watch_model(self.computed_by, sam.device)
+        if store is not None:
+            # As many as there are requests: they wait for the network.
+            self.lanes["store"] = Lane(
+                "store", _STORE_THREADS, settings.max_requests, settings.decode_timeout
+            )
+            metrics.watch_store(store)
         for lane in self.lanes.values():
             metrics.watch_lane(lane)
 
@@ -117,7 +129,7 @@ class Studio:
             RequestError: as ``decode_picture`` and ``Lane.run``.
         """
         embedding_id = picture_id(self.computed_by, media_type, data)
-        found = self.cache.get(embedding_id)
+        found = await self.find(embedding_id)
         if found is not None:
             return embedding_id, found, True
         task = self._embedding.get(embedding_id)
@@ -127,6 +139,27 @@ class Studio:
             task.add_done_callback(lambda done: self._embedded(embedding_id, done))
         # Shielded: one client that leaves must not take the result from the others.
         return embedding_id, await asyncio.shield(task), False
+
+    async def find(self, embedding_id: str) -> KeptPicture | None:
+        """A picture that is embedded: in memory, or in the store; None where it is in neither.
+
+        Raises:
+            RequestError: 503, the store does not answer.
+        """
+        found = self.cache.get(embedding_id)
+        if found is not None or self.store is None:
+            return found
+        stored = await self.lanes["store"].run(self.store.get, embedding_id)
+        if stored is None:
+            return None
+        embedded, seconds = stored
+        # Its id says so; whoever writes to the store may have said otherwise.
+        made_by = f"{embedded.computed_by}, parameters {embedded.parameters_sha256}"
+        if made_by != self.computed_by or embedded.img_size != self.sam.img_size:
+            return None
+        picture = KeptPicture(embedded, seconds)
+        self.cache.put(embedding_id, picture)
+        return picture
 
     def _embedded(self, embedding_id: str, task: asyncio.Task[KeptPicture]) -> None:
         del self._embedding[embedding_id]
@@ -155,6 +188,8 @@ class Studio:
         self.embed_seconds = 0.7 * before + 0.3 * encoded.seconds
         picture = KeptPicture(encoded.picture, encoded.seconds)
         self.cache.put(embedding_id, picture)
+        if self.store is not None:  # before the answer, so that others find it
+            self.store.put(embedding_id, picture.embedded, picture.seconds)
         return picture
 
     def _encode(self, images: Sequence[Image]) -> list[EmbeddedPicture]:
@@ -264,3 +299,5 @@ class Studio:
         self.read_picture.close()
         for lane in self.lanes.values():
             lane.close()
+        if self.store is not None:
+            self.store.close()
