@@ -12,16 +12,20 @@ from samtrt.sam import load_sam
 from samtrt.server.app import create_app
 from samtrt.server.settings import Settings
 
+TOKEN = "a-token-of-sixteen-letters-or-more"
+
 
 @pytest.fixture
 def url() -> Iterator[str]:
     sam = load_sam(tiny_model() / "engine", tiny_model())
-    with running(create_app(sam, settings=replace(Settings(), root_path="/sam"))) as url:
+    with running(
+        create_app(sam, settings=replace(Settings(), root_path="/sam", token=TOKEN))
+    ) as url:
         yield f"{url}/sam"
 
 
 def test_operations_are_shown(make_page: Callable[..., Page], url: str) -> None:
-    page = make_page(f"{url}/docs")
+    page = make_page(f"{url}/docs#token={TOKEN}")
 
     def shown() -> list[str]:
         paths = "[...document.querySelectorAll('.opblock-summary-path')].map(e => e.dataset.path)"

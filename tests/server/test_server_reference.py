@@ -39,7 +39,9 @@ def test_the_page_needs_no_token_and_nothing_from_elsewhere(sam: Sam) -> None:
             assert file.status_code == 200 and len(file.content) > 50
         assert client.get("/docs/inter.woff2").status_code == 404
         assert client.get("/docs/..%2Fserver.md").status_code == 404
-        document = client.get("/openapi.json").json()
+        assert client.get("/openapi.json").status_code == 401
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        document = client.get("/openapi.json", headers=headers).json()
         assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
         assert client.get("/health").status_code == 401
 

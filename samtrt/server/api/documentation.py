@@ -30,9 +30,15 @@ PAGE = f"""<!doctype html>
 <script src="docs/{START}"></script>
 </html>
 """
-STARTING = """SwaggerUIBundle({
+# As the click page, it takes the token of its address, which is not sent.
+STARTING = """const token = new URLSearchParams(location.hash.slice(1)).get("token");
+SwaggerUIBundle({
   url: new URL("openapi.json", document.baseURI).href,
   dom_id: "#api",
+  requestInterceptor: (request) => {
+    if (token) request.headers.Authorization = `Bearer ${token}`;
+    return request;
+  },
   validatorUrl: null,
   persistAuthorization: false,
 });

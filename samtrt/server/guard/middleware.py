@@ -47,7 +47,7 @@ SECURITY_HEADERS = {
 READING_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
 METHODS = READING_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 # What is there without the token: the pages, which hold nothing of anybody's, and the probe.
-OPEN_PATHS = {"/", "/ready", "/docs", "/openapi.json"}
+OPEN_PATHS = {"/", "/ready", "/docs"}
 OPEN_FOLDERS = ("/static/", "/docs/")
 JSON_PATHS = {"/masks", "/everything"}
 # Of the API's paths; without it they are the same.
