@@ -62,7 +62,7 @@ def serve(options: ServeOptions) -> None:
         names = (*options.allowed_hosts, address)
         name = names[0] if ip_address(address).is_unspecified and names[0] != "*" else address
         url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
-        if settings.token and not _given_token(options):
+        if settings.token and not given_token(options):
             url += f"/#token={settings.token}"
 
         def say_ready() -> None:
@@ -248,7 +248,7 @@ def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) 
             f"--root-path is {options.root_path}; expected the path that the proxy serves this "
             "server at, as /sam or /tools/sam"
         )
-    token = _given_token(options)
+    token = given_token(options)
     if token is None and not address.is_loopback:
         token = secrets.token_urlsafe(32)
     return replace(
@@ -263,7 +263,7 @@ def network_settings(options: ServeOptions, address: IPv4Address | IPv6Address) 
     )
 
 
-def _given_token(options: ServeOptions) -> str | None:
+def given_token(options: ServeOptions) -> str | None:
     """The token of the file, or of the environment.
 
     Raises:

@@ -1,6 +1,6 @@
 """The server's limits: what one request, one client and everybody together may ask for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MIB = 1 << 20
@@ -93,3 +93,8 @@ class Settings:
     access_log: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
+
+
+def limit_names() -> set[str]:
+    """The settings that are limits."""
+    return {one.name for one in fields(Settings) if "help" in one.metadata}

@@ -84,19 +84,11 @@ class Replicas(Protocol):
 
     shared: bool
 
-    async def start(self) -> None:
-        """Begins; returns once they can answer.
+    async def computed_by(self) -> str:
+        """Of their common model: what ids of pictures are made of; empty while none is up."""
 
-        Raises:
-            SamtrtError: one of them cannot start.
-        """
-
-    async def stop(self) -> None:
-        """Ends all of them."""
-
-    @property
-    def computed_by(self) -> str:
-        """Of their common model: what ids of pictures are made of."""
+    def all(self) -> list[str]:
+        """Names of those that live; none where they cannot be told apart."""
 
     def candidates(self, key: str | None) -> list[str]:
         """Names of those that live: where a picture of that id belongs, and in which order others

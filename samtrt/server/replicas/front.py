@@ -80,7 +80,7 @@ class _Front:
         below = api_path(path)
         request.scope["route"] = SimpleNamespace(path=label_of(below))
         body = await request.body()
-        key = await key_of(below, request, self.replicas.computed_by)
+        key = await key_of(below, request, await self.replicas.computed_by())
         forwarded = Forwarded.of(request.scope, path, body)
         candidates = self.replicas.candidates(key)
         is_upload = below == "/embed"
@@ -105,8 +105,8 @@ class _Front:
             return busy
         raise _lost()
 
-    async def _ask_all(self, path: str, request: Request) -> dict[str, bytes]:
-        """What each replica answers to GET, of those that do."""
+    async def _ask(self, names: list[str], path: str, request: Request) -> dict[str, bytes]:
+        """What each of these replicas answers to GET, of those that do."""
         asked = Forwarded("GET", path, b"", Forwarded.of(request.scope, path, b"").headers, b"")
 
         async def ask(name: str) -> bytes | None:
@@ -117,7 +117,6 @@ class _Front:
                 return None
             return content if answer.status == HTTPStatus.OK else None
 
-        names = self.replicas.candidates(None)
         found = await asyncio.gather(
             *(asyncio.wait_for(ask(name), _ASK_SECONDS) for name in names), return_exceptions=True
         )
@@ -127,17 +126,24 @@ class _Front:
             if isinstance(content, bytes)
         }
 
+    def _some(self) -> list[str]:
+        """All replicas, or any where they cannot be told apart."""
+        return self.replicas.all() or self.replicas.candidates(None)[:1]
+
     async def ready(self, request: Request) -> Response:
         """Whether any replica answers."""
         request.scope["route"] = SimpleNamespace(path="/ready")
-        if not await self._ask_all("/ready", request):
+        if not await self._ask(self._some(), "/ready", request):
             raise _none_ready()
         return JSONResponse({"status": "ready"})
 
     async def health(self, request: Request) -> Response:
         """As of one server, with the queues and embeddings of all."""
         request.scope["route"] = SimpleNamespace(path="/health")
-        found = [json.loads(text) for text in (await self._ask_all("/health", request)).values()]
+        found = [
+            json.loads(text)
+            for text in (await self._ask(self._some(), "/health", request)).values()
+        ]
         if not found:
             raise _none_ready()
         total: dict[str, Any] = {**found[0], "replicas": len(found)}
@@ -156,7 +162,7 @@ class _Front:
         request.scope["route"] = SimpleNamespace(path="/metrics")
         texts = {
             name: content.decode()
-            for name, content in (await self._ask_all("/metrics", request)).items()
+            for name, content in (await self._ask(self.replicas.all(), "/metrics", request)).items()
         }
         texts["front"] = generate_latest(self.metrics.registry).decode()
         registry = CollectorRegistry()

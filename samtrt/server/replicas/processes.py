@@ -80,13 +80,16 @@ class ProcessReplicas:
         self._stopping = False
         self._folder = tempfile.TemporaryDirectory(prefix="samtrt-")  # mode 0700
 
-    @property
-    def computed_by(self) -> str:
+    async def computed_by(self) -> str:
         """See ``Replicas``."""
         return next((one.computed_by for one in self._processes.values() if one.computed_by), "")
 
     async def start(self) -> None:
-        """See ``Replicas``: waits for all of them."""
+        """Starts all of them, and waits until they are up.
+
+        Raises:
+            SamtrtError: one does not start.
+        """
         for number, environment in enumerate(self._environments):
             path = Path(self._folder.name) / f"{number}.socket"
             transport = httpx.AsyncHTTPTransport(
@@ -157,12 +160,16 @@ class ProcessReplicas:
 
     def candidates(self, key: str | None) -> list[str]:
         """See ``Replicas``."""
-        names = [name for name, one in self._processes.items() if one.lives]
+        names = self.all()
         if key is not None:
             return ranked(key, names)
         self._turn += 1
         middle = self._turn % len(names) if names else 0
         return names[middle:] + names[:middle]
+
+    def all(self) -> list[str]:
+        """See ``Replicas``."""
+        return [name for name, one in self._processes.items() if one.lives]
 
     async def send(self, name: str, request: Forwarded) -> Answer:
         """See ``Replicas``."""
@@ -183,7 +190,7 @@ class ProcessReplicas:
         return Answer(answer.status_code, answered_headers(answer.headers.raw), _parts(answer))
 
     async def stop(self) -> None:
-        """See ``Replicas``: requests at work may finish."""
+        """Ends all of them; requests at work may finish."""
         self._stopping = True
         processes = [one.process for one in self._processes.values() if one.process is not None]
         for process in processes:
