@@ -49,6 +49,33 @@ class Decoder(Protocol):
         ...
 
 
+def masks_above(
+    decoder: Decoder, picture: EmbeddedPicture, prompts: Prompts, least_iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the masks of prompts (``multimask_output``) those whose predicted IoU is above.
+
+    A decoder with a method of this name draws no others.
+
+    Returns:
+        Logits [K, 4h, 4w], their indices [K] among the B · M masks, and predicted IoUs [B, M];
+        float32, on the decoder's device, as of ``Decoder``.
+    """
+    own = getattr(decoder, "masks_above", None)
+    if own is None:
+        return drawn_above(decoder, picture, prompts, least_iou)
+    found: tuple[Tensor, Tensor, Tensor] = own(picture, prompts, least_iou)
+    return found
+
+
+def drawn_above(
+    decoder: Decoder, picture: EmbeddedPicture, prompts: Prompts, least_iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``masks_above`` of a decoder that draws all masks."""
+    masks, scores = decoder(picture, prompts, True)
+    chosen = (scores.flatten() > least_iou).nonzero()[:, 0]
+    return masks.flatten(0, 1)[chosen], chosen, scores
+
+
 def check_fits(decoder: Decoder, img_size: int, multimask_output: bool) -> None:
     """Refuses pictures of a model for ``img_size`` pixels, or a number of masks, that are not this
     decoder's, as ``Decoder`` says."""

@@ -1,5 +1,7 @@
 """The mask decoder in torch."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,8 +9,9 @@ from torch import Tensor
 
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.decoders.prompts import Prompts
-from samtrt.decoders.protocol import check_channels, check_fits, no_masks
+from samtrt.decoders.protocol import check_channels, check_fits, drawn_above, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 from samtrt.torch_state import as_written
 
@@ -66,18 +69,51 @@ class TorchDecoder:
 
     def all_masks(self, picture: EmbeddedPicture, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """All four masks of each prompt: logits [B, 4, 4h, 4w] and predicted IoUs [B, 4]."""
+        if not len(prompts):
+            self._check(picture)
+            return no_masks(picture, self.num_masks, self.device)
+        masks, scores = self._ask(self.module, picture, prompts)
+        return masks.float(), scores.float()
+
+    def masks_above(
+        self, picture: EmbeddedPicture, prompts: Prompts, least_iou: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``decoders.protocol.masks_above``: those that do not pass are never drawn."""
+        if not len(prompts) or not self._is_as_made:
+            return drawn_above(self, picture, prompts, least_iou)
+        work = partial(self.module.masks_above, least_iou)
+        masks, indices, scores = self._ask(work, picture, prompts)
+        return masks.float(), indices, scores.float()
+
+    @property
+    def _is_as_made(self) -> bool:
+        """Whether no subclass decodes in another way."""
+        own = (
+            (self, TorchDecoder, ("__call__", "all_masks")),
+            (self.module, PromptedMaskDecoder, ("forward", "decode")),
+            (self.module.mask_decoder, MaskDecoder, ("predict_masks",)),
+        )
+        return all(
+            getattr(type(each), name) is getattr(kind, name)
+            for each, kind, names in own
+            for name in names
+        )
+
+    def _check(self, picture: EmbeddedPicture) -> None:
         check_fits(self, picture.img_size, False)
         check_channels(picture, self.module.mask_decoder.embedding_chans)
+
+    def _ask(
+        self, module: Callable[..., tuple[Tensor, ...]], picture: EmbeddedPicture, prompts: Prompts
+    ) -> tuple[Tensor, ...]:
+        self._check(picture)
         device, dtype = self.device, self._weight.dtype
-        if not len(prompts):
-            return no_masks(picture, self.num_masks, device)
         with as_written():
             prompts = prompts.to(device)
             mask = prompts.mask_input
-            masks, scores = self.module(
+            return module(
                 picture.features.to(device, dtype),
                 prompts.coords,
                 prompts.labels,
                 None if mask is None else mask.to(dtype),
             )
-            return masks.float(), scores.float()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samtrt.decoders.prompts import Prompts
-from samtrt.decoders.protocol import Decoder
+from samtrt.decoders.protocol import Decoder, masks_above
 from samtrt.decoders.upscaling import cut_out_with_stability, masks_at_once
 from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
@@ -358,20 +358,17 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
     ) -> None:
         """Adds to ``parts`` the masks of points (in the crop's frame) that pass all filters."""
         check(*_held(parts))
-        low_res, scores = self._decode(points, crop.embedded)
-        low_res, scores = low_res.flatten(0, 1), scores.flatten()
-        masks_a_point = len(scores) // len(points)
+        low_res, chosen, scores = self._decode(points, crop.embedded)
+        masks_a_point = scores.shape[1]
+        scores = scores.flatten()
         prompts = torch.from_numpy(points).to(scores.device)
-        chosen = torch.arange(len(scores), device=scores.device)
-        if self.pred_iou_thresh > 0:
-            chosen = (scores > self.pred_iou_thresh).nonzero()[:, 0]
-
         corner = torch.tensor(crop.box[:2], device=scores.device)
-        for which in chosen.split(masks_at_once(scores.device, crop.embedded)):
+        at_once = masks_at_once(scores.device, crop.embedded)
+        for few, which in zip(low_res.split(at_once), chosen.split(at_once), strict=True):
             if not len(which):
                 continue
             check(*_held(parts))
-            runs, boxes, stability, kept = self._cut_out(low_res[which], crop)
+            runs, boxes, stability, kept = self._cut_out(few, crop)
             which = which[kept]
             parts.append(
                 _Masks(
@@ -384,13 +381,23 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
                 )
             )
 
-    def _decode(self, points: np.ndarray, picture: EmbeddedPicture) -> tuple[Tensor, Tensor]:
-        """Three masks for each foreground point [n, 2]: logits [n, 3, S/4, S/4] and IoUs [n, 3]."""
+    def _decode(
+        self, points: np.ndarray, picture: EmbeddedPicture
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The masks of foreground points [n, 2] whose predicted IoU is above the threshold.
+
+        Returns:
+            Logits [K, S/4, S/4], their indices [K] among the n · M masks, and all IoUs [n, M].
+        """
         transform = self.predictor.transform
         coords = torch.from_numpy(transform.apply_coords(points, picture.original_size))
         labels = torch.ones(len(points), 1, dtype=torch.float32, device="cpu")
         prompts = Prompts.from_tensors(picture, coords[:, None], labels)
-        return self.predictor.decoder(picture, prompts, True)
+        decoder = self.predictor.decoder
+        if self.pred_iou_thresh > 0:
+            return masks_above(decoder, picture, prompts, self.pred_iou_thresh)
+        masks, scores = decoder(picture, prompts, True)
+        return masks.flatten(0, 1), torch.arange(scores.numel(), device=scores.device), scores
 
     def _cut_out(self, low_res: Tensor, crop: _Crop) -> tuple[MaskRuns, Tensor, Tensor, Tensor]:
         """Upscales logits [n, S/4, S/4] and filters the masks.

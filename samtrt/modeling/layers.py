@@ -2,9 +2,14 @@
 (``segment_anything/modeling/common.py``); and whether a layer computes what its class says, since
 others may have replaced, wrapped or hooked it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Image tokens at a time on the CPU: what becomes of them stays in a core's second-level cache.
+_ROWS = 512
 
 
 class LayerNorm2d(nn.Module):
@@ -35,6 +40,24 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(self.act(self.lin1(x)))
+
+
+def in_rows(compute: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+    """``compute(*tokens)``, on the CPU for a few rows at a time.
+
+    Args:
+        compute: [..., S, C] tensors → [..., n · S, D], each row of its inputs by itself.
+        tokens: its inputs, all of as many rows S; what is exported or captured is in one piece.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or tokens[0].device.type != "cpu"
+        or tokens[0].shape[-2] <= _ROWS
+    ):
+        return compute(*tokens)
+    rows = zip(*(x.split(_ROWS, dim=-2) for x in tokens), strict=True)
+    return torch.cat([compute(*few) for few in rows], dim=-2)
 
 
 def is_hooked(layer: nn.Module) -> bool:

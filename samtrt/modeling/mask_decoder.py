@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrt.checkpoints.config import NUM_MULTIMASK_OUTPUTS
-from samtrt.modeling.layers import LayerNorm2d, are_plain, is_hooked
+from samtrt.modeling.layers import LayerNorm2d, are_plain, in_rows, is_hooked
 from samtrt.modeling.transformer import TwoWayTransformer
 
 
@@ -156,23 +156,46 @@ class MaskDecoder(nn.Module):
         Returns:
             Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
         """
-        tokens, image = self._attend(
+        tokens, image = self.attend(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
-        masks = self._draw(image, self._hypernetworks(tokens), image_embeddings.shape[-2:])
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        masks = self.draw(tokens, image, image_embeddings, prepared)
+        return masks, self.predict_ious(tokens)
+
+    def predict_ious(self, tokens: Tensor) -> Tensor:
+        """Predicted IoUs [B, 4] of what ``attend`` has made of the tokens; no mask is needed."""
+        found: Tensor = self.iou_prediction_head(tokens[:, 0])
+        return found
+
+    def draw(
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        image_embeddings: Tensor,
+        prepared: Tensor | None = None,
+    ) -> Tensor:
+        """The masks of what ``attend`` has made of tokens [B, T, C] and image [B, h·w, C].
+
+        Returns:
+            Logits [B, 4, 4h, 4w].
+        """
+        return self._draw(image, self._hypernetworks(tokens), image_embeddings.shape[-2:])
 
     def _output_tokens(self) -> Tensor:
         """[T, C]: the token of the IoUs, and one a mask."""
         return torch.cat((self.iou_token.weight, self.mask_tokens.weight))
 
-    def _attend(
+    def attend(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T, C] and image [B, h·w, C] after the transformer; output tokens first."""
+        """Tokens [B, T, C] and image [B, h·w, C] after the transformer; output tokens first.
+
+        The arguments are ``predict_masks``'s.
+        """
+        embedding = image_embeddings[:, : self.transformer_dim]
         outputs = self._output_tokens()
         tokens = torch.cat((outputs.expand(sparse.shape[0], -1, -1), sparse), dim=1)
-        image = image_embeddings + dense
+        image = embedding + dense
         transformer: Any = self.transformer
         found: tuple[Tensor, Tensor]
         if are_plain(TwoWayTransformer, transformer):
@@ -205,31 +228,34 @@ class MaskDecoder(nn.Module):
         if not _is_as_made(self.output_upscaling):
             pixels = self._pixels(image, grid)
             return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-        # [B, h·w, 4, 4, C / 8]: each pixel a row, and nothing large is transposed
-        masks = self._upscaled(image).flatten(1, 3) @ hyper.transpose(1, 2)
+        vectors = hyper.transpose(1, 2)
+        masks = in_rows(lambda tokens: self._upscaled(tokens) @ vectors, image)
         return self._to_grid(masks, grid)
 
     def _pixels(self, image: Tensor, grid: Sequence[int]) -> Tensor:
         """What masks are drawn on, [B, C / 8, 4h, 4w]."""
         if _is_as_made(self.output_upscaling):
-            return self._to_grid(self._upscaled(image), grid)
+            return self._to_grid(in_rows(self._upscaled, image), grid)
         found: Tensor = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(grid)))
         return found
 
     def _upscaled(self, image: Tensor) -> Tensor:
-        """``output_upscaling`` on channels that come last: [B, h·w, C] → [B, h·w, 4, 4, C / 8]."""
+        """``output_upscaling`` on channels that come last: [B, T, C] → [B, T · 16, C / 8].
+
+        Each pixel is a row, and so nothing large is transposed.
+        """
         layers: list[Any] = list(self.output_upscaling)
         first, norm, activation, second, last = layers
         image = activation(norm.over_last(split_pixels(first, image)))
         found: Tensor = last(split_pixels(second, image))
-        return found
+        return found.flatten(1, 3)
 
     @staticmethod
     def _to_grid(pixels: Tensor, grid: Sequence[int]) -> Tensor:
-        """Values of tokens' pixels, [B, h·w, 4, 4, K] or flatter, as [B, K, 4h, 4w]."""
+        """Values of tokens' pixels, [B, h · w · 16, K], as [B, K, 4h, 4w]."""
         height, width = grid
         # (h, w, 2, 2, 2, 2): row and column of the token, of the first split, of the second
-        pixels = pixels.flatten(1, -2).unflatten(1, (height, width, 2, 2, 2, 2))
+        pixels = pixels.unflatten(1, (height, width, 2, 2, 2, 2))
         return pixels.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 

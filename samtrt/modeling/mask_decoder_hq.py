@@ -73,15 +73,12 @@ class MaskDecoderHQ(MaskDecoder):
                 which the first is used.
         """
         early = interm_embeddings[0].permute(0, 3, 1, 2)
-        masks, ious = self._predict(
-            torch.cat((image_embeddings, early), dim=1),
-            image_pe,
-            sparse_prompt_embeddings,
-            dense_prompt_embeddings,
-            None,
-            hq_token_only,
+        both = torch.cat((image_embeddings, early), dim=1)
+        tokens, image = self.attend(
+            both, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
-        return self.select(masks, ious, multimask_output)
+        masks = self._drawn(tokens, image, both, None, hq_token_only)
+        return self.select(masks, self.predict_ious(tokens), multimask_output)
 
     def select(
         self, masks: Tensor, iou_predictions: Tensor, multimask_output: bool
@@ -102,48 +99,35 @@ class MaskDecoderHQ(MaskDecoder):
         found: Tensor = self.embedding_encoder(embedding) + self.compress_vit_feat(early)
         return found
 
-    def predict_masks(
+    def draw(
         self,
+        tokens: Tensor,
+        image: Tensor,
         image_embeddings: Tensor,
-        image_pe: Tensor,
-        sparse_prompt_embeddings: Tensor,
-        dense_prompt_embeddings: Tensor,
         prepared: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """SAM's four masks of each prompt, each with the HQ token's added to it.
 
         The arguments are ``MaskDecoder``'s, but for the embeddings' channels.
         """
-        return self._predict(
-            image_embeddings,
-            image_pe,
-            sparse_prompt_embeddings,
-            dense_prompt_embeddings,
-            prepared,
-            self.hq_token_only,
-        )
+        return self._drawn(tokens, image, image_embeddings, prepared, self.hq_token_only)
 
-    def _predict(
+    def _drawn(
         self,
+        tokens: Tensor,
+        image: Tensor,
         image_embeddings: Tensor,
-        image_pe: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
         prepared: Tensor | None,
         hq_token_only: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         if prepared is None:
             prepared = self.prepare(image_embeddings)
-        embedding = image_embeddings[:, : self.transformer_dim]
-        tokens, image = self._attend(embedding, image_pe, sparse, dense)
-        pixels = self._pixels(image, embedding.shape[-2:])
+        pixels = self._pixels(image, image_embeddings.shape[-2:])
         finer = self.embedding_maskfeature(pixels) + prepared
         hq = self._times(self.hf_mlp(tokens[:, 1 + self.num_mask_tokens])[:, None], finer)
         if hq_token_only:
-            masks = hq.expand(-1, self.num_mask_tokens, -1, -1)
-        else:
-            masks = self._times(self._hypernetworks(tokens), pixels) + hq
-        return masks, self.iou_prediction_head(tokens[:, 0])
+            return hq.expand(-1, self.num_mask_tokens, -1, -1)
+        return self._times(self._hypernetworks(tokens), pixels) + hq
 
     def _output_tokens(self) -> Tensor:
         return torch.cat((super()._output_tokens(), self.hf_token.weight))

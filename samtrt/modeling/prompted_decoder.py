@@ -1,7 +1,7 @@
 """Prompt encoder and mask decoder in one, and how they are made: with fresh parameters, or with a
 checkpoint's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from samtrt.modeling.transformer import TwoWayTransformer
 
 # Prompts decoded at once on the CPU: larger tensors fall out of the caches, and come from the
 # operating system page by page.
-_CPU_CHUNK = 8
+_CPU_CHUNK = 4
 
 
 class PromptedMaskDecoder(nn.Module):
@@ -62,6 +62,73 @@ class PromptedMaskDecoder(nn.Module):
         Returns:
             Logits [B, 4, 4h, 4w] and predicted IoUs [B, 4].
         """
+        parts = [
+            self.decode(*few)
+            for few in self._a_few(
+                image_embeddings, point_coords, point_labels, mask_input, has_mask_input
+            )
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        masks, iou_predictions = zip(*parts, strict=True)
+        return torch.cat(masks), torch.cat(iou_predictions)
+
+    def masks_above(
+        self,
+        least_iou: float,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the masks 1…3 of each prompt those whose predicted IoU is above; others are not drawn.
+
+        Args:
+            least_iou: not itself enough.
+            image_embeddings, point_coords, point_labels, mask_input: ``forward``'s.
+
+        Returns:
+            Logits [K, 4h, 4w], their indices [K] among the B · M masks, and predicted IoUs
+            [B, M], where M masks a prompt are what ``MaskDecoder.select`` keeps.
+        """
+        decoder = self.mask_decoder
+        masks: list[Tensor] = []
+        indices: list[Tensor] = []
+        scores: list[Tensor] = []
+        for few in self._a_few(image_embeddings, point_coords, point_labels, mask_input, None):
+            embedding, image_pe, *prompts, prepared = few
+            tokens, image = decoder.attend(embedding, image_pe, *self._embed(*prompts))
+            all_four = decoder.predict_ious(tokens)
+            _, predicted = decoder.select(all_four, all_four, True)
+            found = (predicted > least_iou).nonzero()
+            if len(found):
+                prompt, rows = found[:, 0].unique(return_inverse=True)
+                shared = len(embedding) == 1
+                drawn = decoder.draw(
+                    tokens[prompt],
+                    image[prompt],
+                    embedding if shared else embedding[prompt],
+                    prepared if shared or prepared is None else prepared[prompt],
+                )
+                masks.append(decoder.select(drawn, all_four[prompt], True)[0][rows, found[:, 1]])
+                before = sum(len(each) for each in scores)
+                indices.append((before + found[:, 0]) * predicted.shape[1] + found[:, 1])
+            scores.append(predicted)
+        if not masks:
+            height, width = self.prompt_encoder.mask_input_size
+            none = image_embeddings.new_empty(0, height, width)
+            return none, none.new_empty(0, dtype=torch.int64), torch.cat(scores)
+        return torch.cat(masks), torch.cat(indices), torch.cat(scores)
+
+    def _a_few(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None,
+        has_mask_input: Tensor | None,
+    ) -> Iterator[list[Any]]:
+        """The arguments of ``decode``, for all prompts, on the CPU for a few at a time."""
         given: list[Any] = [
             image_embeddings,
             self.prompt_encoder.get_dense_pe(),
@@ -73,15 +140,11 @@ class PromptedMaskDecoder(nn.Module):
         ]
         batch = point_coords.shape[0]
         if point_coords.is_cuda or batch <= _CPU_CHUNK:
-            return self.decode(*given)
-        chunks = [slice(i, i + _CPU_CHUNK) for i in range(0, batch, _CPU_CHUNK)]
-        # Of a batch of 1, every chunk gets the same.
-        parts = [
-            self.decode(*[t if t is None or len(t) == 1 else t[chunk] for t in given])
-            for chunk in chunks
-        ]
-        masks, iou_predictions = zip(*parts, strict=True)
-        return torch.cat(masks), torch.cat(iou_predictions)
+            yield given
+            return
+        for i in range(0, batch, _CPU_CHUNK):
+            # Of a batch of 1, every chunk gets the same.
+            yield [t if t is None or len(t) == 1 else t[i : i + _CPU_CHUNK] for t in given]
 
     def decode(
         self,
@@ -99,19 +162,24 @@ class PromptedMaskDecoder(nn.Module):
             image_pe: [1, 256, h, w] of ``PromptEncoder.get_dense_pe``, which no prompt changes.
             prepared: see ``MaskDecoder.predict_masks``.
         """
+        sparse, dense = self._embed(point_coords, point_labels, mask_input, has_mask_input)
+        return self.mask_decoder.predict_masks(image_embeddings, image_pe, sparse, dense, prepared)
+
+    def _embed(
+        self,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None,
+        has_mask_input: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sparse [B, N, C] and dense [B, C, h, w], or [1, C, 1, 1], embeddings of the prompts."""
         encoder = self.prompt_encoder
         dense = encoder.embed_no_mask()
         if mask_input is not None:
             mask = encoder.embed_masks(mask_input)
             weight = 1.0 if has_mask_input is None else has_mask_input
             dense = weight * mask + (1 - weight) * dense
-        return self.mask_decoder.predict_masks(
-            image_embeddings,
-            image_pe,
-            encoder.embed_points(point_coords, point_labels),
-            dense,
-            prepared,
-        )
+        return encoder.embed_points(point_coords, point_labels), dense
 
 
 def new_mask_decoder(config: EncoderConfig, hq: bool = False) -> PromptedMaskDecoder:

@@ -9,9 +9,10 @@ to the tokens' side.
 Shapes: B prompts, T tokens, S image tokens, C = 256 channels.
 """
 
+import torch
 from torch import Tensor, nn
 
-from samtrt.modeling.layers import MLPBlock, are_plain
+from samtrt.modeling.layers import MLPBlock, are_plain, in_rows
 
 
 class Attention(nn.Module):
@@ -62,36 +63,43 @@ class Attention(nn.Module):
             [B, T, C].
         """
         q = self._split_heads(self.q_proj(q) * self.scale) @ self._per_head(self.k_proj)
-        q = q.flatten(1, 2)
-        weights = (q @ image.transpose(-1, -2) + q @ image_pe.transpose(-1, -2)).softmax(dim=-1)
+        weights = _scores(q.flatten(1, 2), image, image_pe).softmax(dim=-1)
         seen = (weights @ image).unflatten(1, (self.num_heads, -1))
         out = (seen @ self._per_head(self.v_proj).transpose(-1, -2)).transpose(1, 2).flatten(2)
         return self.out_proj(out + self.v_proj.bias)
 
-    def image_to_tokens(self, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``forward`` with the image's queries, without projecting the image.
+    def image_to_tokens(
+        self, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor, norm: nn.Module
+    ) -> Tensor:
+        """``norm(image + forward(image + image_pe, k, v))`` without projecting the image.
 
         As in ``tokens_to_image``, the projections of the many are moved to the few: ``q_proj`` to
-        the keys' side and ``out_proj`` to the values'.
+        the keys' side and ``out_proj`` to the values'. Each image token is then by itself.
 
         Args:
             image: [B, S, C], or [S, C] shared by all.
             image_pe: [S, C], or [B, S, C].
             k, v: [B, T, C].
+            norm: of the channels.
 
         Returns:
             [B, S, C].
         """
         k = self._split_heads(self.k_proj(k) * self.scale)
-        bias = k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))
+        bias = (k @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))).flatten(1, 2)
         k = (k @ self._per_head(self.q_proj)).flatten(1, 2)
-        scores = k @ image.transpose(-1, -2) + (k @ image_pe.transpose(-1, -2) + bias.flatten(1, 2))
-        weights = scores.unflatten(1, (self.num_heads, -1)).softmax(dim=2).flatten(1, 2)
         out_weight = self.out_proj.weight.t().unflatten(0, (self.num_heads, -1))
         v = self._split_heads(self.v_proj(v)) @ out_weight
         # A head's weights sum to one, so each head brings its share of the bias.
         v = v.flatten(1, 2) + self.out_proj.bias / self.num_heads
-        return weights.transpose(1, 2) @ v
+
+        def updated(image: Tensor, image_pe: Tensor) -> Tensor:
+            scores = _scores(k, image, image_pe) + bias
+            weights = scores.unflatten(1, (self.num_heads, -1)).softmax(dim=2).flatten(1, 2)
+            found: Tensor = norm(torch.baddbmm(image, weights.transpose(1, 2), v))
+            return found
+
+        return in_rows(updated, image, image_pe)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """[B, T, inner] → [B, heads, T, inner / heads]."""
@@ -100,6 +108,15 @@ class Attention(nn.Module):
     def _per_head(self, projection: nn.Linear) -> Tensor:
         """The weight of ``q_proj``, ``k_proj`` or ``v_proj`` as [heads, inner / heads, C]."""
         return projection.weight.unflatten(0, (self.num_heads, -1))
+
+
+def _scores(tokens: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
+    """tokens · (image + image_pe): [B, T, C], [B, S, C] or [S, C] → [B, T, S]."""
+    if image.dim() == 2:
+        return tokens @ (image + image_pe).transpose(-1, -2)
+    # An image of each prompt's own is large: positions are multiplied apart, not added to it.
+    positions = tokens @ image_pe.transpose(-1, -2)
+    return torch.baddbmm(positions, tokens, image.transpose(-1, -2))
 
 
 def _is_as_made(attention: nn.Module) -> bool:
@@ -115,12 +132,13 @@ def _tokens_to_image(attention: nn.Module, q: Tensor, image: Tensor, image_pe: T
 
 
 def _image_to_tokens(
-    attention: nn.Module, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor
+    attention: nn.Module, image: Tensor, image_pe: Tensor, k: Tensor, v: Tensor, norm: nn.Module
 ) -> Tensor:
     if _is_as_made(attention):
-        return attention.image_to_tokens(image, image_pe, k, v)  # type: ignore[operator]
+        return attention.image_to_tokens(image, image_pe, k, v, norm)  # type: ignore[operator]
     image = image.expand(len(k), -1, -1)
-    return attention(q=image + image_pe, k=k, v=v)
+    found: Tensor = norm(image + attention(q=image + image_pe, k=k, v=v))
+    return found
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -178,10 +196,10 @@ class TwoWayAttentionBlock(nn.Module):
         queries = queries + _tokens_to_image(self.cross_attn_token_to_image, q, keys, key_pe)
         queries = self.norm2(queries)
         queries = self.norm3(queries + self.mlp(queries))
-        update = _image_to_tokens(
-            self.cross_attn_image_to_token, keys, key_pe, queries + query_pe, queries
+        keys = _image_to_tokens(
+            self.cross_attn_image_to_token, keys, key_pe, queries + query_pe, queries, self.norm4
         )
-        return queries, self.norm4(keys + update)
+        return queries, keys
 
 
 class TwoWayTransformer(nn.Module):

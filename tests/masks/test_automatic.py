@@ -15,6 +15,7 @@ from skimage.measure import label, regionprops
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.decoders import upscaling
 from samtrt.decoders.prompts import Prompts
+from samtrt.decoders.torch import TorchDecoder
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError, SamtrtError
 from samtrt.masks import geometry as amg_utils
@@ -583,3 +584,18 @@ def test_work_ends_where_its_check_says_so(disc_models: tuple[Any, Sam]) -> None
         with pytest.raises(InterruptedError):
             generator.generate(PICTURE, stop)
         assert calls == step + 1
+
+
+def test_a_decoder_that_decodes_otherwise_is_what_decodes(models: tuple[Any, Sam]) -> None:
+    class Sure(TorchDecoder):
+        def all_masks(
+            self, picture: EmbeddedPicture, prompts: Prompts
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            masks, scores = super().all_masks(picture, prompts)
+            return masks, scores + 10
+
+    sure = Sure(models[1].decoder)
+    arguments = {"points_per_side": 2, "stability_score_thresh": 0.0, "pred_iou_thresh": 8.0}
+    assert SamAutomaticMaskGenerator(models[1], **arguments).generate(PICTURE) == []
+    records = SamAutomaticMaskGenerator(models[1], decoder=sure, **arguments).generate(PICTURE)
+    assert records and all(record["predicted_iou"] > 8 for record in records)

@@ -11,7 +11,11 @@ from oracle import meta_sam, relative_l2, tiny_config
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.errors import CheckpointError
 from samtrt.modeling.prompt_encoder import prompt_points
-from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
+from samtrt.modeling.prompted_decoder import (
+    PromptedMaskDecoder,
+    build_mask_decoder,
+    new_mask_decoder,
+)
 
 CONFIG = tiny_config(img_size=128)
 TOLERANCE = 1e-5  # relative L2: what fp32 rounding leaves after some twenty layers
@@ -25,6 +29,12 @@ def meta() -> Any:
 @pytest.fixture(scope="module")
 def decoder() -> PromptedMaskDecoder:
     return build_mask_decoder(random_parameters(CONFIG, 3).decoder(), CONFIG)
+
+
+@pytest.fixture(params=[512, 24], ids=["in one piece", "in rows"])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 64 image tokens at once, and a few at a time, the last of them fewer."""
+    monkeypatch.setattr("samtrt.modeling.layers._ROWS", request.param)
 
 
 def prompts(
@@ -66,6 +76,7 @@ def test_state_dict_has_the_keys_of_metas_checkpoint(
         (1, 0, False, False),
     ],
 )
+@pytest.mark.usefixtures("rows")
 @torch.inference_mode()
 def test_equals_meta(
     meta: Any,
@@ -181,3 +192,38 @@ def test_on_the_gpu_as_on_the_cpu(decoder: PromptedMaskDecoder) -> None:
         ours = copy.deepcopy(decoder).cuda()(*given)
     assert relative_l2(ours[0].cpu(), expected[0]) < 1e-4
     torch.testing.assert_close(ours[1].cpu(), expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("hq", [False, True])
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("drawn", ["none", "some", "all"])
+@torch.inference_mode()
+def test_only_masks_above_are_drawn(hq: bool, with_mask: bool, drawn: str) -> None:
+    """They are those of ``forward``, whose prompts are more than are decoded at once."""
+    torch.manual_seed(5)
+    decoder = new_mask_decoder(CONFIG, hq=hq).eval()
+    features = torch.randn(1, decoder.mask_decoder.embedding_chans, *[CONFIG.grid_size] * 2)
+    points, boxes, mask = prompts(9, 1, False, with_mask)
+    coords, labels = prompt_points(points, boxes)
+    logits, ious = decoder.mask_decoder.select(*decoder(features, coords, labels, mask), True)
+    middle = float(ious.median())
+    least = {"none": float(ious.max()), "some": middle, "all": -10.0}[drawn]
+    asked = []
+    draw = decoder.mask_decoder.draw
+    decoder.mask_decoder.draw = lambda tokens, *rest: (
+        asked.append(len(tokens))
+        or draw(  # type: ignore[method-assign, func-returns-value]
+            tokens, *rest
+        )
+    )
+
+    masks, indices, scores = decoder.masks_above(least, features, coords, labels, mask)
+
+    torch.testing.assert_close(scores, ious)
+    above = ious > least
+    assert indices.tolist() == above.flatten().nonzero()[:, 0].tolist()
+    assert sum(asked) == above.any(dim=1).sum()  # no prompt's in vain
+    assert masks.shape == (above.sum(), *logits.shape[2:])
+    if len(masks):
+        assert relative_l2(masks, logits.flatten(0, 1)[indices]) < TOLERANCE
