@@ -13,14 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
@@ -75,25 +75,30 @@ def first_mask(driver: webdriver.Chrome, link: SlowLink) -> dict[str, float]:
     started = time.monotonic()
     driver.get(url)
 
-    def shown(name: str) -> bool:
-        return driver.find_element(By.ID, name).is_displayed()
-
-    _wait(lambda: shown("try-sample"), "the page")
+    _wait(driver, "shown('try-sample')", "the page")
     driver.find_element(By.ID, "try-sample").click()
-    _wait(lambda: shown("pointer") and not shown("progress"), "the picture")
+    _wait(driver, "shown('pointer') && !shown('progress')", "the picture")
     surface = driver.find_element(By.ID, "pointer")
     ActionChains(driver, duration=0).move_to_element(surface).click().perform()
-    _wait(lambda: driver.find_element(By.ID, "count").text == "1", "the mask")
+    _wait(driver, "document.getElementById('count').textContent === '1'", "the mask")
     seconds = time.monotonic() - started
     return {"seconds": round(seconds, 2), "down": link.down, "up": link.up}
 
 
-def _wait(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited for {what}")
-        time.sleep(0.02)
+# The page looks by itself: asking it again and again through the driver would take its time.
+WAIT = """
+const shown = (id) => document.getElementById(id)?.checkVisibility() ?? false;
+const look = () => (%s ? arguments[0]() : setTimeout(look, 5));
+look();
+"""
+
+
+def _wait(driver: webdriver.Chrome, condition: str, what: str) -> None:
+    driver.set_script_timeout(PATIENCE)
+    try:
+        driver.execute_async_script(WAIT % condition)
+    except TimeoutException:
+        raise SamtrtError(f"waited {PATIENCE} s for {what}") from None
 
 
 @contextmanager

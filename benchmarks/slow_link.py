@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 CHUNK = 16 << 10
+LATE = 0.1  # seconds that a busy machine may oversleep without the link being the slower for it
 
 
 class SlowLink:
@@ -71,10 +72,10 @@ class SlowLink:
         with self._lock:
             setattr(self, way, getattr(self, way) + size)
             now = time.monotonic()
-            idle = self._free[way] <= now
-            start = max(self._free[way], now)
+            idle = self._free[way] + LATE <= now
+            start = now if idle else self._free[way]
             self._free[way] = start + (size / self.bytes_per_second if self.bytes_per_second else 0)
-            return self._free[way] - now + (self.delay if idle else 0)
+            return max(0.0, self._free[way] - now) + (self.delay if idle else 0)
 
 
 @contextmanager

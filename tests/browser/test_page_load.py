@@ -1,5 +1,8 @@
 """What a first and a second visit cost on the wire."""
 
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,29 @@ def test_bytes_of_two_visits(sam: Sam, tmp_path: Path) -> None:
     assert 8_000_000 < cold["down"] <= MOST_BYTES_COLD  # not a page that has loaded nothing
     assert warm["down"] <= MOST_BYTES_WARM
     assert warm["up"] <= MOST_BYTES_WARM
+
+
+def test_the_link_is_never_faster_than_it_says() -> None:
+    """Also after it was idle, and where the machine oversleeps."""
+    sent = 100_000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                for _ in range(2):
+                    connection.sendall(bytes(sent))
+                    time.sleep(0.3)
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = server.getsockname()[1]
+        with (
+            slow_link(port, megabits=4, delay=0.05) as link,
+            socket.create_connection(("127.0.0.1", link.port)) as client,
+        ):
+            started = time.monotonic()
+            for stretch in (1, 2):
+                for _ in range(sent):
+                    assert client.recv(1)
+                assert time.monotonic() - started >= stretch * 8 * sent / 4e6 + 0.05
+            assert link.down == 2 * sent

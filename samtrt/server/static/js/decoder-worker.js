@@ -7,6 +7,7 @@ import * as ort from "../vendor/ort.wasm.min.mjs";
 import { runsFromLogits } from "./runs.js";
 
 const MAX_THREADS = 4;
+const TICK = 150; // milliseconds between two tellings of how much is loaded
 const OPTIONS = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
 let preparation = null;
 let decoder = null;
@@ -21,7 +22,13 @@ const handlers = {
       : 1;
     const total = graphs.reduce((sum, { bytes }) => sum + bytes, 0);
     let loaded = 0;
-    const onBytes = (count) => self.postMessage({ loaded: (loaded += count), total });
+    let told = 0;
+    const onBytes = (count) => {
+      loaded += count;
+      if (loaded < total && performance.now() - told < TICK) return; // each telling is a repaint
+      told = performance.now();
+      self.postMessage({ loaded, total });
+    };
     const [first, second] = graphs.map(({ url }) => download(url, headers, onBytes));
     second.catch(() => {}); // the first one's failure is told first
     // The small graph starts the runtime, which is downloaded beside the large one.

@@ -38,7 +38,7 @@ export async function withProgress(work, { aside = false } = {}) {
     put(label, share);
   };
   const put = (label, share) => {
-    text.textContent = label;
+    if (text.textContent !== label) text.textContent = label; // else it would be read out again
     fill.style.width = `${100 * share}%`;
     track.setAttribute("aria-valuenow", Math.round(100 * share));
   };
