@@ -113,6 +113,8 @@ class PreparedDecoder(nn.Module):
         scores = _scores(to_token, tokens + token_pe, placed)
         image = second.norm4(image + _spread(to_token, scores, tokens))
 
+        # Nobody asks what became of the prompt's own tokens.
+        tokens, token_pe = tokens[:, : len(outputs)], token_pe[:, : len(outputs)]
         transformer: Any = decoder.transformer
         last = transformer.final_attn_token_to_image
         seen = _seen(last, tokens + token_pe, image, image + positions)
@@ -189,8 +191,8 @@ def _draw(decoder: MaskDecoder, image: Tensor, hyper: Tensor) -> Tensor:
     layers: list[Any] = list(decoder.output_upscaling)
     first, norm, _, second, _ = layers
     pixels = norm.over_last(split_pixels(first, image.flatten(0, 1)))  # [R·Q, 4, C / 4]
-    pixels = split_pixels(second, F.gelu(pixels, approximate="tanh"))
-    pixels = F.gelu(pixels, approximate="tanh")
-    masks = pixels.flatten(0, 2) @ hyper.t()
+    pixels = F.gelu(pixels.flatten(0, 1), approximate="tanh")
+    pixels = F.gelu(split_pixels(second, pixels), approximate="tanh")  # [R·Q·4, 4, C / 8]
+    masks = pixels.flatten(0, 1) @ hyper.t()
     masks = masks.unflatten(0, (height, width, 2, 2, 2, 2)).permute(6, 0, 2, 4, 1, 3, 5)
     return masks.flatten(4, 6).flatten(1, 3)[None]
