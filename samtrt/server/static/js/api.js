@@ -43,6 +43,12 @@ export async function embedding(id, signal) {
   return (await request(`embed/${id}?dtype=float16`, { signal })).arrayBuffer();
 }
 
+/** Masks of one prompt, the best first; not tried again: who hovers has moved on. */
+export async function masks(prompt) {
+  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(prompt) };
+  return (await request("masks", post)).json();
+}
+
 /**
  * Masks of everything. onEvent is called with each line but the last.
  * @returns the data set at the end.

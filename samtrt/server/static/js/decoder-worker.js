@@ -14,7 +14,10 @@ let decoder = null;
 let picture = null;
 
 const handlers = {
-  /** @param graphs [{url, bytes}, {url, bytes}]: what prepares, what decodes. */
+  /**
+   * @param graphs [{url, bytes}, {url, bytes}]: what prepares, what decodes.
+   * @returns how many threads compute.
+   */
   async start({ graphs, headers }) {
     ort.env.wasm.wasmPaths = new URL("../vendor/", import.meta.url).href;
     ort.env.wasm.numThreads = self.crossOriginIsolated
@@ -30,10 +33,13 @@ const handlers = {
       self.postMessage({ loaded, total });
     };
     const [first, second] = graphs.map(({ url }) => download(url, headers, onBytes));
-    second.catch(() => {}); // the first one's failure is told first
+    let isWaiting = true;
+    second.catch(() => {}).then(() => (isWaiting = false)); // the first one's failure is told first
     // The small graph starts the runtime, which is downloaded beside the large one.
     preparation = await ort.InferenceSession.create(await first, OPTIONS);
+    if (isWaiting) await rehearse();
     decoder = await ort.InferenceSession.create(await second, OPTIONS);
+    return ort.env.wasm.numThreads;
   },
 
   /** @param description embedding (float16), shape, originalSize, inputSize and frame. */
@@ -86,6 +92,13 @@ const handlers = {
     };
   },
 };
+
+/** Prepares no picture, so that the browser has compiled what the first one takes. */
+async function rehearse() {
+  const [{ shape }] = preparation.inputMetadata.filter(({ name }) => name === "image_embeddings");
+  picture = { embedding: new Uint16Array(shape.reduce((a, b) => a * b)), shape };
+  await prepare(null);
+}
 
 /** What a picture, and an earlier mask's logits or null, give to all prompts. */
 function prepare(maskInput) {

@@ -9,6 +9,8 @@ export class Decoder {
 
   /** Resolves when the model is loaded. */
   ready;
+  /** Threads that decode, once it is. */
+  threads = 1;
   /** Bytes of the model that are there, and of all of it; told to onLoaded(loaded, total). */
   loaded = 0;
   total = 1;
@@ -38,7 +40,7 @@ export class Decoder {
       url: new URL(found[at], document.baseURI).href,
       bytes: Number(found[at + 1]),
     }));
-    this.ready = this.#call("start", { graphs, headers: authorization() });
+    this.ready = this.#call("start", { graphs, headers: authorization() }).then((threads) => (this.threads = threads));
     this.ready.catch(() => {}); // whoever awaits it says so
   }
 

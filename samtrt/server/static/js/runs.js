@@ -82,20 +82,25 @@ export function countsFromChanges(changes, total) {
   return counts;
 }
 
-/** The same mask at another size, read at pixel centres. */
-export function resampleRuns(runs, size) {
+/**
+ * The same mask at another size, read at pixel centres.
+ * With a window [x0, y0, x1, y1], whole pixels of `size`, only what lies in it.
+ */
+export function resampleRuns(runs, size, window = [0, 0, size[1], size[0]]) {
   const [height, width] = runs.size;
-  const [toHeight, toWidth] = size;
+  const [allHeight, allWidth] = size;
+  const [left, top, right, bottom] = window;
+  const [toHeight, toWidth] = [bottom - top, right - left];
   const ends = new Uint32Array(runs.counts.length);
   let end = 0;
   runs.counts.forEach((count, i) => (ends[i] = end += count));
   const changes = [];
   let inside = false;
   for (let i = 0; i < toWidth; i++) {
-    const start = Math.floor(((i + 0.5) * width) / toWidth) * height;
+    const start = Math.floor(((i + left + 0.5) * width) / allWidth) * height;
     let run = upperBound(ends, start);
     for (let j = 0; j < toHeight; j++) {
-      const position = start + Math.floor(((j + 0.5) * height) / toHeight);
+      const position = start + Math.floor(((j + top + 0.5) * height) / allHeight);
       while (ends[run] <= position) run++;
       if ((run % 2 === 1) !== inside) {
         inside = !inside;

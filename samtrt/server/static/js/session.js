@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { digestOf } from "./digest.js";
+import { Previews } from "./previews.js";
 import { textToCounts } from "./runs.js";
 
 const SIGNATURES = [
@@ -17,11 +18,11 @@ export class Session {
   #embedding = null; // what /embed answered
   #whole = null; // {answer, buffer} of the picture
   #prompted = null; // what /embed answered of what prompts are about
-  #hovering = false;
-  #nextHover = null;
+  #previews;
 
   constructor(decoder) {
     this.#decoder = decoder;
+    this.#previews = new Previews(decoder);
   }
 
   get isReady() {
@@ -87,6 +88,7 @@ export class Session {
     await this.promptAbout(null);
     this.#picture = picture;
     this.#embedding = answer;
+    this.#previews.rehearse().catch(console.error); // hovers and clicks say what is wrong
   }
 
   /** What the server makes of a part of the picture, for `promptAbout`. */
@@ -100,7 +102,7 @@ export class Session {
     const { answer, buffer } = part ?? this.#whole;
     if (this.#prompted === answer) return;
     this.#prompted = answer;
-    this.stopHover();
+    this.#previews.setPicture(answer);
     await this.#decoder.setPicture({
       embedding: buffer.slice(0), // the decoder takes it over
       shape: answer.embedding_shape,
@@ -124,31 +126,13 @@ export class Session {
     return { points, box, runs: runs[0], score, logits, rank };
   }
 
-  /**
-   * Calls onRuns with the mask under the pointer; hovers that came too fast are skipped.
-   * @param target {size, window}: what of the mask is wanted, see runsFromLogits.
-   */
+  /** As Previews'. */
   async hover(point, target, onRuns) {
-    this.#nextHover = { point, target, onRuns };
-    if (this.#hovering || !this.isReady) return;
-    this.#hovering = true;
-    try {
-      while (this.#nextHover) {
-        const next = this.#nextHover;
-        this.#nextHover = null;
-        const prompt = { points: [[...next.point, 1]], box: null, maskInput: null, multimask: true };
-        const { runs } = await this.#decoder.decode({ ...prompt, preview: true, targets: [next.target] });
-        if (this.#nextHover !== undefined) next.onRuns(runs[0]);
-      }
-    } finally {
-      this.#hovering = false;
-      this.#nextHover = null;
-    }
+    if (this.isReady) await this.#previews.hover(point, target, onRuns);
   }
 
-  /** The pointer left: what is being decoded for it is not shown. */
   stopHover() {
-    this.#nextHover = this.#hovering ? undefined : null;
+    this.#previews.stop();
   }
 
   /**
