@@ -2,6 +2,7 @@
 
 import { addressIn, fetchPicture } from "./addresses.js";
 import { addressOf, filesFrom, filesOf, sorted } from "./dropping.js";
+import { canKeepFolders, chooseFolder, filesBelow, folderOf, keepFolder, offerFolder } from "./folders.js";
 import { complain, notify } from "./notices.js";
 import { withProgress, isWorking } from "./progress.js";
 
@@ -10,11 +11,16 @@ const byId = (id) => document.getElementById(id);
 /**
  * @param opening the Opening.
  * @param onDatasets called with the files of data sets [{file, name}].
+ * @returns {offerFolder}: to be called when the last picture is back.
  */
 export function listenToDoors(opening, onDatasets) {
-  const take = async (files) => {
+  /** @param folder the handle of the folder that they lie in, where there is one. */
+  const take = async (files, folder = null, isAgain = false) => {
     const { pictures, datasets, others } = sorted(files);
-    if (pictures.length) await opening.openFiles(pictures);
+    if (pictures.length) {
+      keepFolder(folder);
+      await opening.openFiles(pictures, { isAgain });
+    }
     else if (files.length === 1 && !datasets.length) await opening.openFiles(files); // which says what is wrong
     else if (others && !datasets.length) notify("There is no picture among these files.");
     if (pictures.length && others) notify(`${others} ${others === 1 ? "file that is no picture was" : "files that are no pictures were"} left out.`);
@@ -31,6 +37,7 @@ export function listenToDoors(opening, onDatasets) {
         run(`Fetching from ${url.host || "the address"}`);
         return fetchPicture(url, signal);
       });
+      keepFolder(null);
       await opening.openFiles([{ file, name }]);
     } catch (error) {
       complain(error);
@@ -40,7 +47,18 @@ export function listenToDoors(opening, onDatasets) {
   for (const id of ["sample", "try-sample"]) byId(id).addEventListener("click", () => opening.openSample());
   for (const id of ["open", "choose"]) byId(id).addEventListener("click", () => byId("file").click());
   byId("choose-folder").hidden = !("webkitdirectory" in byId("folder"));
-  byId("choose-folder").addEventListener("click", () => byId("folder").click());
+  byId("choose-folder").addEventListener("click", async () => {
+    if (!canKeepFolders) {
+      byId("folder").click();
+      return;
+    }
+    try {
+      const folder = await chooseFolder();
+      if (folder) await take(await filesBelow(folder), folder);
+    } catch (error) {
+      complain(error);
+    }
+  });
   for (const id of ["file", "folder"]) {
     byId(id).addEventListener("change", ({ target }) => {
       const files = filesFrom(target);
@@ -70,8 +88,9 @@ export function listenToDoors(opening, onDatasets) {
     depth = 0;
     hint.hidden = true;
     const url = addressOf(event.dataTransfer);
+    const folder = folderOf(event.dataTransfer).catch(() => null); // its files are there all the same
     const files = await filesOf(event.dataTransfer);
-    if (files.length) take(files).catch(complain);
+    if (files.length) take(files, await folder).catch(complain);
     else if (url) openAddress(url);
     else notify("That was not a file. Drop pictures, a folder, or a picture's address.");
   });
@@ -83,4 +102,5 @@ export function listenToDoors(opening, onDatasets) {
     else if (url) openAddress(url);
     else notify("There is no picture on the clipboard, and no address of one.");
   });
+  return { offerFolder: () => offerFolder((files, folder) => take(files, folder, true)) };
 }

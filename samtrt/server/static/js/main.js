@@ -48,7 +48,7 @@ const candidates = new Candidates(scene, prompting);
 const importing = new Importing({ scene, opening, labels });
 new Exporting({ scene, stage, opening, labels, saving });
 
-listenToDoors(opening, (files) => importing.read(files));
+const doors = listenToDoors(opening, (files) => importing.read(files));
 listen(stage, {
   tool: () => tools.behaviour,
   hover: (point) => prompting.hover(point),
@@ -104,6 +104,7 @@ try {
   byId("note").textContent = limits.note && `About this model: ${limits.note}`;
   byId("limits").textContent = `JPEG, PNG or WebP, up to ${Math.round(limits.max_upload_bytes / 2 ** 20)} MB and ${Math.round(limits.max_pixels / 1e6)} megapixels.`;
   await opening.resume();
+  await doors.offerFolder();
 } catch (error) {
   answered = false;
   complain(error, () => location.reload());

@@ -26,11 +26,23 @@ export class Opening {
     return this.#picture;
   }
 
-  /** One picture, or a folder of them: [{file, name}], and the first is opened. */
-  async openFiles(files) {
+  /**
+   * One picture, or a folder of them: [{file, name}], and the first is opened.
+   * @param isAgain whether they were open before: then the one that was open last is.
+   */
+  async openFiles(files, { isAgain = false } = {}) {
     if (isBusy() || !files.length) return;
+    const last = isAgain ? (this.#picture ?? (await store.lastPicture().catch(() => null))) : null;
+    const found = files.find((entry) => last && isSame(entry, last));
     this.gallery.setFiles(files);
-    await this.open(files[0].file, files[0].name);
+    if (found && this.#picture) {
+      this.#picture.file = found.file;
+      this.#list(this.#picture);
+      this.#lookAhead();
+    } else {
+      const { file, name } = found ?? files[0];
+      await this.open(file, name);
+    }
   }
 
   async open(file, name) {
@@ -162,7 +174,7 @@ export class Opening {
   }
 
   #show(picture) {
-    const { name, bitmap, hash, done } = picture;
+    const { name, bitmap, hash } = picture;
     const { stage, panel } = this.#page;
     byId("picture-name").textContent = name;
     byId("empty").hidden = true;
@@ -171,10 +183,15 @@ export class Opening {
     stage.setPicture(bitmap);
     stage.surface.setAttribute("aria-label", `${name}, ${bitmap.width} by ${bitmap.height} pixels`);
     if (!this.gallery.find(picture.file)) this.gallery.setFiles([]);
-    this.gallery.setCurrent(picture.file);
+    this.#list(picture);
+    sessionStorage.setItem(OPEN, hash);
+  }
+
+  /** Shows in the strip that it is open. */
+  #list({ file, hash, done }) {
+    this.gallery.setCurrent(file);
     this.gallery.update({ hash, count: this.#page.scene.masks.length });
     this.#showDone(done);
-    sessionStorage.setItem(OPEN, hash);
   }
 
   #showDone(done) {
@@ -196,6 +213,11 @@ export class Opening {
     promise.catch(() => {}); // whoever opens it says so
     this.#ahead = { file: next.file, abort, promise };
   }
+}
+
+/** Whether two of {file, name} are the same file, read at different times. */
+function isSame(a, b) {
+  return a.name === b.name && a.file.size === b.file.size && a.file.lastModified === b.file.lastModified;
 }
 
 function isBusy() {

@@ -46,6 +46,15 @@ class Store {
     return this.#ask("last", "readwrite", (last) => last.put(picture, "picture"));
   }
 
+  /** The handle of the folder that was open last, or null. */
+  async lastFolder() {
+    return (await this.#ask("last", "readonly", (last) => last.get("folder"))) ?? null;
+  }
+
+  saveLastFolder(folder) {
+    return this.#ask("last", "readwrite", (last) => (folder ? last.put(folder, "folder") : last.delete("folder")));
+  }
+
   async #ask(name, mode, ask) {
     this.#opened ??= open();
     const transaction = (await this.#opened).transaction(name, mode);
