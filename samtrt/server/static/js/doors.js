@@ -23,7 +23,7 @@ export function listenToDoors(opening, onDatasets) {
     }
     else if (files.length === 1 && !datasets.length) await opening.openFiles(files); // which says what is wrong
     else if (others && !datasets.length) notify("There is no picture among these files.");
-    if (pictures.length && others) notify(`${others} ${others === 1 ? "file that is no picture was" : "files that are no pictures were"} left out.`);
+    if (pictures.length && others && !isAgain) notify(`${others} ${others === 1 ? "file that is no picture was" : "files that are no pictures were"} left out.`);
     if (datasets.length) await onDatasets(datasets);
   };
 
