@@ -18,7 +18,7 @@ export function listenToDoors(opening, onDatasets) {
   const take = async (files, folder = null, isAgain = false) => {
     const { pictures, datasets, others } = sorted(files);
     if (pictures.length) {
-      keepFolder(folder);
+      await keepFolder(folder);
       await opening.openFiles(pictures, { isAgain });
     }
     else if (files.length === 1 && !datasets.length) await opening.openFiles(files); // which says what is wrong
@@ -37,14 +37,19 @@ export function listenToDoors(opening, onDatasets) {
         run(`Fetching from ${url.host || "the address"}`);
         return fetchPicture(url, signal);
       });
-      keepFolder(null);
+      await keepFolder(null);
       await opening.openFiles([{ file, name }]);
     } catch (error) {
       complain(error);
     }
   };
 
-  for (const id of ["sample", "try-sample"]) byId(id).addEventListener("click", () => opening.openSample());
+  for (const id of ["sample", "try-sample"]) {
+    byId(id).addEventListener("click", async () => {
+      await keepFolder(null);
+      await opening.openSample();
+    });
+  }
   for (const id of ["open", "choose"]) byId(id).addEventListener("click", () => byId("file").click());
   byId("choose-folder").hidden = !("webkitdirectory" in byId("folder"));
   byId("choose-folder").addEventListener("click", async () => {

@@ -41,9 +41,9 @@ export async function folderOf(transfer) {
 }
 
 /** Keeps the folder whose pictures are open, null for none. */
-export function keepFolder(folder) {
+export async function keepFolder(folder) {
   button.hidden = true; // it is about another one
-  store.saveLastFolder(folder).catch(console.error);
+  await store.saveLastFolder(folder).catch(console.error);
 }
 
 /**

@@ -149,9 +149,10 @@ export class Opening {
     scene.reset(kept?.masks.map((mask) => ({ ...mask, logits: null })));
     this.#show(picture);
     saving.setPicture(picture, kept?.savedAt ?? null);
-    store.saveLastPicture({ hash: picture.hash, name: picture.name, file: picture.file }).catch(console.error);
     this.#greet(kept);
     this.#lookAhead();
+    // Before it counts as open: it comes back after a reload.
+    await store.saveLastPicture({ hash: picture.hash, name: picture.name, file: picture.file }).catch(console.error);
   }
 
   #greet(kept) {
