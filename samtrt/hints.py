@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -52,8 +53,27 @@ def install(extra: str) -> str:
     the package is one, else by the extra's name."""
     file = _CHECKOUT / REQUIREMENTS.get(extra, "")
     if (_CHECKOUT / "pyproject.toml").is_file() and file.is_file():
-        return shlex.join([*_tool("pip"), "install", "-r", _from_here(file)])
-    return shlex.join([*_tool("pip"), "install", f"samtrt[{extra}]"])
+        return _pip_install("-r", _from_here(file))
+    return _pip_install(f"samtrt[{extra}]")
+
+
+def install_packages(*names: str) -> str:
+    """How to install packages of these names."""
+    return _pip_install(*names)
+
+
+def _pip_install(*arguments: str) -> str:
+    """With pip where this environment has it. Those of uv have none: uv installs into them; and
+    Python brings a pip along for where there is neither."""
+    if find_spec("pip") is not None:
+        return shlex.join([*_tool("pip"), "install", *arguments])
+    if shutil.which("uv") is not None:
+        active = os.environ.get("VIRTUAL_ENV")
+        is_active = active is not None and Path(active).absolute() == Path(sys.prefix).absolute()
+        python = [] if is_active else ["--python", _from_here(Path(sys.executable))]
+        return shlex.join(["uv", "pip", "install", *python, *arguments])
+    first = shlex.join([*_python(), "-m", "ensurepip"])
+    return f"{first} && {shlex.join([*_python(), '-m', 'pip', 'install', *arguments])}"
 
 
 def _console() -> list[str]:

@@ -66,3 +66,46 @@ def test_extras_of_a_checkout_and_of_an_installed_package(
         assert hints.install(extra) == f"pip install -r {file}"
     monkeypatch.setattr(hints, "_CHECKOUT", tmp_path)
     assert hints.install("server") == "pip install 'samtrt[server]'"
+
+
+@pytest.mark.usefixtures("path")
+def test_an_environment_without_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """uv makes such environments; without uv there is the pip that Python brings along."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hints, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(hints, "find_spec", lambda name: None)
+    uv = tmp_path / "tools" / "uv"
+    uv.parent.mkdir()
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert hints.install("server") == (
+        "python -m ensurepip && python -m pip install 'samtrt[server]'"
+    )
+    monkeypatch.setenv("PATH", f"{uv.parent}{os.pathsep}{os.environ['PATH']}")
+    assert hints.install("server") == "uv pip install 'samtrt[server]'"
+    assert hints.install_packages("shapely") == "uv pip install shapely"
+    monkeypatch.delenv("VIRTUAL_ENV")
+    assert shlex.split(hints.install_packages("shapely"))[:4] == (
+        ["uv", "pip", "install", "--python"]
+    )
+    assert Path(shlex.split(hints.install_packages("shapely"))[4]).samefile(sys.executable)
+
+
+def test_what_is_typed_without_pip(tmp_path: Path) -> None:
+    """In an environment that has none: the hint's first command brings it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    script = "from samtrt import hints; print(hints.install_packages('--version'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:/usr/bin:/bin"}
+    environment.pop("VIRTUAL_ENV", None)
+    hint = subprocess.run(
+        [python, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert hint == "python -m ensurepip && python -m pip install --version"
+    first = hint.partition(" && ")[0]
+    subprocess.run(first, shell=True, env=environment, capture_output=True, check=True)
+    found = subprocess.run(
+        ["python", "-m", "pip", "--version"], env=environment, capture_output=True, text=True
+    )
+    assert str(tmp_path) in found.stdout

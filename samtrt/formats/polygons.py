@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samtrt.errors import SamtrtError
+from samtrt.hints import install_packages
 
 # A part that simplifying would change by more than this share of its area keeps more corners.
 _MOST_CHANGED = 0.1
@@ -28,7 +29,7 @@ def require_shapely() -> Any:
     except ImportError as error:
         raise SamtrtError(
             "polygons (coco-polygons, geojson, yolo) need shapely, which is not installed; "
-            "run `pip install shapely`"
+            f"run `{install_packages('shapely')}`"
         ) from error
     return shapely
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samtrt.errors import SamtrtError
+from samtrt.hints import install_packages
 from samtrt.masks.transfer import to_host
 
 # COCO's order is column-major: position = x * H + y.
@@ -178,6 +179,6 @@ def require_pycocotools() -> Any:
     except ImportError as error:
         raise SamtrtError(
             "compressed COCO RLE needs pycocotools, which is not installed; "
-            "run `pip install pycocotools` or ask for output_mode='uncompressed_rle'"
+            f"run `{install_packages('pycocotools')}` or ask for output_mode='uncompressed_rle'"
         ) from error
     return mask

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from samtrt.errors import InputError
 from samtrt.files import check_output, replacing, write_bytes
+from samtrt.hints import install_packages
 from samtrt.pictures.structure import check_structure
 
 # Formats that decode without helper programs (Pillow's EPS plugin would start Ghostscript).
@@ -203,7 +204,7 @@ def _register_heif(name: str) -> None:
     except ImportError as error:
         raise InputError(
             f"{name} is HEIC, and pillow-heif, which reads it, is not installed; run "
-            "`pip install pillow-heif` (the extra samtrt[heic]), or convert it to JPEG"
+            f"`{install_packages('pillow-heif')}` (the extra samtrt[heic]), or convert it to JPEG"
         ) from error
     register_heif_opener(thumbnails=False)
 

@@ -366,7 +366,7 @@ def test_a_missing_library_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "shapely", None)
-    with pytest.raises(SamtrtError, match="`pip install shapely`"):
+    with pytest.raises(SamtrtError, match="pip install shapely`"):
         check_exports([kind], tmp_path, [])
     for other in set(EXPORTS) - set(WITH_POLYGONS):
         check_exports([other], tmp_path, [])

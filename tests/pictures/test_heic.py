@@ -72,7 +72,7 @@ def test_without_the_library_the_extra_is_named(
     assert list(find_sources([tmp_path]).pictures) == [Path("IMG_1.HEIC")]
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert list(find_sources([tmp_path]).pictures) == [Path("IMG_1.HEIC")]  # not passed over
-    with pytest.raises(InputError, match=r"`pip install pillow-heif` \(the extra samtrt\[heic\]\)"):
+    with pytest.raises(InputError, match=r"pip install pillow-heif` \(the extra samtrt\[heic\]\)"):
         load_image(path)
 
 

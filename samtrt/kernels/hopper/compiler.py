@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from samtrt.errors import EngineError
+from samtrt.hints import install_packages
 from samtrt.kernels.hopper.code_cache import keep_code, read_code
 
 OPTIONS = ("--gpu-architecture=sm_90a", "--std=c++17", "-lineinfo")
@@ -24,7 +25,7 @@ def bindings() -> tuple[Any, Any]:
     except (ImportError, RuntimeError) as error:
         raise EngineError(
             "the cuda backend compiles its Hopper kernels with NVRTC, which could not be loaded "
-            f"({error}); pip install cuda-bindings nvidia-cuda-nvrtc"
+            f"({error}); run `{install_packages('cuda-bindings', 'nvidia-cuda-nvrtc')}`"
         ) from error
     return driver, nvrtc
 

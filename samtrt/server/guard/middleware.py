@@ -12,11 +12,11 @@ from anyio import fail_after
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samtrt.server.guard.access_log import log_access
+from samtrt.server.guard.hosts import AllowedHosts
 from samtrt.server.guard.stopping import Stopping
 from samtrt.server.metrics import Metrics
 from samtrt.server.problems import RequestError
@@ -82,6 +82,7 @@ class Guard:
     ) -> None:
         self.app = app
         self.settings = settings
+        self.hosts = AllowedHosts(settings.allowed_hosts)
         self.metrics = metrics
         self.stopping = stopping
         self.tracing = tracing
@@ -158,7 +159,7 @@ class Guard:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        await self._check_host(scope, receive)
+        self._check_host(headers)
         path = route_path(scope)
         if not path:  # the page's addresses are relative to a folder
             folder = scope["path"].rpartition("/")[2]
@@ -191,21 +192,8 @@ class Guard:
             self.in_work_of.subtract(counted)
             self.in_work_of = +self.in_work_of  # without those at zero
 
-    async def _check_host(self, scope: Scope, receive: Receive) -> None:
-        admitted = False
-
-        async def admit(*_: object) -> None:
-            nonlocal admitted
-            admitted = True
-
-        async def discard(_: Message) -> None:  # Starlette's refusal: 400, in plain text
-            pass
-
-        hosts = self.settings.allowed_hosts
-        # As a Host header has them: an IPv6 address stands in brackets there.
-        patterns = [f"[{host}]" if ":" in host else host for host in hosts]
-        await TrustedHostMiddleware(admit, patterns, www_redirect=False)(scope, receive, discard)
-        if not admitted:
+    def _check_host(self, headers: Headers) -> None:
+        if not self.hosts.admit(headers.get("host", "")):
             raise RequestError(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "this server does not answer to that host name; "
