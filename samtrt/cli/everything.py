@@ -38,7 +38,9 @@ def add_options(options: Options) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="folders (subfolders included), pictures, patterns such as 'photos/*.jpg'",
+        help="folders (subfolders included), pictures, patterns such as 'photos/*.jpg'; lists of "
+        "pictures (.txt), WebDataset's shards (.tar), tables (.parquet); the same in stores: "
+        "s3://bucket/photos, gs://, az://, https://",
     )
     add_model(options)
     options.add("--output-dir", type=Path, required=True, help="created where it is missing")
@@ -48,7 +50,8 @@ def add_options(options: Options) -> None:
         action="append",
         metavar="NAME[,NAME]",
         help="json (COCO, a file a picture, which is always written), png (the masks painted on "
-        f"the picture), {_FORMATS}; repeatable (default: json,png)",
+        "the picture), embeddings (a safetensors file a picture, for --embeddings and "
+        f"SamPredictor.load_embedding), {_FORMATS}; repeatable (default: json,png)",
     )
     options.add("--formats", action="extend", nargs="+", help=argparse.SUPPRESS)
     options.add(
@@ -57,6 +60,18 @@ def add_options(options: Options) -> None:
         default=DEFAULT_TOLERANCE,
         metavar="PIXELS",
         help="how far a polygon's corners may be cut (default: 1; 0 follows every pixel)",
+    )
+    options.add(
+        "--column",
+        metavar="NAME",
+        help="of .parquet sources: the column with the pictures' bytes or paths, where it is not "
+        "image, bytes, path or file_name; image.bytes for a field",
+    )
+    options.add(
+        "--embeddings",
+        type=Path,
+        metavar="DIR",
+        help="take the embeddings that an earlier run has kept there in place of encoding",
     )
     options.add(
         "--prompts",
@@ -123,7 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
     from samtrt.sam import load_sam
 
     output_dir: Path = arguments.output_dir
-    check_job(arguments.sources, output_dir, formats, arguments.polygon_tolerance)
+    tolerance, column = arguments.polygon_tolerance, arguments.column
+    found = check_job(arguments.sources, output_dir, formats, tolerance, column)
     if arguments.prompts is not None:
         read_prompts(arguments.prompts)  # before the model, which takes longer
     workers, idle = _workers(arguments)
@@ -132,12 +148,13 @@ def run(arguments: argparse.Namespace) -> int:
     load = partial(load_sam, *folders, arguments.backend)
     report = segment_folder(
         load,
-        arguments.sources,
+        found,
         output_dir,
         formats,
-        tolerance=arguments.polygon_tolerance,
+        tolerance=tolerance,
         workers=workers,
         prompts=arguments.prompts,
+        embeddings=arguments.embeddings,
         **settings,
     )
     _print(report, output_dir)

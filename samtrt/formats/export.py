@@ -12,7 +12,9 @@ from samtrt.formats.geojson import write_geojson
 from samtrt.formats.label_studio import write_label_studio
 from samtrt.formats.labels import write_labels
 from samtrt.formats.names import WITH_POLYGONS
+from samtrt.formats.parquet import is_our_parquet, require_pyarrow, write_parquet
 from samtrt.formats.polygons import require_shapely
+from samtrt.formats.webdataset import check_keys, write_webdataset
 from samtrt.formats.yolo import check_names, write_yolo
 from samtrt.masks.coco import CATEGORIES
 from samtrt.pictures.reading import read_png_texts
@@ -26,6 +28,8 @@ _OF_ALL = {
     "yolo": "yolo/data.yaml",
     "cvat": "cvat.xml",
     "label-studio": "label-studio.json",
+    "parquet": "masks.parquet",
+    "webdataset": "masks.tar",
 }
 _A_PICTURE = {"geojson": ".geojson", "labels": ".labels.png"}
 
@@ -54,6 +58,10 @@ def check_exports(kinds: Collection[str], output_dir: Path, names: Collection[Pa
         require_shapely()
     if "yolo" in kinds:
         check_names(names)
+    if "parquet" in kinds:
+        require_pyarrow()
+    if "webdataset" in kinds:
+        check_keys(names)
     for kind in kinds:
         for name in [None] if kind in _OF_ALL else names:
             file = output_of(kind, output_dir, name)
@@ -88,6 +96,8 @@ def export(
         "yolo": lambda: write_yolo(file.parent, pictures, tolerance, categories),
         "cvat": lambda: write_cvat(file, pictures, categories),
         "label-studio": lambda: write_label_studio(file, pictures),
+        "parquet": lambda: write_parquet(file, pictures),
+        "webdataset": lambda: write_webdataset(file, pictures),
     }
     file = output_of(kind, output_dir)
     if kind in writers:
@@ -104,4 +114,6 @@ def export(
 def _is_replaceable(file: Path) -> bool:
     if file.suffix == ".png":
         return file.is_file() and WRITTEN_BY in read_png_texts(file)
+    if file.suffix == ".parquet":
+        return file.is_file() and is_our_parquet(file)
     return file.is_file() and is_ours(file)

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from samtrt.errors import InputError
+from samtrt.files import write_bytes
 from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, mask_of
 from samtrt.pictures.drawing import palette_of, top_masks
-from samtrt.pictures.reading import read_png_texts, save_png
+from samtrt.pictures.reading import png_bytes, read_png_texts
 
 _MOST = 65_535  # masks that 16 bits can tell apart
 
@@ -25,11 +26,16 @@ def write_labels(path: Path, picture: AnnotatedPicture) -> None:
     """
     if picture.sha256 and read_png_texts(path).get(WRITTEN_BY) == picture.sha256:
         return
+    write_bytes(path, label_png(picture))
+
+
+def label_png(picture: AnnotatedPicture) -> bytes:
+    """What ``write_labels`` writes."""
     labels = label_image(picture)
     count = len(picture.annotations)
     palette = palette_of(count) if count < 256 else None
     kind = np.uint8 if palette is not None else np.uint16
-    save_png(path, labels.astype(kind), {WRITTEN_BY: picture.sha256}, palette)
+    return png_bytes(labels.astype(kind), {WRITTEN_BY: picture.sha256}, palette)
 
 
 def label_image(picture: AnnotatedPicture) -> npt.NDArray[np.int32]:

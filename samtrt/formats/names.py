@@ -2,6 +2,8 @@
 
 # What every picture's masks are kept in, and the picture with its masks painted on it.
 RECORD, PAINTED = "json", "png"
+# The embeddings that they were made from.
+EMBEDDED = "embeddings"
 
 # Name → what it is, in the words of the command's help.
 EXPORTS = {
@@ -12,8 +14,10 @@ EXPORTS = {
     "yolo": "YOLO's polygons with data.yaml: yolo/",
     "cvat": "CVAT's XML 1.1 with masks: cvat.xml",
     "label-studio": "Label Studio's tasks with brush masks: label-studio.json",
+    "parquet": "a table with a row a mask: masks.parquet",
+    "webdataset": "a tar with a data set and a label PNG a picture: masks.tar",
 }
-FORMATS = (RECORD, PAINTED, *EXPORTS)
+FORMATS = (RECORD, PAINTED, EMBEDDED, *EXPORTS)
 WITH_POLYGONS = ("coco-polygons", "geojson", "yolo")
 
 DEFAULT_TOLERANCE = 1.0  # pixels

@@ -17,11 +17,11 @@ from samtrt.console import ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
-from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, FORMATS, PAINTED, RECORD
+from samtrt.formats.names import DEFAULT_TOLERANCE, EMBEDDED, EXPORTS, FORMATS, PAINTED, RECORD
 from samtrt.jobs.progress import JobProgress
 from samtrt.jobs.prompts import Asked, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
-from samtrt.jobs.record import Records
+from samtrt.jobs.record import EMBEDDING, PAINTING, Records
 from samtrt.jobs.segmenting import (
     Failed,
     Finished,
@@ -99,13 +99,14 @@ class FolderReport:
 
 def segment_folder(
     sam: Sam | Callable[[], Sam],
-    sources: OneOrMore,
+    sources: OneOrMore | Sources,
     output_dir: str | Path,
     formats: Sequence[str] = (RECORD, PAINTED),
     show_progress: bool = True,
     tolerance: float = DEFAULT_TOLERANCE,
     workers: Workers | None = None,
     prompts: str | Path | None = None,
+    embeddings: str | Path | None = None,
     **arguments: Any,
 ) -> FolderReport:
     """Segments every picture of a folder and its subfolders, or of several sources.
@@ -123,7 +124,8 @@ def segment_folder(
 
     Args:
         sam: the model, or what loads it; with ``workers`` the latter, which must be picklable.
-        sources: a folder, a picture or a pattern, or several (``find_sources``).
+        sources: a folder, a picture or a pattern, or several (``find_sources``); or what
+            ``check_job`` has found of them.
         output_dir: where the outputs go, in the same subfolders; created where missing.
         formats: of ``samtrt.formats.names.FORMATS``; JSON is written always, because it is what
             an interrupted run is resumed by.
@@ -132,6 +134,8 @@ def segment_folder(
         workers: which work with Ray; None for this process alone.
         prompts: file of boxes or points (``jobs.prompts``): these are segmented, and not
             everything. Pictures that it does not name get no masks.
+        embeddings: output folder of an earlier job with the format ``embeddings``: these are taken
+            in place of encoding. A picture without one, or with that of another encoder, fails.
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``; with
             ``prompts`` of ``SamPromptedMaskGenerator``.
 
@@ -142,9 +146,14 @@ def segment_folder(
             work in the output folder; a format's library, or Ray, is missing.
     """
     output_dir = Path(output_dir)
-    found = check_job(sources, output_dir, formats, tolerance)
+    found = (
+        sources
+        if isinstance(sources, Sources)
+        else check_job(sources, output_dir, formats, tolerance)
+    )
     recorded = json.loads(json.dumps(arguments, default=_plain))
-    settings = Settings(arguments, recorded, PAINTED in formats)
+    given = None if embeddings is None else Path(embeddings).absolute()
+    settings = Settings(arguments, recorded, PAINTED in formats, EMBEDDED in formats, given)
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
     asked: Mapping[Path, tuple[Asked, ...]] = {}
     if prompts is not None:
@@ -154,7 +163,9 @@ def segment_folder(
     with claimed_folder(output_dir), _crew(sam, settings, workers) as crew:
         report.identity, report.workers = crew.identity, crew.count
         computed_by = crew.identity.computed_by
-        records = Records(output_dir, settings.painted, computed_by)
+        wanted = {PAINTING: settings.painted, EMBEDDING: settings.embedded}
+        beside = [suffix for suffix, is_wanted in wanted.items() if is_wanted]
+        records = Records(output_dir, beside, computed_by)
         items = _items(found, records, settings, asked)
         with JobProgress(len(found.pictures), crew.count, show_progress) as progress:
             for outcome in crew.outcomes(items, progress):
@@ -167,9 +178,19 @@ def segment_folder(
 
 
 def check_job(
-    sources: OneOrMore, output_dir: Path, formats: Sequence[str], tolerance: float
+    sources: OneOrMore,
+    output_dir: Path,
+    formats: Sequence[str],
+    tolerance: float,
+    column: str | None = None,
 ) -> Sources:
     """What ``segment_folder`` refuses of its sources and formats; before a model is loaded.
+
+    Args:
+        column: see ``find_sources``.
+
+    Returns:
+        The pictures.
 
     Raises:
         InputError, SamtrtError: as ``segment_folder``.
@@ -181,7 +202,7 @@ def check_job(
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"the polygons' tolerance is {tolerance}; expected 0 pixels or more")
     several = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    found = find_sources(several, output_dir)
+    found = find_sources(several, output_dir, column)
     check_exports(_exports(formats), output_dir, found.pictures)
     check_writable(output_dir)
     return found

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +83,8 @@ class Crew:
         waiting: dict[int, Item] = {}
         for value in items:
             if isinstance(value, Item):
+                if isinstance(value.place, Path):  # workers may stand in another folder
+                    value = replace(value, place=value.place.absolute())
                 waiting[value.number] = value
             else:
                 yield value

@@ -2,14 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import sha256_of, write_bytes
 from samtrt.formats.annotated import AnnotatedPicture
+from samtrt.formats.annotated import is_ours as is_written_by_us
 from samtrt.jobs.sources import MARK, is_painting
+
+PAINTING, EMBEDDING = ".png", ".safetensors"  # added to a picture's name
+# What a JSON calls the digest of the file beside it.
+_DIGESTS = {PAINTING: "png_sha256", EMBEDDING: "embedding_sha256"}
+
+
+def embedding_name(name: Path) -> Path:
+    """Where a picture's embedding lies below an output folder."""
+    return name.with_name(name.name + EMBEDDING)
 
 
 class Records:
@@ -17,13 +27,13 @@ class Records:
 
     Args:
         output_dir: where they go.
-        painted: whether a PNG is written beside each JSON.
+        beside: the files that are written beside each JSON: ``PAINTING``, ``EMBEDDING``.
         computed_by: what computes the embeddings.
     """
 
-    def __init__(self, output_dir: Path, painted: bool, computed_by: str) -> None:
+    def __init__(self, output_dir: Path, beside: Collection[str], computed_by: str) -> None:
         self.output_dir = output_dir
-        self.painted = painted
+        self.beside = beside
         self.computed_by = computed_by
 
     def known(self, name: Path, arguments: dict[str, Any]) -> str:
@@ -38,13 +48,13 @@ class Records:
             SamtrtError: there are none, and what is there was written by others, or they cannot be
                 written.
         """
-        json_file, png_file = self._files(name)
+        json_file = self._file(name)
         written = _read_json(json_file)
         is_ours, mark = MARK in written, written.pop(MARK, None)
         origin = {"computed_by": self.computed_by, "arguments": arguments}
-        if isinstance(mark, dict) and self._are_whole(written, mark, origin, png_file):
+        if isinstance(mark, dict) and self._are_whole(written, mark, origin, name):
             return str(mark.get("picture_sha256", ""))
-        self._check_outputs(json_file, png_file, is_ours)
+        self._check_outputs(name, is_ours)
         return ""
 
     def write(self, name: Path, files: Mapping[str, bytes]) -> None:
@@ -65,7 +75,7 @@ class Records:
         Raises:
             SamtrtError: it has gone meanwhile.
         """
-        json_file, _ = self._files(name)
+        json_file = self._file(name)
         dataset = _read_json(json_file)
         try:
             image = dataset["images"][0]
@@ -78,32 +88,28 @@ class Records:
                 f"{json_file} was removed or altered during the run; run the command again"
             ) from error
 
-    def _files(self, name: Path) -> tuple[Path, Path]:
-        return self.output_dir / f"{name}.json", self.output_dir / f"{name}.png"
+    def _file(self, name: Path, suffix: str = ".json") -> Path:
+        return self.output_dir / f"{name}{suffix}"
 
     def _are_whole(
-        self,
-        dataset: dict[str, Any],
-        mark: dict[str, Any],
-        origin: dict[str, Any],
-        png_file: Path,
+        self, dataset: dict[str, Any], mark: dict[str, Any], origin: dict[str, Any], name: Path
     ) -> bool:
         """Whether the outputs are those of an earlier run of that origin, byte by byte."""
         expected = {**origin, "dataset_sha256": sha256_of_json(dataset)}
-        if self.painted:
-            try:
-                expected["png_sha256"] = sha256_of(png_file)
-            except OSError:
-                return False
+        try:
+            for suffix in self.beside:
+                expected[_DIGESTS[suffix]] = sha256_of(self._file(name, suffix))
+        except OSError:
+            return False
         return {key: mark.get(key) for key in expected} == expected
 
-    def _check_outputs(self, json_file: Path, png_file: Path, is_ours: bool) -> None:
+    def _check_outputs(self, name: Path, is_ours: bool) -> None:
         """Refuses, before the encoder runs, what cannot be written or was written by others."""
-        png_is_ours = is_painting(png_file)
+        painting, embedding = self._file(name, PAINTING), self._file(name, EMBEDDING)
+        are_ours = {PAINTING: is_painting(painting), EMBEDDING: is_written_by_us(embedding)}
         # A damaged JSON beside our PNG is ours as well.
-        ours = {json_file: is_ours or png_is_ours}
-        if self.painted:
-            ours[png_file] = png_is_ours
+        ours = {self._file(name): is_ours or any(are_ours.values())}
+        ours |= {self._file(name, suffix): are_ours[suffix] for suffix in self.beside}
         for file, replaceable in ours.items():
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)

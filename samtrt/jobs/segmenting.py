@@ -17,16 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from samtrt.console import one_line
-from samtrt.errors import SamtrtError
+from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.errors import InputError, SamtrtError
 from samtrt.files import json_bytes
+from samtrt.jobs.places import Place, read_place
 from samtrt.jobs.prompts import Asked
-from samtrt.jobs.record import MARK, sha256_of_json
+from samtrt.jobs.record import EMBEDDING, MARK, PAINTING, embedding_name, sha256_of_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import CATEGORIES, coco_dataset
+from samtrt.masks.embedding import embedding_bytes, image_sha256, load_embedding
 from samtrt.masks.prompted import SamPromptedMaskGenerator
 from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
-from samtrt.pictures.reading import decode_image, png_bytes, read_file
+from samtrt.pictures.reading import decode_image, png_bytes
 from samtrt.sam import Sam
 
 Progress = Callable[[int, int], None]
@@ -40,6 +43,8 @@ class Settings:
         arguments: of ``SamAutomaticMaskGenerator``, or of ``SamPromptedMaskGenerator``.
         recorded: the same as JSON has them.
         painted: whether the picture is wanted with its masks painted on it.
+        embedded: whether its embedding is wanted.
+        embeddings: where an earlier job has left embeddings, which are taken in place of encoding.
         prompted: whether each picture has prompts of its own.
         categories: COCO's.
     """
@@ -47,6 +52,8 @@ class Settings:
     arguments: dict[str, Any]
     recorded: dict[str, Any]
     painted: bool
+    embedded: bool = False
+    embeddings: Path | None = None
     prompted: bool = False
     categories: Sequence[dict[str, Any]] = CATEGORIES
 
@@ -95,7 +102,7 @@ class Item:
 
     number: int
     name: Path
-    place: Path
+    place: Place
     known: str = ""
     asked: tuple[Asked, ...] = ()
 
@@ -139,13 +146,15 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """A picture and the records of its masks, in ``seconds`` of a worker's time."""
+    """A picture, the records of its masks in ``seconds`` of a worker's time, and its embedding as
+    a file, where it is wanted."""
 
     item: Item
     sha256: str
     image: npt.NDArray[np.uint8]
     records: list[dict[str, Any]]
     seconds: float
+    embedding: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ def read(item: Item) -> Decoded | Resumed:
     Raises:
         InputError: it cannot be used.
     """
-    content = read_file(item.place)
+    content = read_place(item.place)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 == item.known:
         return Resumed(item)
@@ -188,25 +197,57 @@ class Segmenter:
     """
 
     def __init__(self, sam: Sam, settings: Settings) -> None:
+        self._sam = sam
+        self._settings = settings
         arguments = settings.arguments
-        self.generator: SamAutomaticMaskGenerator | SamPromptedMaskGenerator
+        self._generator: SamAutomaticMaskGenerator | SamPromptedMaskGenerator
         if settings.prompted:
-            self.generator = SamPromptedMaskGenerator(sam, **arguments)
-        else:
-            self.generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
+            self._generator = SamPromptedMaskGenerator(sam, **arguments)
+            return
+        self._generator = SamAutomaticMaskGenerator(sam, **arguments, output_mode="coco_rle")
+        if self._generator.crop_n_layers and (settings.embedded or settings.embeddings):
+            raise InputError(
+                "an embedding is of a whole picture, and crops have their own; leave crop layers "
+                "out where embeddings are kept or taken"
+            )
 
     def segment(self, picture: Decoded, progress: Progress) -> Segmented:
-        """The masks of a picture; ``progress`` is called with the points done, and all of them."""
+        """The masks of a picture; ``progress`` is called with the points done, and all of them.
+
+        Raises:
+            InputError: prompts that the picture cannot have, or no embedding of it.
+        """
         start = time.perf_counter()
-        if isinstance(self.generator, SamPromptedMaskGenerator):
+        embedding = b""
+        if self._settings.embedded or self._settings.embeddings is not None:
+            embedded = self._embed(picture)
+            if self._settings.embedded:
+                embedding = embedding_bytes(embedded, image_sha256(picture.image))
+            records = self._of_embedded(embedded, picture.item, progress)
+        elif isinstance(self._generator, SamPromptedMaskGenerator):
             prompts = [one.prompt for one in picture.item.asked]
-            records = self.generator.generate(picture.image, prompts, progress)
+            records = self._generator.generate(picture.image, prompts, progress)
+        else:
+            records = self._generator.generate(picture.image, progress=progress)
+        if self._settings.prompted:
             kept = (one.kept for one in picture.item.asked)
             records = [{**record, **more} for record, more in zip(records, kept, strict=True)]
-        else:
-            records = self.generator.generate(picture.image, progress=progress)
         seconds = time.perf_counter() - start
-        return Segmented(picture.item, picture.sha256, picture.image, records, seconds)
+        return Segmented(picture.item, picture.sha256, picture.image, records, seconds, embedding)
+
+    def _embed(self, picture: Decoded) -> EmbeddedPicture:
+        folder = self._settings.embeddings
+        if folder is None:
+            return self._sam.embed(picture.image)
+        return load_embedding(folder / embedding_name(picture.item.name), picture.image, self._sam)
+
+    def _of_embedded(
+        self, picture: EmbeddedPicture, item: Item, progress: Progress
+    ) -> list[dict[str, Any]]:
+        if isinstance(self._generator, SamPromptedMaskGenerator):
+            prompts = [one.prompt for one in item.asked]
+            return self._generator.generate_embedded(picture, prompts, progress)
+        return self._generator.generate_embedded(picture, progress=progress)
 
 
 def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finished:
@@ -225,8 +266,11 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
         by_area = sorted(picture.records, key=lambda record: -record["area"])
         masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
         painted = paint_in_order(picture.image, masks)
-        files[".png"] = png_bytes(painted, {MARK: picture.sha256})
-        origin["png_sha256"] = hashlib.sha256(files[".png"]).hexdigest()
+        files[PAINTING] = png_bytes(painted, {MARK: picture.sha256})
+        origin["png_sha256"] = hashlib.sha256(files[PAINTING]).hexdigest()
+    if settings.embedded:
+        files[EMBEDDING] = picture.embedding
+        origin["embedding_sha256"] = hashlib.sha256(picture.embedding).hexdigest()
     size = (picture.image.shape[0], picture.image.shape[1])
     dataset = coco_dataset(picture.item.name, size, picture.records, settings.categories)
     origin["dataset_sha256"] = sha256_of_json(dataset)

@@ -291,7 +291,11 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
 
     @torch.no_grad()
     def generate_embedded(
-        self, picture: EmbeddedPicture, check: Check = _unwatched, found: Found | None = None
+        self,
+        picture: EmbeddedPicture,
+        check: Check = _unwatched,
+        found: Found | None = None,
+        progress: Progress = _unseen,
     ) -> list[dict[str, Any]]:
         """``generate`` for a picture that was embedded before; its pixels are not needed.
 
@@ -300,6 +304,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
             check: as of ``generate``.
             found: called after each batch with how many points are done, how many there are, and
                 the records of the masks that the batch found; they may turn out to be duplicates.
+            progress: as of ``generate``.
 
         Raises:
             InputError: the generator searches crops, which have to be embedded, or a subclass
@@ -322,6 +327,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         def advance(points: int, masks: list[_Masks]) -> None:
             nonlocal done
             done += points
+            progress(done, total)
             if found is not None:
                 found(done, total, self._few_records(self._without_duplicates(masks, crop)))
 

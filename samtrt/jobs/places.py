@@ -1,0 +1,168 @@
+"""Where a picture's content lies: a file, an object in a store, a tar's member, a Parquet row."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from samtrt.errors import InputError, SamtrtError
+from samtrt.formats.parquet import require_pyarrow
+from samtrt.hints import install
+from samtrt.pictures.reading import MAX_FILE_BYTES, read_file
+from samtrt.pictures.sources import read_url
+
+_WEB = ("http://", "https://")
+# A client that finds no credentials says so here, and its error says it again.
+logging.getLogger("aiobotocore").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """An object in a store that fsspec knows (``s3://``, ``gs://``, ``az://``), or on the web."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar without compression: ``size`` bytes from ``offset`` on."""
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a Parquet file's row group, whose ``column`` has a picture's bytes."""
+
+    file: str
+    group: int
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row} of group {self.group}"
+
+
+Place = Path | Remote | Member | Row
+
+
+def is_url(text: str) -> bool:
+    """Whether a source names an object in a store or on the web, and no file."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.isascii() and scheme.replace("+", "").isalnum()
+
+
+def read_place(place: Place) -> bytes:
+    """A picture's content.
+
+    Raises:
+        InputError: it is missing, unreadable or too large.
+        SamtrtError: a library that it needs is not installed.
+    """
+    if isinstance(place, Path):
+        return read_file(place)
+    if isinstance(place, Remote):
+        if place.url.lower().startswith(_WEB):
+            return read_url(place.url)
+        with opened(place.url) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    elif isinstance(place, Member):
+        if place.size > MAX_FILE_BYTES:
+            raise _too_large(place)
+        with opened(place.shard) as file:
+            file.seek(place.offset)
+            content = file.read(place.size)
+        if len(content) < place.size:
+            raise InputError(f"{place.shard} was cut off meanwhile; run the command again")
+    else:
+        content = _row_group(place.file, place.group, place.column)[place.row].as_py()
+        if not isinstance(content, bytes):
+            raise InputError(f"{place} holds no bytes; expected a picture's content")
+    if len(content) > MAX_FILE_BYTES:
+        raise _too_large(place)
+    return content
+
+
+@contextmanager
+def opened(source: str) -> Iterator[IO[bytes]]:
+    """A file, or an object of a store, to be read here and there.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+        SamtrtError: fsspec, or its part for that store, is not installed.
+    """
+    with told(source):
+        if is_url(source):
+            with require_fsspec().open(source, "rb") as file:
+                yield file
+        else:
+            with Path(source).open("rb") as file:
+                yield file
+
+
+@contextmanager
+def told(source: str) -> Iterator[None]:
+    """Tells what goes wrong with a store in one line; each client fails in its own way.
+
+    Raises:
+        InputError, SamtrtError: see ``opened``.
+    """
+    try:
+        yield
+    except SamtrtError:
+        raise
+    except ImportError as error:
+        raise SamtrtError(
+            f"{source} needs a client that is not installed ({error}); run `{install('cloud')}`"
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"nothing is at {source}; check the address") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read {source}: {reason}; check address and access") from error
+
+
+def require_fsspec() -> Any:
+    """fsspec, or one line on how to get it.
+
+    Raises:
+        SamtrtError: it is not installed.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise SamtrtError(
+            f"pictures in stores need fsspec, which is not installed; run `{install('cloud')}`"
+        ) from error
+    return fsspec
+
+
+@lru_cache(maxsize=1)
+def _row_group(file: str, group: int, column: str) -> Any:
+    """A row group's column; the rows of one are read one after the other."""
+    parquet = require_pyarrow().parquet
+    first, *inner = column.split(".")
+    with opened(file) as source:
+        table = parquet.ParquetFile(source).read_row_group(group, columns=[column])
+    array = table[first].combine_chunks()
+    for name in inner:  # a picture as Hugging Face's data sets have it: {"bytes", "path"}
+        array = array.field(name)
+    return array
+
+
+def _too_large(place: Place) -> InputError:
+    return InputError(
+        f"{place} is too large for a picture; at most {MAX_FILE_BYTES >> 20} MiB are read"
+    )
