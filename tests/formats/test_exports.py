@@ -344,6 +344,8 @@ def test_label_studios_long_runs() -> None:
 
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_what_others_have_written_is_refused_beforehand(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
     names = [Path("a.jpg")]
     check_exports([kind], tmp_path, names)
     export(kind, tmp_path, [annotated("a.jpg", [MASKS["disc"]])], 1.0)
@@ -368,7 +370,10 @@ def test_a_missing_library_is_one_line(
     monkeypatch.setitem(__import__("sys").modules, "shapely", None)
     with pytest.raises(SamtrtError, match="pip install shapely`"):
         check_exports([kind], tmp_path, [])
-    for other in set(EXPORTS) - set(WITH_POLYGONS):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(SamtrtError, match=r"parquet needs pyarrow, .*; run `.*install"):
+        check_exports(["parquet"], tmp_path, [])
+    for other in set(EXPORTS) - {*WITH_POLYGONS, "parquet"}:
         check_exports([other], tmp_path, [])
 
 
