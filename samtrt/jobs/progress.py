@@ -75,13 +75,15 @@ class JobProgress:
     def points(self, done: int, total: int) -> None:
         """So many points of its grid are done."""
         points = f"{done:,} of {total:,} points"
-        self._bar.describe(f"{self._current}  {points}")
+        pace = f"  {self.pace}" if self.pace.done else ""
+        self._bar.describe(f"{self._current}  {points}{pace}")
         self._line(f"{self._head}: {points}")
 
     def end(self, name: Path, outcome: str, failed: bool) -> None:
         """A picture is done, well or not; ``pace`` knows of it."""
         self._bar.advance()
-        self._bar.describe(str(self.pace))
+        if not self._current:
+            self._bar.describe(str(self.pace))
         done = f"[{self.pace.done}/{self.pace.total}]"
         if self.show and (failed or not self._bar.visible):
             self._bar.print_line(f"{done} {name}: {outcome}")
