@@ -27,6 +27,7 @@ REQUIREMENTS = {
     "server": "requirements-server.txt",
     "gpu": "requirements-gpu.txt",
     "compare": "requirements-test.txt",
+    "peers": "requirements-test.txt",
     "ray": "requirements-ray.txt",
     "cloud": "requirements-ray.txt",
 }

@@ -28,6 +28,13 @@ def add_options(options: Options) -> None:
         metavar="N",
         help="pictures in a call (default: 1)",
     )
+    options.add(
+        "--peers",
+        nargs="+",
+        choices=("torch.compile", "onnxruntime", "openvino"),
+        default=[],
+        help="Meta's encoder by these as well, beside Meta's own code",
+    )
     options.add_pictures("--image", "pictures that the inputs rotate through")
     options.add("--runs", type=int, default=50, help="at most so many a row (default: 50)")
     options.add(
@@ -54,15 +61,19 @@ def run(arguments: argparse.Namespace) -> None:
     from samtrt.reports.comparison import measure_speed, record_head, speed_table
     from samtrt.reports.contestants import meta_contestants, our_contestants
     from samtrt.reports.end_to_end import end_to_end_table
+    from samtrt.reports.runtimes import peer_contestants
 
     backends = arguments.backend or ["cuda" if torch.cuda.is_available() else "cpu"]
     params = required(arguments.params, "--params", "a parameter folder")
     parameters = load_parameters(params)
     pictures = load_pictures(arguments.image, parameters.encoder_config.img_size)
-    peers = meta_contestants(parameters, torch.device(backends[0]))
-    contestants = peers + our_contestants(
-        parameters, arguments.engine, backends, max(arguments.batch_size)
-    )
+    device = torch.device(backends[0])
+    peers = meta_contestants(parameters, device)
+    contestants = [
+        *peers,
+        *peer_contestants(parameters, arguments.peers, device, arguments.batch_size),
+        *our_contestants(parameters, arguments.engine, backends, max(arguments.batch_size)),
+    ]
     with progress_steps(1 + len(contestants) * len(arguments.batch_size)) as announce:
         rows = measure_speed(
             peers[0],

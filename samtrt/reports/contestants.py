@@ -100,10 +100,7 @@ class MetaImageEncoder:
         self.device = device
         self.computed_by = f"segment_anything {precision}, torch {torch.__version__}"
         self._dtype = DTYPES[precision]
-        module = meta_image_encoder(parameters.encoder_config)
-        state = {name: torch.from_numpy(array) for name, array in parameters.encoder().items()}
-        module.load_state_dict(state, assign=True)
-        self._module = module.to(device=device, dtype=self._dtype)
+        self._module = meta_module(parameters).to(device=device, dtype=self._dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
@@ -111,6 +108,18 @@ class MetaImageEncoder:
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             output: Tensor = self._module(x.to(self._dtype))
         return output.float()
+
+
+def meta_module(parameters: Parameters) -> torch.nn.Module:
+    """Meta's ``ImageEncoderViT`` with these parameters, fp32 on the CPU, in eval mode.
+
+    Raises:
+        SamtrtError: the ``segment_anything`` package is not installed.
+    """
+    module = meta_image_encoder(parameters.encoder_config)
+    state = {name: torch.from_numpy(array) for name, array in parameters.encoder().items()}
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False)
 
 
 def meta_decoder(parameters: Parameters) -> Decode:
