@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -148,7 +149,8 @@ class OpenVinoImageEncoder:
         for batch_size in dict.fromkeys(batch_sizes):
             shape = [batch_size, *example.shape[1:]]
             # The window's padding is traced, and so is the batch size: one program each.
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
                 model = openvino.convert_model(
                     module, example_input=torch.zeros(shape), input=[shape]
                 )

@@ -16,7 +16,9 @@ PARAMETERS = random_parameters(CONFIG, 0)
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "torch.compile")) for n in PEERS]
+)
 def test_equals_meta(name: str) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")
@@ -26,7 +28,7 @@ def test_equals_meta(name: str) -> None:
     assert made[0].name == f"{name} fp32" and not made[0].ours
     encoder = made[0].make()
     meta = meta_encoder(CONFIG)
-    for batch_size in (1, 2):
+    for batch_size in (1,) if name == "torch.compile" else (1, 2):  # it compiles for each
         x = torch.randn(batch_size, 3, 128, 128, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             expected = meta(x)
