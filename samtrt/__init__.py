@@ -1,9 +1,12 @@
 """Segment Anything at the speed limit of NVIDIA GPUs."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# As typing's, which is not imported: until the command runs, Ctrl-C ends in Python's traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from samtrt.encoders.accelerated import accelerate, restore
     from samtrt.encoders.load import load_image_encoder
     from samtrt.masks.automatic import SamAutomaticMaskGenerator
@@ -58,7 +61,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -29,6 +29,7 @@ _OTHERS = (
         f"run `git lfs pull` in its repository, or {_AGAIN}",
     ),
     (rb"\s*[{\[]", "JSON text", _AGAIN),
+    (rb"\xff\xd8\xff|\x89PNG|RIFF.{4}WEBP", "a picture", f"give the model's file. {DOWNLOAD}"),
     (rb"\x1f\x8b", "gzip data", f"unpack it, or {_AGAIN}"),
     (rb"\x89HDF", "an HDF5 file (Keras)", "give PyTorch's or a safetensors file of the model"),
     (rb"GGUF", "a GGUF file", "give PyTorch's or a safetensors file of the model"),

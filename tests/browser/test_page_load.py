@@ -1,5 +1,6 @@
 """What a first and a second visit cost on the wire."""
 
+import json
 import socket
 import threading
 import time
@@ -9,7 +10,8 @@ import pytest
 from conftest import find_chromium
 from server_support import encoded, picture, running, tiny_decoder
 
-from benchmarks.page_load import first_mask, new_browser
+from benchmarks.page_load import first_mask, new_browser, table
+from benchmarks.record import ROOT
 from benchmarks.slow_link import slow_link
 from samtrt.sam import Sam
 from samtrt.server.app import create_app
@@ -64,3 +66,9 @@ def test_the_link_is_never_faster_than_it_says() -> None:
                     assert client.recv(1)
                 assert time.monotonic() - started >= stretch * 8 * sent / 4e6 + 0.05
             assert link.down == 2 * sent
+
+
+def test_the_documents_table_is_the_records() -> None:
+    record = json.loads((ROOT / "benchmarks/results/page_load_cpu.json").read_text("utf-8"))
+    document = (ROOT / "docs/server.md").read_text("utf-8")
+    assert "\n".join(table(record)) in document

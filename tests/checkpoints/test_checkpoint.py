@@ -255,6 +255,7 @@ def test_script(tmp_path: Path) -> None:
     [
         (b"<!DOCTYPE html><html><title>404</title></html>", "a web page"),
         (b"\n <html>", "a web page"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "a picture"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
         (b'{"error": "not found"}', "JSON text"),
         (gzip.compress(b"x" * 999, mtime=0), "gzip data"),

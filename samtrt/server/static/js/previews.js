@@ -154,6 +154,7 @@ export class Previews {
     const { threads } = this.#decoder;
     const here = `this browser's WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`;
     const isAsked = this.#recent.server.length > 0;
+    for (const place of ["browser", "server"]) this.#line.dataset[place] = this.#best(place).toFixed(1);
     this.#line.dataset.place = this.#isServerFaster ? "server" : "browser";
     this.#line.textContent = this.#isServerFaster
       ? `Previews are made by the server, in ${milliseconds("server")}, since ${here}, takes ${milliseconds("browser")}. The place under the pointer is sent to it.`
