@@ -122,14 +122,25 @@ def test_a_folder_is_opened_again(chooser: Page) -> None:
     page.driver.refresh()
     wait_for(page, NAMES[1])
     assert page.count == 1 and not page["strip"].is_displayed()
-    page.wait_for_notice("The other pictures of the folder pictures are not open yet.")
-    page["notices"].find_element(By.XPATH, ".//button[.='Open folder pictures again']").click()
+    page.wait_for_notice("The other pictures of the folder “pictures” are not open yet.")
+    page["notices"].find_element(
+        By.XPATH, ".//button[.='Open the folder “pictures” again']"
+    ).click()
     page.wait(lambda: listed(page) == NAMES, "the folder")
     assert page["strip-count"].text == "2 of 3, 0 done"
     assert page["picture-name"].text == NAMES[1] and page.count == 1  # it stayed open
     page.click(60, 20)
     page.wait_until_kept()
     page["previous"].click()
+    wait_for(page, NAMES[0])
+
+    # From the first page.
+    page.driver.refresh()
+    page.wait_for_notice("are not open yet.")
+    page.driver.find_element(By.CLASS_NAME, "brand").click()
+    page.wait(lambda: page["reopen"].is_displayed(), "the offer")
+    page["reopen"].click()
+    page.wait(lambda: page["panel"].is_displayed() and listed(page) == NAMES, "the folder")
     wait_for(page, NAMES[0])
 
     # In a browser that remembers the permission nothing is asked, and the last picture is open.
@@ -158,9 +169,9 @@ def test_another_day(chooser: Page) -> None:
     )
     page.driver.refresh()
     page.wait(lambda: page["reopen"].is_displayed(), "the offer")
-    assert page["reopen"].text == "Open folder pictures again"
+    assert page["reopen"].text == "Open the folder “pictures” again"
     page["reopen"].click()
-    page.wait_for_notice("The folder pictures stays closed")
+    page.wait_for_notice("The folder “pictures” stays closed")
     page.script("localStorage.removeItem('samtrt-test-permission-answer')")
     page["reopen"].click()
     wait_for(page, NAMES[1])
@@ -172,4 +183,4 @@ def test_another_day(chooser: Page) -> None:
     page.driver.refresh()
     page.wait(lambda: page["reopen"].is_displayed(), "the offer")
     page["reopen"].click()
-    page.wait_for_notice("The folder pictures is not where it was.")
+    page.wait_for_notice("The folder “pictures” is not where it was.")

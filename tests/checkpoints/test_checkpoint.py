@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 import torch
 from oracle import tiny_config, to_torch
+from PIL import Image
 
 from samtrt import files
 from samtrt.checkpoints.config import EncoderConfig, vit_b, vit_h, vit_l
@@ -255,7 +256,6 @@ def test_script(tmp_path: Path) -> None:
     [
         (b"<!DOCTYPE html><html><title>404</title></html>", "a web page"),
         (b"\n <html>", "a web page"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "a picture"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
         (b'{"error": "not found"}', "JSON text"),
         (gzip.compress(b"x" * 999, mtime=0), "gzip data"),
@@ -270,6 +270,13 @@ def test_not_a_checkpoint(tmp_path: Path, content: bytes, named: str) -> None:
     path.write_bytes(content)
     message = refused(path)
     assert named in message and "download it again" in message and "run code" not in message
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_in_a_checkpoints_place(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "photo"
+    Image.new("RGB", (9, 9)).save(path, kind)
+    assert "photo is a picture, not a checkpoint; give the model's file" in refused(path)
 
 
 def refused(path: Path) -> str:

@@ -59,7 +59,7 @@ export async function offerFolder(open) {
       await open(await filesBelow(folder), folder);
     } catch (error) {
       if (error.name !== "NotFoundError") throw error;
-      throw new Error(`The folder ${folder.name} is not where it was. Open it from its new place.`, { cause: error });
+      throw new Error(`The folder “${folder.name}” is not where it was. Open it from its new place.`, { cause: error });
     }
   };
   if ((await folder.queryPermission()) === "granted") {
@@ -69,14 +69,14 @@ export async function offerFolder(open) {
   const ask = async () => {
     try {
       if ((await folder.requestPermission()) === "granted") await read();
-      else notify(`The folder ${folder.name} stays closed: the browser was not allowed to read it.`);
+      else notify(`The folder “${folder.name}” stays closed: the browser was not allowed to read it.`);
     } catch (error) {
       complain(error);
     }
   };
-  const label = `Open folder ${folder.name} again`;
+  const label = `Open the folder “${folder.name}” again`;
   button.hidden = false;
   button.textContent = label;
   button.onclick = ask;
-  notify(`The other pictures of the folder ${folder.name} are not open yet.`, { action: { label, act: ask } });
+  notify(`The other pictures of the folder “${folder.name}” are not open yet.`, { action: { label, act: ask } });
 }

@@ -37,7 +37,8 @@ export class Opening {
     this.gallery.setFiles(files);
     if (found && this.#picture) {
       this.#picture.file = found.file;
-      this.#list(this.#picture);
+      if (byId("panel").hidden) this.#show(this.#picture); // from the first page
+      else this.#list(this.#picture);
       this.#lookAhead();
     } else {
       const { file, name } = found ?? files[0];
