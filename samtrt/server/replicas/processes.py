@@ -37,6 +37,7 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _GRACE_SECONDS = 5.0  # beside the seconds that requests have to finish
 # Below the servers' own, so that no request is sent on a connection that is being closed.
 _KEEP_SECONDS = 5.0
+_KEPT = 16
 
 
 @dataclass
@@ -94,7 +95,10 @@ class ProcessReplicas:
             path = Path(self._folder.name) / f"{number}.socket"
             transport = httpx.AsyncHTTPTransport(
                 uds=str(path),
-                limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
+                # (httpcore looks at each idle connection for each request.)
+                limits=httpx.Limits(
+                    max_keepalive_connections=_KEPT, keepalive_expiry=_KEEP_SECONDS
+                ),
             )
             client = httpx.AsyncClient(transport=transport, timeout=None)
             one = _Process(str(number), environment, path, client)
@@ -142,13 +146,16 @@ class ProcessReplicas:
             start_new_session=True,
         )
         assert one.process.stdout is not None
-        line = await one.process.stdout.readline()
-        if not line:
+        try:
+            line = await one.process.stdout.readline()
+            one.computed_by = json.loads(line)["computed_by"]
+        except (ValueError, KeyError, TypeError) as error:
+            with suppress(ProcessLookupError):
+                one.process.kill()
             status = await one.process.wait()
             raise SamtrtError(
                 f"replica {one.name} did not start (status {status}); its log says why"
-            )
-        one.computed_by = json.loads(line)["computed_by"]
+            ) from error
         one.lives = True
         if not one.first_try.done():
             one.first_try.set_result(None)

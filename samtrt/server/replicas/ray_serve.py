@@ -14,10 +14,10 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
@@ -36,7 +36,6 @@ from samtrt.server.replicas.front import create_front
 from samtrt.server.settings import TOKEN_VARIABLE, Settings, limit_names
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_LOST = (RayActorError, BackPressureError, DeploymentUnavailableError)
 _PATHS = ("params", "engine", "decoder", "sample", "token_file")
 _ARGUMENTS = (
     *_PATHS,
@@ -118,8 +117,8 @@ class RayReplicas:
         parts = model.answer.remote(request)
         try:
             status, headers = await anext(parts)
-        except _LOST as error:
-            raise ReplicaLostError from error
+        except (RayError, RayServeException) as error:
+            raise _lost(error) from error
         return Answer(status, headers, _rest(parts))
 
 
@@ -127,8 +126,13 @@ async def _rest(parts: Any) -> AsyncIterator[bytes]:
     try:
         async for part in parts:
             yield part
-    except _LOST as error:
-        raise ReplicaLostError from error
+    except (RayError, RayServeException) as error:
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> Exception:
+    """What a failure means: the replica or its node is gone, unless its own code has raised."""
+    return error if isinstance(error, RayTaskError) else ReplicaLostError()
 
 
 def application(arguments: dict[str, Any]) -> Application:

@@ -22,6 +22,9 @@ from samtrt.server.options import from_text
 
 def main() -> None:
     """Loads the model and serves until it is told to end."""
+    # What libraries print goes to the log: standard output has one line, and a reader for that.
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     options = from_text(sys.argv[1])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -29,7 +32,8 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[2])
         listener.listen(BACKLOG)
-        print(json.dumps({"computed_by": app.state.studio.computed_by}), flush=True)
+        with os.fdopen(answers, "w") as pipe:
+            pipe.write(json.dumps({"computed_by": app.state.studio.computed_by}) + "\n")
         Server(app).run(sockets=[listener])
 
 
