@@ -117,7 +117,10 @@ class Crew:
             dataset = dataset.map(
                 _Worker,
                 fn_constructor_args=(self._load, self._settings, max(1, cores // self.count)),
-                compute=ray.data.ActorPoolStrategy(size=self.count),
+                # Alone means alone: what waits at a worker that dies has lost a try as well.
+                compute=ray.data.ActorPoolStrategy(
+                    size=self.count, max_tasks_in_flight_per_actor=1 if at_once == 1 else None
+                ),
                 num_gpus=1 if uses_gpu else 0,
                 num_cpus=0,  # the CPUs are the readers'
                 max_task_retries=_TRIES - 1,
