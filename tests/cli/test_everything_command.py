@@ -19,6 +19,7 @@ from samtrt.checkpoints.meta import read_checkpoint
 from samtrt.cli import commands, everything
 from samtrt.console import run_script
 from samtrt.formats.names import EXPORTS, FORMATS
+from samtrt.jobs.ray import Workers
 
 ALL_MASKS = ["--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
 
@@ -201,6 +202,49 @@ def test_a_pipe_gets_whole_lines(model: Path, photos: Path, tmp_path: Path) -> N
         "[3/3] deep/b.jpg",
     ]
     assert "\r" not in done.stderr and "\x1b" not in done.stderr and "━" not in done.stderr
+
+
+def test_workers_without_ray_are_refused_with_a_way_to_get_it(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = [photos, "--params", model, "--output-dir", tmp_path / "out", *ALL_MASKS]
+    for asked in (["--workers", "2"], ["--ray", "auto"], ["--ray", "auto", "--workers", "1"]):
+        assert run(*options, *asked) == 1
+        printed = capsys.readouterr().err
+        assert "need Ray Data, which is not installed" in printed
+        assert "pip install -r " in printed and "requirements-ray.txt`" in printed
+    assert run(*options, "--workers", "0") == 1
+    assert "--workers is 0; expected a whole number from 1 to" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(*options, "--workers", "1", "--json", tmp_path / "report.json") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["segmented"], report["workers"], report["failed"]) == (2, 1, {})
+    assert report["pictures_per_second"] == pytest.approx(2 / report["seconds"])
+    assert ", 1 worker " in capsys.readouterr().out
+
+
+def test_a_machine_with_several_gpus_uses_all_or_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without GPUs: which workers are chosen, not what they do."""
+
+    def chosen(*asked: str) -> Any:
+        line = ["everything", "photos", "--params", "p", "--output-dir", "o", *asked]
+        return everything._workers(commands.make_parser().parse_args(line))
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("samtrt.jobs.ray.require_ray", lambda: None)
+    assert chosen() == (Workers(), "")
+    assert chosen("--workers", "1") == (None, "") == chosen("--backend", "cpu")
+    assert chosen("--ray", "h:1", "--workers", "3") == (Workers(3, "h:1"), "")
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    workers, hint = chosen()
+    assert workers is None and hint.startswith("one of 2 GPUs has worked; `")
 
 
 def test_a_long_picture_says_how_far_it_is(
