@@ -98,7 +98,7 @@ class Crew:
             yield Failed(item, f"its workers died, {_TRIES} of them with this picture alone")
 
     def _pass(self, items: list[Item], at_once: int) -> Iterator[Outcome]:
-        import ray
+        ray = require_ray()
 
         chunks = [items[start : start + at_once] for start in range(0, len(items), at_once)]
         finisher = partial(_finished, settings=self._settings, identity=self.identity)
