@@ -212,7 +212,7 @@ def start_on(cluster: Cluster, photos: Path, out: Path) -> "subprocess.Popen[byt
 
 def wait_for(path: Path, there: Any = None, process: Any = None) -> None:
     """Until it is there."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + 800
     while not (there or path.exists)():
         assert time.monotonic() < end and (process is None or process.poll() is None)
         time.sleep(0.02)
