@@ -23,7 +23,7 @@ def add_options(options: Options) -> None:
         choices=CONTRACTS,
         default="samtrt",
         help="inputs and outputs: samtrt's (default), those of Meta's export_onnx_model.py with "
-        "masks at the picture's size, or those of CVAT's page",
+        "masks at the picture's size, those of CVAT's page, or, of a SAM-HQ, its own script's",
     )
     options.add(
         "--use-stability-score",
@@ -33,12 +33,22 @@ def add_options(options: Options) -> None:
     options.add(
         "--return-extra-metrics",
         action="store_true",
-        help="the masks' stability and area as well (contract meta)",
+        help="the masks' stability and area as well (contract meta or sam_hq)",
     )
     options.add(
         "--gelu-approximate",
         action="store_true",
         help="GELU by tanh, for runtimes without erf",
+    )
+    options.add(
+        "--multimask-output",
+        action="store_true",
+        help="the best of SAM's masks 1 to 3 with the HQ token's, not mask 0 (contract sam_hq)",
+    )
+    options.add(
+        "--hq-token-only",
+        action="store_true",
+        help="the HQ token's mask alone (contract sam_hq)",
     )
 
 
@@ -49,10 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = DecoderExport(
         arguments.contract,
-        arguments.return_single_mask or arguments.contract == "cvat",
+        arguments.return_single_mask or arguments.contract in ("cvat", "sam_hq"),
         arguments.use_stability_score,
         arguments.return_extra_metrics,
         arguments.gelu_approximate,
+        arguments.multimask_output,
+        arguments.hq_token_only,
     )
     params = required(arguments.params, "--params", "a parameter folder")
     output = arguments.output or params / "mask_decoder.onnx"

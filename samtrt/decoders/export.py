@@ -1,9 +1,9 @@
 """The mask decoder as one ONNX file, parameters inside.
 
 Tensor names are those of Meta's ``scripts/export_onnx_model.py``, and the prompt batch is dynamic
-as well as the number of points. Three contracts: ``samtrt``, without ``orig_im_size``, because
+as well as the number of points. Four contracts: ``samtrt``, without ``orig_im_size``, because
 upscaling to the picture belongs to ``transforms.postprocess_masks``; ``meta``, what that script
-exports; ``cvat``, what CVAT's page loads.
+exports; ``cvat``, what CVAT's page loads; ``sam_hq``, what SAM-HQ's own script exports.
 """
 
 import io
@@ -23,6 +23,7 @@ from samtrt.checkpoints.parameters import Parameters
 from samtrt.checkpoints.shapes import HQ_TOKEN
 from samtrt.decoders.sam_onnx_model import (
     CvatOnnxModel,
+    SamHQOnnxModel,
     SamOnnxModel,
     mask_a_prompt,
     single_mask,
@@ -33,14 +34,16 @@ from samtrt.files import replacing
 from samtrt.hints import install
 from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 
-CONTRACTS = ("samtrt", "meta", "cvat")
+CONTRACTS = ("samtrt", "meta", "cvat", "sam_hq")
 INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUT_NAMES = ("low_res_masks", "iou_predictions")
-ORIG_IM_SIZE = "orig_im_size"  # the last input of the contracts `meta` and `cvat`
+INTERM_EMBEDDINGS = "interm_embeddings"  # the second input of the contract `sam_hq`
+ORIG_IM_SIZE = "orig_im_size"  # the last input of all but the contract `samtrt`
 META_OUTPUT_NAMES = ("masks", "iou_predictions", "low_res_masks")
 EXTRA_METRICS = ("stability_scores", "areas")  # before the last of them, where asked for
 BOX_NAMES = ("xtl", "ytl", "xbr", "ybr")  # what `cvat` has after them
 OPSET = 18
+IR_VERSION = 8  # of ONNX files, the first with that opset: older runtimes refuse newer ones
 
 # Keys of the file's metadata, by which a decoder is held against an encoder engine.
 METADATA_PARAMETERS = "samtrt.parameters_sha256"
@@ -95,11 +98,13 @@ class DecoderExport:
 
     Attributes:
         contract: one of ``CONTRACTS``: which inputs and outputs; see ``export_decoder``.
-        return_single_mask: one mask a prompt (``single_mask``) in place of four; ``cvat`` always
-            has one.
+        return_single_mask: one mask a prompt (``single_mask``) in place of four; ``cvat`` and
+            ``sam_hq`` always have one.
         use_stability_score: scores are the stability of the low resolution logits.
         return_extra_metrics: stability and area of the masks as well.
         gelu_approximate: GELU by tanh, for runtimes without erf.
+        multimask_output: SAM-HQ's mask is the best of 1…3 with the HQ token's, and not mask 0.
+        hq_token_only: SAM-HQ's mask is the HQ token's alone.
 
     Raises:
         InputError: another contract, or options that a contract does not have.
@@ -110,6 +115,8 @@ class DecoderExport:
     use_stability_score: bool = False
     return_extra_metrics: bool = False
     gelu_approximate: bool = False
+    multimask_output: bool = False
+    hq_token_only: bool = False
 
     def __post_init__(self) -> None:
         if self.contract not in CONTRACTS:
@@ -121,13 +128,24 @@ class DecoderExport:
                 "stability scores and extra metrics belong to the contract 'meta'; ask for it, or "
                 "leave them out"
             )
+        if self.contract == "sam_hq" and self.use_stability_score:
+            raise InputError("the contract 'sam_hq' has no stability scores; leave them out")
+        if self.contract != "sam_hq" and (self.multimask_output or self.hq_token_only):
+            raise InputError(
+                "multimask_output and hq_token_only belong to the contract 'sam_hq'; ask for it, "
+                "or leave them out"
+            )
         if self.contract == "cvat" and self.return_extra_metrics:
             raise InputError("the contract 'cvat' has no extra metrics; leave them out")
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Of the file, in order."""
-        return INPUT_NAMES if self.contract == "samtrt" else (*INPUT_NAMES, ORIG_IM_SIZE)
+        if self.contract == "samtrt":
+            return INPUT_NAMES
+        first, *others = INPUT_NAMES
+        early = (INTERM_EMBEDDINGS,) if self.contract == "sam_hq" else ()
+        return (first, *early, *others, ORIG_IM_SIZE)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -152,6 +170,9 @@ class DecoderExport:
                 self.use_stability_score,
                 self.return_extra_metrics,
             )
+        if self.contract == "sam_hq":
+            decoder.mask_decoder.hq_token_only = self.hq_token_only  # type: ignore[assignment]
+            return SamHQOnnxModel(decoder, self.multimask_output, self.return_extra_metrics)
         if self.contract == "cvat":
             return CvatOnnxModel(decoder, self.use_stability_score)
         return ExportedDecoder(decoder, self.return_single_mask)
@@ -173,16 +194,19 @@ def export_decoder(
     ``return_single_mask``.
 
     The contracts ``meta`` and ``cvat`` also take ``orig_im_size`` [2], (height, width) of the
-    picture; their outputs are those of ``SamOnnxModel`` and of ``CvatOnnxModel``, whose B is 1.
+    picture; their outputs are those of ``SamOnnxModel`` and of ``CvatOnnxModel``, whose B is 1. So
+    does ``sam_hq``, the one contract of a SAM-HQ, which takes ``interm_embeddings`` as well; see
+    ``SamHQOnnxModel``.
 
     Args:
         options: what is exported; ``return_single_mask`` alone otherwise.
 
     Raises:
-        SamtrtError: the exporter's packages are missing, or the file cannot be written.
+        SamtrtError: the exporter's packages are missing, the contract is not the parameters', or
+            the file cannot be written.
     """
-    onnx = require_exporter(parameters)
     options = options or DecoderExport(return_single_mask=return_single_mask)
+    onnx = require_exporter(parameters, options.contract)
     config = parameters.encoder_config
     decoder = build_mask_decoder(parameters.decoder(), config)
     with replacing(output) as temporary:  # first, so that a bad name fails before the work
@@ -193,12 +217,12 @@ def export_decoder(
         temporary.write_bytes(sealed(proto.SerializeToString(deterministic=True)))
 
 
-def require_exporter(parameters: Parameters) -> Any:
-    """The ``onnx`` package, for a decoder that can be exported.
+def require_exporter(parameters: Parameters, contract: str = "samtrt") -> Any:
+    """The ``onnx`` package, for a decoder that can be exported in that contract.
 
     Raises:
         SamtrtError: it, or what ``torch.onnx.export`` needs beside it, is not installed; or the
-            parameters are SAM-HQ's.
+            contract is another model's.
     """
     try:
         import onnx
@@ -207,10 +231,15 @@ def require_exporter(parameters: Parameters) -> Any:
         raise SamtrtError(
             f"{error.name} is not installed, and the export needs it; run `{install('export')}`"
         ) from error
-    if HQ_TOKEN in parameters.tensors:
+    if HQ_TOKEN in parameters.tensors and contract != "sam_hq":
         raise SamtrtError(
-            "SAM-HQ's mask decoder takes early features beside the embedding, which the ONNX file "
-            "has no input for; use load_sam, which computes it in torch"
+            "SAM-HQ's mask decoder takes early features beside the embedding, which the contract "
+            f"{contract!r} has no input for; export it with --contract sam_hq, or use load_sam"
+        )
+    if HQ_TOKEN not in parameters.tensors and contract == "sam_hq":
+        raise SamtrtError(
+            "these parameters are no SAM-HQ's, and the contract 'sam_hq' is theirs alone; leave it "
+            "out, or take another contract"
         )
     return onnx
 
@@ -231,6 +260,9 @@ def _to_onnx(model: nn.Module, options: DecoderExport, config: EncoderConfig) ->
     ]
     prompt = {1: points} if batch == 1 else {0: prompts, 1: points}
     shapes: list[dict[int, Any]] = [{}, prompt, prompt, {} if batch == 1 else {0: masks}, {}]
+    if INTERM_EMBEDDINGS in options.input_names:
+        example.insert(1, torch.zeros(4, 1, grid, grid, config.embed_dim))
+        shapes.insert(1, {0: torch.export.Dim("num_blocks")})
     if ORIG_IM_SIZE in options.input_names:
         example.append(torch.tensor([0.6, 0.9]) * config.img_size)
         shapes.append({})
@@ -264,6 +296,7 @@ def to_onnx(
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
+    proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = PRODUCER, ""
     proto.model_version = SEALED_VERSION
     return proto

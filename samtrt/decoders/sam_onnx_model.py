@@ -87,6 +87,9 @@ class SamOnnxModel(nn.Module):
             # Counted in a tensor: the exporter cannot multiply by a symbolic size.
             num_points = torch.ones_like(point_labels).sum(dim=1, keepdim=True)
             masks, scores = self.select_masks(masks, scores, num_points)
+        return self._outputs(masks, scores, orig_im_size)
+
+    def _outputs(self, masks: Tensor, scores: Tensor, orig_im_size: Tensor) -> tuple[Tensor, ...]:
         upscaled = self.mask_postprocessing(masks, orig_im_size)
         if not self.return_extra_metrics:
             return upscaled, scores, masks
@@ -128,6 +131,49 @@ class SamOnnxModel(nn.Module):
         """The (h, w) int64 [2] that a picture of (H, W) is resized to."""
         size = input_image_size.to(torch.float32)
         return torch.floor(longest_side / size.max() * size + 0.5).to(torch.int64)
+
+
+class SamHQOnnxModel(SamOnnxModel):
+    """What SAM-HQ's own ``utils/onnx.py`` makes of a SAM-HQ: its early features are an input.
+
+    Args:
+        model: as ``SamOnnxModel``, with a ``MaskDecoderHQ``, whose ``hq_token_only`` counts.
+        multimask_output: the best of SAM's masks 1…3 is added to the HQ token's, and not mask 0.
+        return_extra_metrics: as ``SamOnnxModel``.
+    """
+
+    def __init__(
+        self, model: Any, multimask_output: bool = False, return_extra_metrics: bool = False
+    ) -> None:
+        super().__init__(model, True, return_extra_metrics=return_extra_metrics)
+        self.multimask_output = multimask_output
+
+    @torch.no_grad()
+    def forward(  # type: ignore[override]
+        self,
+        image_embeddings: Tensor,
+        interm_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        orig_im_size: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """One mask a prompt; what is not named here is as in ``SamOnnxModel.forward``.
+
+        Args:
+            interm_embeddings: [n, 1, h, w, C], outputs of the image encoder's global blocks, of
+                which the first is used.
+        """
+        early = interm_embeddings[0].permute(0, 3, 1, 2)
+        masks, scores = self.mask_decoder.predict_masks(
+            torch.cat((image_embeddings, early), dim=1),
+            self.model.prompt_encoder.get_dense_pe(),
+            self._embed_points(point_coords, point_labels),
+            self._embed_masks(mask_a_prompt(mask_input, point_labels.shape[0]), has_mask_input),
+        )
+        masks, scores = self.mask_decoder.select(masks, scores, self.multimask_output)
+        return self._outputs(masks, scores, orig_im_size)
 
 
 class CvatOnnxModel(SamOnnxModel):

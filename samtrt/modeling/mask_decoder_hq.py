@@ -86,7 +86,7 @@ class MaskDecoderHQ(MaskDecoder):
         """One mask of [B, 4, …]: the best of masks 1…3 (multimask), or mask 0."""
         masks, iou_predictions = select_masks(masks, iou_predictions, multimask_output)
         best = iou_predictions.argmax(dim=1)
-        prompt = torch.arange(len(best), device=best.device)
+        prompt = torch.arange(best.shape[0], device=best.device)  # (`len` would be a constant)
         return masks[prompt, best].unsqueeze(1), iou_predictions[prompt, best].unsqueeze(1)
 
     def answers(self, multimask_output: bool) -> int:

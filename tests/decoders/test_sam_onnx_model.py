@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -63,6 +64,13 @@ class File:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> File:
     return File(tmp_path_factory.mktemp("meta") / "decoder.onnx", contract="meta")
+
+
+def test_files_are_read_by_runtimes_of_their_opset(plain: File) -> None:
+    """Opset 18 came with version 8 of the format; ONNX Runtime 1.16, which X-AnyLabeling pins,
+    refuses more than 9."""
+    model = onnx.load(plain.path, load_external_data=False)
+    assert model.ir_version == 8 and [entry.version for entry in model.opset_import] == [18]
 
 
 def agree(found: list[np.ndarray], expected: tuple[torch.Tensor, ...]) -> None:

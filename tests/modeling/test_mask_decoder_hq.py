@@ -4,11 +4,13 @@ The oracle is Meta's package with what the paper adds to the mask decoder (arXiv
 section 3.2 and figure 2) written out here; where ``segment_anything_hq`` is installed, it too.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
@@ -24,15 +26,16 @@ from samtrt.checkpoints.parameters import (
     random_parameters,
     save_parameters,
 )
-from samtrt.decoders.export import export_decoder
+from samtrt.decoders.export import DecoderExport, export_decoder
 from samtrt.decoders.graphed import GraphedDecoder
 from samtrt.decoders.prompts import Prompts
 from samtrt.encoders.embedded import EmbeddedPicture
-from samtrt.errors import CheckpointError, EngineError, SamtrtError
+from samtrt.errors import CheckpointError, EngineError, InputError, SamtrtError
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.modeling.heads import split_taps
 from samtrt.modeling.image_encoder import encoder_arguments
+from samtrt.modeling.prompted_decoder import build_mask_decoder
 from samtrt.reports.peers import import_segment_anything
 from samtrt.sam import Sam, load_sam, sam_from_parameters
 
@@ -237,13 +240,76 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for decoder in (plain.get_decoder("fp32"), GraphedDecoder(plain.decoder, torch.float32)):
         with pytest.raises(EngineError, match="256 channels, and this picture's has 288"):
             decoder(picture, prompts, True)
-    with pytest.raises(SamtrtError, match="SAM-HQ's mask decoder"):
+    with pytest.raises(SamtrtError, match=r"SAM-HQ's mask decoder .* --contract sam_hq"):
         export_decoder(HQ, tmp_path / "hq.onnx")
     state = to_torch(HQ.tensors)
     del state["mask_decoder.hf_mlp.layers.1.bias"]
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"missing mask_decoder.hf_mlp.layers.1.bias"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+def onnx_feed(count: int, size: tuple[int, int], blocks: int) -> dict[str, Tensor]:
+    """What ``given`` gives as the file takes it: without a box a padding point follows."""
+    _, frame, coords, labels = given(count)
+    embedding, early = Reference(HQ).encode(frame)
+    others = torch.zeros(blocks - 1, *early.shape)
+    return {
+        "image_embeddings": embedding.detach(),
+        "interm_embeddings": torch.cat([early.detach()[None], others]),
+        "point_coords": torch.cat([coords, torch.zeros(count, 1, 2)], 1),
+        "point_labels": torch.cat([labels, -torch.ones(count, 1)], 1).float(),
+        "mask_input": torch.ones(1, 1, 32, 32),
+        "has_mask_input": torch.zeros(1),
+        "orig_im_size": torch.tensor(size).float(),
+    }
+
+
+def assert_answers(
+    found: Sequence[Tensor], count: int, size: tuple[int, int], multimask: bool, only: bool
+) -> None:
+    """Masks at the picture's size, scores and logits against the reference."""
+    _, frame, coords, labels = given(count)
+    expected, ious = Reference(HQ).answer(frame, coords, labels, multimask, only)
+    masks, scores, low = found
+    assert relative_l2(low, expected) < 1e-5 and relative_l2(scores, ious) < 1e-5
+    inside = {(96, 128): (96, 128), (90, 60): (128, 85)}[size]
+    meta = Reference(HQ).meta
+    assert relative_l2(masks, meta.postprocess_masks(expected, inside, size)) < 1e-5
+
+
+def test_an_onnx_file_has_the_contract_of_its_own_script(tmp_path: Path) -> None:
+    export_decoder(HQ, tmp_path / "hq.onnx", options=DecoderExport("sam_hq"))
+    session = onnxruntime.InferenceSession(tmp_path / "hq.onnx")
+    assert [value.name for value in session.get_inputs()] == [
+        "image_embeddings", "interm_embeddings", "point_coords", "point_labels", "mask_input",
+        "has_mask_input", "orig_im_size",
+    ]  # fmt: skip
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["masks", "iou_predictions", "low_res_masks"]
+    for count, size, blocks in ((1, (96, 128), 1), (3, (90, 60), 4)):
+        feed = {name: value.numpy() for name, value in onnx_feed(count, size, blocks).items()}
+        found = [torch.from_numpy(value) for value in session.run(None, feed)]
+        assert_answers(found, count, size, False, False)
+
+
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("multimask", [False, True])
+def test_the_options_of_its_own_script(multimask: bool, only: bool) -> None:
+    options = DecoderExport("sam_hq", multimask_output=multimask, hq_token_only=only)
+    module = options.module(build_mask_decoder(HQ.decoder(), HQ.encoder_config))
+    assert_answers(module(**onnx_feed(3, (90, 60), 1)), 3, (90, 60), multimask, only)
+
+
+def test_the_contracts_of_sam_and_of_sam_hq_are_told_apart(tmp_path: Path) -> None:
+    plain = random_parameters(SIZES)
+    with pytest.raises(SamtrtError, match="no SAM-HQ's, and the contract 'sam_hq' is theirs"):
+        export_decoder(plain, tmp_path / "a.onnx", options=DecoderExport("sam_hq"))
+    with pytest.raises(InputError, match="belong to the contract 'sam_hq'"):
+        DecoderExport("meta", hq_token_only=True)
+    with pytest.raises(InputError, match="has no stability scores"):
+        DecoderExport("sam_hq", use_stability_score=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_its_own_package_agrees() -> None:
