@@ -8,11 +8,12 @@ DEMO := $(SAM)/sam_models/sam_demo
 REPOSITORY ?=
 SOURCES := samtrt training examples benchmarks tests .ci
 
-.PHONY: run test check lint format lock audit third-party wheel clean help
+.PHONY: run test check clients lint format lock audit third-party wheel clean help
 
 help:
 	@echo "make run     checkpoint -> parameters -> engine -> mask, on this machine's CPU or GPU"
 	@echo "make test    lint, types and all tests"
+	@echo "make clients programs that use SAM, with their own encoder and with ours (CLIENTS=\"cellpose samgeo\": those)"
 	@echo "make format  what the linter can mend by itself"
 	@echo "make lock    pins and hashes of all requirements, anew (needs uv)"
 	@echo "make audit   known vulnerabilities of what is pinned (needs pip-audit, npm)"
@@ -35,6 +36,13 @@ $(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
 test check: lint
 	tests/browser/install.sh $(BIN)/python
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+CLIENTS ?= transformers supervision segment-anything-py segment-anything-hq cellpose samgeo micro-sam \
+  napari-segment-anything autodistill samexporter x-anylabeling
+
+clients: $(VENV)/test.installed
+	$(BIN)/python tests/clients/install.py $(CLIENTS)
+	SAMTRT_CLIENTS="$(CLIENTS)" $(BIN)/python -m pytest tests/clients
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check $(SOURCES)
@@ -69,4 +77,4 @@ wheel: $(VENV)/test.installed
 	SAMTRT_REPOSITORY=$(REPOSITORY) $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(SAM)/outputs build dist
+	rm -rf $(VENV) .venv-clients $(DEMO) $(SAM)/outputs build dist

@@ -1,6 +1,7 @@
 """napari-segment-anything: its widget, clicked at; Qt draws off screen."""
 
 import os
+from typing import Any
 
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
 import numpy as np
@@ -13,8 +14,16 @@ from napari.components import ViewerModel  # noqa: E402
 from napari_segment_anything import SAMWidget  # noqa: E402
 from qtpy.QtWidgets import QApplication  # noqa: E402
 
+
+class Viewer(ViewerModel):
+    """Takes ``color``, which napari has dropped and the widget gives."""
+
+    def add_labels(self, *arguments: Any, color: Any = None, **keywords: Any) -> Any:
+        return super().add_labels(*arguments, **keywords)
+
+
 application = QApplication([])
-viewer = ViewerModel()
+viewer = Viewer()
 layer = viewer.add_image(turn.picture, rgb=True)
 widget = SAMWidget(viewer)
 turn.place(widget._sam)

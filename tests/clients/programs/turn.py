@@ -2,7 +2,8 @@
 
 A program is its package as a user of it writes it. Each is run in turns: with the package's own
 image encoder (``own``), with ``samtrt.accelerate`` (``accelerate``), or without an edit on
-``samtrt.segment_anything`` (``run_with``, which is how the program was started).
+``samtrt.segment_anything`` (``run_with``, which is how it was started). Where it reads ONNX
+files, ``decoder`` gives it the mask decoder that ``samtrt export-decoder --contract meta`` writes.
 """
 
 import argparse
@@ -20,11 +21,18 @@ from PIL import Image
 
 import samtrt
 from samtrt.checkpoints.meta import read_parameters
+from samtrt.decoders.export import (
+    INPUT_NAMES,
+    META_OUTPUT_NAMES,
+    ORIG_IM_SIZE,
+    DecoderExport,
+    export_decoder,
+)
 from samtrt.masks.geometry import nms
 from samtrt.reports.peers import import_torchvision, meta_sam
 
 SAM = Path(__file__).resolve().parents[3] / "examples/sam"
-MODES = ("own", "accelerate", "run_with")
+MODES = ("own", "accelerate", "run_with", "decoder")
 
 Work = Callable[[], Mapping[str, np.ndarray]]
 
@@ -103,6 +111,29 @@ class Turn:
     def place(self, model: Any) -> Any:
         """The line that a user of ``samtrt.accelerate`` adds."""
         return samtrt.accelerate(model) if self.mode == "accelerate" else model
+
+    def export_decoder(self, path: str) -> None:
+        """What ``samtrt export-decoder --contract meta`` writes."""
+        export_decoder(read_parameters(self.checkpoint), path, options=DecoderExport("meta"))
+
+    def export_metas_decoder(self, path: str) -> None:
+        """Meta's own export, as its package does it, for pictures of 684 × 1024 pixels."""
+        from segment_anything.utils.onnx import SamOnnxModel
+
+        points = torch.rand(1, 3, 2) * 1024, torch.tensor([[1.0, 2.0, 3.0]])
+        mask, has_mask = torch.rand(1, 1, 256, 256), torch.zeros(1)
+        example = torch.rand(1, 256, 64, 64), *points, mask, has_mask, torch.tensor([684.0, 1024.0])
+        free = {1: "num_points"}
+        torch.onnx.export(
+            SamOnnxModel(self.build(self.checkpoint), return_single_mask=False),
+            example,
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=[*INPUT_NAMES, ORIG_IM_SIZE],
+            output_names=list(META_OUTPUT_NAMES),
+            dynamic_axes={"point_coords": free, "point_labels": free},
+        )
 
     def run(self, work: Work, package: str) -> None:
         """Does the work, writes its arrays, times it as often as was asked for, and says so.

@@ -1,0 +1,54 @@
+"""Sets up the environments of the clients, each in its own folder below ``.venv-clients``.
+
+    python tests/clients/install.py NAME…
+
+A client's packages and all that they need are pinned in ``requirements/NAME.txt``. What this
+Python has already, torch above all, is seen from there and not installed again.
+"""
+
+import hashlib
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.clients import client  # noqa: E402 (of the checkout)
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+
+
+def environment_of(name: str) -> str:
+    """Where its requirements are; several clients may share one."""
+    found = client(name)
+    return found.environment or found.name
+
+
+def install(name: str) -> None:
+    """Makes the environment, unless it is there and its pins are the same."""
+    requirements = REQUIREMENTS / f"{name}.txt"
+    folder = ROOT / ".venv-clients" / name
+    digest = hashlib.sha256(requirements.read_bytes() + sys.prefix.encode()).hexdigest()
+    installed = folder / "installed"
+    if installed.exists() and installed.read_text("utf-8") == digest:
+        return
+    print(f"{name}: setting up {folder.relative_to(ROOT)}", flush=True)
+    venv.EnvBuilder(with_pip=True, clear=True).create(folder)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    subprocess.run(
+        [
+            str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--no-deps",
+            "--disable-pip-version-check", "--requirement", str(requirements),
+        ],
+        check=True,
+    )  # fmt: skip
+    installed.write_text(digest, "utf-8")
+
+
+if __name__ == "__main__":
+    for environment in dict.fromkeys(environment_of(name) for name in sys.argv[1:]):
+        install(environment)

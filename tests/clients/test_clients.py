@@ -1,0 +1,50 @@
+"""Real programs with their own image encoder and with ours: the same masks.
+
+``make clients`` sets their environments up and runs these; elsewhere a client without one is
+skipped. ``SAMTRT_CLIENTS`` names those that must be there.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.clients import CLIENTS, Client, agreement, client, run_turn
+
+REQUIRED = os.environ.get("SAMTRT_CLIENTS", "").split()
+TURNS = [(found, mode) for found in CLIENTS for mode in found.changes]
+done: set[tuple[str, str]] = set()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clients")
+
+
+def turn(found: Client, mode: str, folder: Path) -> None:
+    """Once each."""
+    if (found.name, mode) in done:
+        return
+    if found.after:
+        turn(client(found.after), mode, folder)
+    if not found.python.exists():
+        pytest.skip(f"{found.name} is not set up; make clients CLIENTS={found.name} does it")
+    run_turn(found, mode, folder)
+    done.add((found.name, mode))
+
+
+@pytest.mark.parametrize(
+    ("found", "mode"), TURNS, ids=[f"{found.name}-{mode}" for found, mode in TURNS]
+)
+def test_masks_agree(found: Client, mode: str, folder: Path) -> None:
+    if REQUIRED and found.name not in REQUIRED:
+        pytest.skip(f"SAMTRT_CLIENTS does not name {found.name}")
+    if found.name in REQUIRED and not found.python.exists():
+        pytest.fail(f"{found.name} is not set up, and SAMTRT_CLIENTS names it")
+    turn(found, "own", folder)
+    turn(found, mode, folder)
+    agreed = agreement(found, mode, folder)
+    assert agreed and min(agreed.values()) >= 0.999, agreed
+    masks = np.load(folder / found.name / "own.npz").values()
+    assert any(mask.dtype.kind in "biu" and mask.any() for mask in masks)
