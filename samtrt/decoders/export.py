@@ -43,7 +43,6 @@ META_OUTPUT_NAMES = ("masks", "iou_predictions", "low_res_masks")
 EXTRA_METRICS = ("stability_scores", "areas")  # before the last of them, where asked for
 BOX_NAMES = ("xtl", "ytl", "xbr", "ybr")  # what `cvat` has after them
 OPSET = 18
-IR_VERSION = 8  # of ONNX files, the first with that opset: older runtimes refuse newer ones
 
 # Keys of the file's metadata, by which a decoder is held against an encoder engine.
 METADATA_PARAMETERS = "samtrt.parameters_sha256"
@@ -282,6 +281,8 @@ def to_onnx(
     opset: int,
 ) -> Any:
     """The model as an ``onnx.ModelProto`` that says nothing of the machine it was made on."""
+    from onnx.helper import find_min_ir_version_for
+
     with _quiet():
         program = torch.onnx.export(
             model,
@@ -296,7 +297,8 @@ def to_onnx(
     assert program is not None  # torch returns None only for the old exporter
     proto = program.model_proto
     _strip_traces(proto)
-    proto.ir_version = IR_VERSION
+    # Of ONNX's format the first version with that opset: older runtimes refuse newer ones.
+    proto.ir_version = find_min_ir_version_for(list(proto.opset_import))
     proto.producer_name, proto.producer_version = PRODUCER, ""
     proto.model_version = SEALED_VERSION
     return proto
