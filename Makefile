@@ -38,7 +38,7 @@ test check: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 CLIENTS ?= transformers supervision segment-anything-py segment-anything-hq cellpose samgeo micro-sam \
-  napari-segment-anything autodistill samexporter x-anylabeling
+  micro-sam-tests napari-segment-anything autodistill samexporter x-anylabeling
 
 clients: $(VENV)/test.installed
 	$(BIN)/python tests/clients/install.py $(CLIENTS)

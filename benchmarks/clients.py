@@ -76,6 +76,7 @@ CLIENTS = (
     Client("cellpose", _changes("model.net")),
     Client("samgeo", _changes("model.sam", "run_with")),
     Client("micro-sam", _changes("predictor.model", "run_with")),
+    Client("micro-sam-tests", _changes("predictor.model", "run_with"), "micro-sam"),
     Client("napari-segment-anything", _changes("widget._sam", "run_with"), "micro-sam"),
     Client("autodistill", _changes("model.predictor.predictor.model", "run_with")),
     Client("samexporter", _changes("", "run_with", "decoder")),
@@ -222,13 +223,13 @@ def main() -> None:
         for number, found in enumerate(chosen, 1):
             print(f"{number} of {len(chosen)}: {found.name}", file=sys.stderr, flush=True)
             rows += measured(found, Path(folder), arguments.rounds, options)
+            if arguments.json:  # after each, since all of them take long
+                about = {
+                    "weights": arguments.weights, "device": arguments.device,
+                    "rounds": arguments.rounds, "environment": environment(), "rows": rows,
+                }  # fmt: skip
+                write_json(arguments.json, about)
     print(table(rows))
-    if arguments.json:
-        about = {
-            "weights": arguments.weights, "device": arguments.device, "rounds": arguments.rounds,
-            "environment": environment(), "rows": rows,
-        }  # fmt: skip
-        write_json(arguments.json, about)
 
 
 if __name__ == "__main__":

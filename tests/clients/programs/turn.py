@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,23 @@ class Turn:
     def segment_anything(self) -> Any:
         """The package, whose registry builds models of the checkpoint's own sizes.
 
-        Meta's knows three sizes; the tree of ours takes any.
+        Meta's knows three sizes; the tree of ours takes those of any checkpoint, and knows three
+        where none is given.
         """
         import segment_anything
 
-        if self.mode != "run_with":
-            names = ["build_sam", *(f"build_sam_{kind}" for kind in ("vit_b", "vit_l", "vit_h"))]
-            for name in names:
-                setattr(segment_anything, name, self.build)
-            for name in segment_anything.sam_model_registry:
-                segment_anything.sam_model_registry[name] = self.build
+        registry = segment_anything.sam_model_registry
+        build = self.build
+        if self.mode == "run_with":
+            build = partial(self._build_ours, registry["vit_b"])
+        for name in ("build_sam", *(f"build_sam_{kind}" for kind in ("vit_b", "vit_l", "vit_h"))):
+            setattr(segment_anything, name, build)
+        for name in registry:
+            registry[name] = build
         return segment_anything
+
+    def _build_ours(self, build: Any, checkpoint: str | Path | None = None) -> Any:
+        return build(checkpoint=checkpoint or self.checkpoint)
 
     def build(self, checkpoint: str | Path | None = None) -> torch.nn.Module:
         """Meta's model of the checkpoint's sizes; with fresh parameters without a checkpoint."""
