@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, WIDTH, Page
+from conftest import HEIGHT, WIDTH, Page, in_page
 from fastapi import FastAPI
 from PIL import Image, ImageFilter
+from pycocotools import mask as mask_utils
 from selenium.webdriver.common.action_chains import ActionChains
 
 from samtrt.masks.predictor import SamPredictor
@@ -166,3 +167,28 @@ def test_a_server_that_fails_is_replaced_by_the_browser(
     hover(slow_page, *POINT)
     assert place(slow_page) == "browser"
     assert not slow_page["notices"].text
+
+
+@pytest.mark.parametrize("size", [(23, 31), (90, 140), (47, 61)])
+def test_a_servers_mask_is_read_where_it_is_shown(shared_page: Page, size: tuple[int, int]) -> None:
+    """At another size and in a window of it, at the pixels' middles: against NumPy."""
+    mask = np.random.default_rng(7).random((47, 61)) > 0.6
+    rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+    rows, columns = (
+        np.floor((np.arange(to) + 0.5) * of / to).astype(int)
+        for to, of in zip(size, mask.shape, strict=True)
+    )
+    x0, y0, x1, y1 = 3, 5, size[1] - 4, size[0] - 1
+    expected = mask[np.ix_(rows, columns)][y0:y1, x0:x1]
+    counts = in_page(
+        shared_page,
+        "runs",
+        "const runs = {size: arguments[1], counts: module.textToCounts(arguments[0])};"
+        "return [...module.resampleRuns(runs, arguments[2], arguments[3]).counts];",
+        rle["counts"].decode(),
+        list(mask.shape),
+        list(size),
+        [x0, y0, x1, y1],
+    )
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    np.testing.assert_array_equal(values.reshape(expected.shape, order="F"), expected)

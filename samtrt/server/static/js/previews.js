@@ -65,7 +65,7 @@ export class Previews {
    * since the browser's machine, the server or the way there may have been busy.
    */
   async rehearse() {
-    const isDone = this.#count >= ENOUGH && this.#best("browser") <= SOON;
+    const isDone = this.#count >= ENOUGH && this.#isQuick;
     if (isDone || this.#isRehearsing) return;
     this.#isRehearsing = true;
     try {
@@ -87,7 +87,7 @@ export class Previews {
   }
 
   async #compare() {
-    if (this.#best("browser") <= SOON) return;
+    if (this.#isQuick) return;
     try {
       for (let i = 0; i < ASKED; i++) await this.#onServer(this.#middle, { size: SMALL });
     } catch {
@@ -102,6 +102,11 @@ export class Previews {
 
   #best(place) {
     return Math.min(...this.#recent[place]);
+  }
+
+  /** Whether nobody would notice a quicker preview; fingers see none. */
+  get #isQuick() {
+    return this.#best("browser") <= SOON || matchMedia("(pointer: coarse)").matches;
   }
 
   get #isServerFaster() {
