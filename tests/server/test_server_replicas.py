@@ -1,5 +1,6 @@
 """Several processes behind one port: every request finds its picture, whatever ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -23,7 +24,11 @@ from samtrt.errors import SamtrtError
 from samtrt.masks.predictor import SamPredictor
 from samtrt.sam import load_sam
 from samtrt.server.options import ServeOptions, from_text, to_text
-from samtrt.server.replicas.processes import cpu_environments, gpu_environments
+from samtrt.server.replicas.processes import (
+    ProcessReplicas,
+    cpu_environments,
+    gpu_environments,
+)
 from samtrt.server.replicas.routing import ranked
 
 PNG = {"Content-Type": "image/png"}
@@ -230,6 +235,41 @@ def test_only_the_pictures_of_a_replica_that_leaves_move() -> None:
     for key, home in homes.items():
         left = ranked(key, ["3", "0", "2"])
         assert left[0] == (home if home != "1" else ranked(key, names)[1])
+
+
+def stand_in(says: str) -> ProcessReplicas:
+    """One process that says this when it is up, and ends when its input does."""
+    program = f"import json, os, sys; print({says}, flush=True); sys.stdin.read()"
+    return ProcessReplicas([sys.executable, "-c", program], [{}], 1.0, False)
+
+
+def test_a_replica_does_not_know_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMTRT_TOKEN", "a-token-of-sixteen-letters-or-more")
+    found = stand_in("json.dumps({'computed_by': os.environ.get('SAMTRT_TOKEN', 'no token')})")
+
+    async def run() -> str:
+        try:
+            await found.start()
+            (folder,) = {one.path.parent for one in found._processes.values()}
+            assert folder.stat().st_mode & 0o777 == 0o700  # nobody else's sockets
+            return await found.computed_by()
+        finally:
+            await found.stop()
+
+    assert asyncio.run(run()) == "no token"
+
+
+def test_what_is_no_replica_does_not_start() -> None:
+    found = stand_in("'good morning'")
+
+    async def run() -> None:
+        try:
+            await found.start()
+        finally:
+            await found.stop()
+
+    with pytest.raises(SamtrtError, match="replica 0 did not start"):
+        asyncio.run(run())
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
