@@ -9,6 +9,7 @@ taken along. Files are written by the process that began the job, and by no othe
 import logging
 import os
 import pickle
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ _MOST_AT_ONCE = 8  # pictures that a worker takes, and loses when it dies
 _SHARES = 4  # that each worker's part of a small job is cut into
 _MOST_BLOCKS = 10_000
 _TRIES = 2  # of pictures whose worker died; then each is tried alone as often
+_SECONDS_TO_REACH = 10.0
 _STATUS_BROKEN = 70  # of a worker whose GPU no longer answers
 
 
@@ -191,9 +193,12 @@ def _connect(ray: Any, address: str | None) -> None:
     if address is None:
         ray.init(address="local", include_dashboard=False, **quiet)
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _SECONDS_TO_REACH).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"no Ray cluster is reached at {address} ({reason}); give the address that "
