@@ -125,6 +125,7 @@ class Crew:
                 ),
                 num_gpus=1 if uses_gpu else 0,
                 num_cpus=0,  # the CPUs are the readers'
+                scheduling_strategy="SPREAD",  # for without CPUs any machine would do
                 max_task_retries=_TRIES - 1,
             )
             dataset = dataset.map(finisher, num_cpus=1, **bounded)

@@ -45,12 +45,16 @@ def load_faulty(model: Path, flag: Path, once: int, always: int, broken: int) ->
 
 
 def load_waiting_on(model: Path, flag: Path, node: Path) -> Sam:
-    """A model whose worker, on the node whose id is in a file, takes a picture and stands still."""
+    """A model whose worker, on the node whose id is in a file, takes a picture and stands still;
+    those on others wait until it does."""
 
     def before(image: np.ndarray) -> None:
         if node.exists() and ray.get_runtime_context().get_node_id() == node.read_text():
             flag.touch()
             time.sleep(600)
+        end = time.monotonic() + 600
+        while not flag.exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
     return _before_each(load(model), before)
 
