@@ -6,7 +6,7 @@ from pathlib import Path
 from samtrt.cli.options import Options, required
 
 # As ``decoders.export`` has them, which brings torch along.
-CONTRACTS = ("samtrt", "meta", "cvat")
+CONTRACTS = ("samtrt", "meta", "cvat", "sam_hq")
 
 
 def add_options(options: Options) -> None:
