@@ -35,7 +35,8 @@ $(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
 
 test check: lint
 	tests/browser/install.sh $(BIN)/python
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -m slow  # full sizes, clusters: each needs the memory for itself
 
 CLIENTS ?= transformers supervision segment-anything-py segment-anything-hq cellpose samgeo micro-sam \
   micro-sam-tests napari-segment-anything autodistill samexporter x-anylabeling

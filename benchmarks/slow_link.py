@@ -19,7 +19,7 @@ class SlowLink:
     Args:
         port: of the server.
         bytes_per_second: in each direction, all connections together; None for no limit.
-        delay: seconds that the first bytes of a stretch wait, one way.
+        delay: seconds that bytes are under way, one way.
 
     Attributes:
         port: of this end.
@@ -72,10 +72,11 @@ class SlowLink:
         with self._lock:
             setattr(self, way, getattr(self, way) + size)
             now = time.monotonic()
-            idle = self._free[way] + LATE <= now
+            # What waits behind other bytes is read late by the delay of those.
+            idle = self._free[way] + self.delay + LATE <= now
             start = now if idle else self._free[way]
             self._free[way] = start + (size / self.bytes_per_second if self.bytes_per_second else 0)
-            return max(0.0, self._free[way] - now) + (self.delay if idle else 0)
+            return max(0.0, self._free[way] + self.delay - now)
 
 
 @contextmanager

@@ -233,13 +233,20 @@ def working_alone(folder: Path) -> Iterator[None]:
 def claimed_folder(folder: Path) -> Iterator[None]:
     """Lets one process at a time fill a folder, which is created; a second one is refused.
 
-    Nothing of the lock is left behind but by a killed process, and the next takes that over.
+    Nothing of the lock is left behind but by a killed process, and the next takes that over; nor is
+    a folder that was made here and in which nothing was written.
 
     Raises:
         SamtrtError: another process has it, or the folder cannot be written.
     """
-    with _claimed(folder / _JOB, alone=True, shown=folder):
-        yield
+    is_new = not folder.exists()
+    try:
+        with _claimed(folder / _JOB, alone=True, shown=folder):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def check_output(path: Path) -> None:

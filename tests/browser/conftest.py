@@ -256,7 +256,7 @@ def in_page(page: Page, module: str, body: str, *arguments: Any) -> Any:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # each is half a gigabyte of processes
 def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Page]]:
     """Opens pages: make_page(url, width, height, phone=False)."""
     browser, driver = find_chromium()

@@ -19,7 +19,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "torch.compile")) for n in PEERS]
 )
-def test_equals_meta(name: str) -> None:
+def test_equals_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torch's compiler imports setuptools, which will not take over a distutils that other tests
+    # have imported.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     if name == "openvino":
         pytest.importorskip("openvino")
     if name == "torch.compile" and shutil.which("c++") is None:

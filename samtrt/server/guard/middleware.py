@@ -184,9 +184,16 @@ class Guard:
             self._check_everything(counted[1])
         self.in_work += 1
         self.in_work_of.update(counted)
+
+        async def sending(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if is_last and len(counted) > 1:  # who has this answer may ask for the next
+                self.in_work_of.subtract([counted.pop()])
+            await send(message)
+
         try:
             body = await self._read_body(path, headers, receive)
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, _replay(body, receive), sending)
         finally:
             self.in_work -= 1
             self.in_work_of.subtract(counted)
