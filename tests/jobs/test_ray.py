@@ -194,7 +194,7 @@ def test_what_cannot_begin_is_told_in_one_line(photos: Path, tmp_path: Path) -> 
         )
     with pytest.raises(InputError, match="workers load the model themselves"):
         run(ray_loads.load(tiny_model()), photos, out)
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def start_on(cluster: Cluster, photos: Path, out: Path) -> "subprocess.Popen[bytes]":
