@@ -174,12 +174,21 @@ class MaskDecoder(nn.Module):
         image_embeddings: Tensor,
         prepared: Tensor | None = None,
     ) -> Tensor:
-        """The masks of what ``attend`` has made of tokens [B, T, C] and image [B, h·w, C].
+        """Upscales the image tokens four times and multiplies each pixel with each mask's vector.
+
+        Args:
+            tokens, image: [B, T, C] and [B, h·w, C] that ``attend`` has made.
+            image_embeddings, prepared: ``predict_masks``'s.
 
         Returns:
             Logits [B, 4, 4h, 4w].
         """
-        return self._draw(image, self._hypernetworks(tokens), image_embeddings.shape[-2:])
+        hyper, grid = self._hypernetworks(tokens), image_embeddings.shape[-2:]
+        if not _is_as_made(self.output_upscaling):
+            return self._times(hyper, self._pixels(image, grid))
+        vectors = hyper.transpose(1, 2)
+        masks = in_rows(lambda few: self._upscaled(few) @ vectors, image)
+        return self._to_grid(masks, grid)
 
     def _output_tokens(self) -> Tensor:
         """[T, C]: the token of the IoUs, and one a mask."""
@@ -192,10 +201,9 @@ class MaskDecoder(nn.Module):
 
         The arguments are ``predict_masks``'s.
         """
-        embedding = image_embeddings[:, : self.transformer_dim]
         outputs = self._output_tokens()
         tokens = torch.cat((outputs.expand(sparse.shape[0], -1, -1), sparse), dim=1)
-        image = embedding + dense
+        image = image_embeddings + dense
         transformer: Any = self.transformer
         found: tuple[Tensor, Tensor]
         if are_plain(TwoWayTransformer, transformer):
@@ -215,22 +223,10 @@ class MaskDecoder(nn.Module):
             [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
 
-    def _draw(self, image: Tensor, hyper: Tensor, grid: Sequence[int]) -> Tensor:
-        """Upscales the image tokens four times and multiplies each pixel with each mask's vector.
-
-        Args:
-            image: [B, h·w, C].
-            hyper: [B, M, C / 8].
-
-        Returns:
-            [B, M, 4h, 4w].
-        """
-        if not _is_as_made(self.output_upscaling):
-            pixels = self._pixels(image, grid)
-            return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-        vectors = hyper.transpose(1, 2)
-        masks = in_rows(lambda tokens: self._upscaled(tokens) @ vectors, image)
-        return self._to_grid(masks, grid)
+    @staticmethod
+    def _times(hyper: Tensor, pixels: Tensor) -> Tensor:
+        """Vectors [B, M, K] times pixels [B, K, H, W]: [B, M, H, W]."""
+        return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
 
     def _pixels(self, image: Tensor, grid: Sequence[int]) -> Tensor:
         """What masks are drawn on, [B, C / 8, 4h, 4w]."""

@@ -77,7 +77,7 @@ class MaskDecoderHQ(MaskDecoder):
         tokens, image = self.attend(
             both, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
-        masks = self._drawn(tokens, image, both, None, hq_token_only)
+        masks = self.draw(tokens, image, both, hq_token_only=hq_token_only)
         return self.select(masks, self.predict_ious(tokens), multimask_output)
 
     def select(
@@ -99,40 +99,34 @@ class MaskDecoderHQ(MaskDecoder):
         found: Tensor = self.embedding_encoder(embedding) + self.compress_vit_feat(early)
         return found
 
+    def attend(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As ``MaskDecoder``'s, which the early features have no part in."""
+        embedding = image_embeddings[:, : self.transformer_dim]
+        return super().attend(embedding, image_pe, sparse, dense)
+
     def draw(
         self,
         tokens: Tensor,
         image: Tensor,
         image_embeddings: Tensor,
         prepared: Tensor | None = None,
+        hq_token_only: bool | None = None,
     ) -> Tensor:
         """SAM's four masks of each prompt, each with the HQ token's added to it.
 
-        The arguments are ``MaskDecoder``'s, but for the embeddings' channels.
+        The arguments are ``MaskDecoder``'s, but for the embeddings' channels; ``hq_token_only`` is
+        the attribute's unless it is given.
         """
-        return self._drawn(tokens, image, image_embeddings, prepared, self.hq_token_only)
-
-    def _drawn(
-        self,
-        tokens: Tensor,
-        image: Tensor,
-        image_embeddings: Tensor,
-        prepared: Tensor | None,
-        hq_token_only: bool,
-    ) -> Tensor:
         if prepared is None:
             prepared = self.prepare(image_embeddings)
         pixels = self._pixels(image, image_embeddings.shape[-2:])
         finer = self.embedding_maskfeature(pixels) + prepared
         hq = self._times(self.hf_mlp(tokens[:, 1 + self.num_mask_tokens])[:, None], finer)
-        if hq_token_only:
+        if self.hq_token_only if hq_token_only is None else hq_token_only:
             return hq.expand(-1, self.num_mask_tokens, -1, -1)
         return self._times(self._hypernetworks(tokens), pixels) + hq
 
     def _output_tokens(self) -> Tensor:
         return torch.cat((super()._output_tokens(), self.hf_token.weight))
-
-    @staticmethod
-    def _times(hyper: Tensor, pixels: Tensor) -> Tensor:
-        """Vectors [B, M, K] times pixels [B, K, H, W]: [B, M, H, W]."""
-        return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])

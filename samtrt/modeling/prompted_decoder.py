@@ -93,32 +93,27 @@ class PromptedMaskDecoder(nn.Module):
         """
         decoder = self.mask_decoder
         masks: list[Tensor] = []
-        indices: list[Tensor] = []
         scores: list[Tensor] = []
         for few in self._a_few(image_embeddings, point_coords, point_labels, mask_input, None):
             embedding, image_pe, *prompts, prepared = few
             tokens, image = decoder.attend(embedding, image_pe, *self._embed(*prompts))
             all_four = decoder.predict_ious(tokens)
             _, predicted = decoder.select(all_four, all_four, True)
-            found = (predicted > least_iou).nonzero()
-            if len(found):
-                prompt, rows = found[:, 0].unique(return_inverse=True)
-                shared = len(embedding) == 1
-                drawn = decoder.draw(
-                    tokens[prompt],
-                    image[prompt],
-                    embedding if shared else embedding[prompt],
-                    prepared if shared or prepared is None else prepared[prompt],
-                )
-                masks.append(decoder.select(drawn, all_four[prompt], True)[0][rows, found[:, 1]])
-                before = sum(len(each) for each in scores)
-                indices.append((before + found[:, 0]) * predicted.shape[1] + found[:, 1])
             scores.append(predicted)
+            passing = predicted > least_iou
+            chosen = passing.any(dim=1).nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            if len(embedding) > 1:  # a picture for each prompt
+                embedding = embedding[chosen]
+                prepared = None if prepared is None else prepared[chosen]
+            drawn = decoder.draw(tokens[chosen], image[chosen], embedding, prepared)
+            drawn, _ = decoder.select(drawn, all_four[chosen], True)
+            masks.append(drawn[passing[chosen]])
+        found = torch.cat(scores)
         if not masks:
-            height, width = self.prompt_encoder.mask_input_size
-            none = image_embeddings.new_empty(0, height, width)
-            return none, none.new_empty(0, dtype=torch.int64), torch.cat(scores)
-        return torch.cat(masks), torch.cat(indices), torch.cat(scores)
+            masks.append(image_embeddings.new_empty(0, *self.prompt_encoder.mask_input_size))
+        return torch.cat(masks), (found > least_iou).flatten().nonzero()[:, 0], found
 
     def _a_few(
         self,

@@ -199,7 +199,9 @@ def test_on_the_gpu_as_on_the_cpu(decoder: PromptedMaskDecoder) -> None:
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("drawn", ["none", "some", "all"])
 @torch.inference_mode()
-def test_only_masks_above_are_drawn(hq: bool, with_mask: bool, drawn: str) -> None:
+def test_only_masks_above_are_drawn(
+    hq: bool, with_mask: bool, drawn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are those of ``forward``, whose prompts are more than are decoded at once."""
     torch.manual_seed(5)
     decoder = new_mask_decoder(CONFIG, hq=hq).eval()
@@ -211,12 +213,12 @@ def test_only_masks_above_are_drawn(hq: bool, with_mask: bool, drawn: str) -> No
     least = {"none": float(ious.max()), "some": middle, "all": -10.0}[drawn]
     asked = []
     draw = decoder.mask_decoder.draw
-    decoder.mask_decoder.draw = lambda tokens, *rest: (
+
+    def counting(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         asked.append(len(tokens))
-        or draw(  # type: ignore[method-assign, func-returns-value]
-            tokens, *rest
-        )
-    )
+        return draw(tokens, *rest)
+
+    monkeypatch.setattr(decoder.mask_decoder, "draw", counting)
 
     masks, indices, scores = decoder.masks_above(least, features, coords, labels, mask)
 

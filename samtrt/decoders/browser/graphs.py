@@ -186,7 +186,7 @@ def _spread(attention: Attention, scores: Tensor, v: Tensor) -> Tensor:
 
 
 def _draw(decoder: MaskDecoder, image: Tensor, hyper: Tensor) -> Tensor:
-    """As ``MaskDecoder._draw``: image [R, Q, C], hyper [M, C / 8] → [1, M, 4R, 4Q]."""
+    """As ``MaskDecoder.draw``: image [R, Q, C], hyper [M, C / 8] → [1, M, 4R, 4Q]."""
     height, width = image.shape[:2]
     layers: list[Any] = list(decoder.output_upscaling)
     first, norm, _, second, _ = layers
