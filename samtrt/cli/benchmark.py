@@ -9,6 +9,8 @@ from samtrt.cli.options import Options, required
 if TYPE_CHECKING:
     from samtrt.reports.end_to_end import EndToEnd
 
+PEERS = ("torch.compile", "onnxruntime", "openvino")  # those of reports.runtimes
+
 
 def add_options(options: Options) -> None:
     """Adds the command's options."""
@@ -31,7 +33,7 @@ def add_options(options: Options) -> None:
     options.add(
         "--peers",
         nargs="+",
-        choices=("torch.compile", "onnxruntime", "openvino"),
+        choices=PEERS,
         default=[],
         help="Meta's encoder by these as well, beside Meta's own code",
     )

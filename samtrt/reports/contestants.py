@@ -100,7 +100,8 @@ class MetaImageEncoder:
         self.device = device
         self.computed_by = f"segment_anything {precision}, torch {torch.__version__}"
         self._dtype = DTYPES[precision]
-        self._module = meta_module(parameters).to(device=device, dtype=self._dtype)
+        module = meta_module(parameters).to(device=device, dtype=self._dtype)
+        self._module: Callable[..., Tensor] = module
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""

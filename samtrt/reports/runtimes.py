@@ -7,18 +7,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.encoders.cpu import has_fast_bf16
-from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import InputError, SamtrtError
 from samtrt.hints import install
-from samtrt.reports.contestants import Contestant, meta_module
+from samtrt.reports.contestants import Contestant, MetaImageEncoder, meta_module
 
 PEERS = ("torch.compile", "onnxruntime", "openvino")
 
@@ -66,29 +64,18 @@ def peer_contestants(
     return found
 
 
-class CompiledImageEncoder:
+class CompiledImageEncoder(MetaImageEncoder):
     """Meta's module through ``torch.compile``; an ``ImageEncoder``.
 
     A batch size is compiled at its first call, which takes minutes.
     """
 
-    def __init__(
-        self, parameters: Parameters, precision: str, device: torch.device | str = "cpu"
-    ) -> None:
-        self.img_size = parameters.encoder_config.img_size
-        self.device = torch.device(device)
+    def __init__(self, parameters: Parameters, precision: str, device: torch.device) -> None:
+        super().__init__(parameters, precision, device)
         self.computed_by = f"torch.compile {precision}, torch {torch.__version__}"
-        self._dtype = DTYPES[precision]
-        module = meta_module(parameters).to(device=self.device, dtype=self._dtype)
         # On the CPU the search of max-autotune takes tens of minutes.
-        mode = "max-autotune" if self.device.type == "cuda" else "default"
-        self._module = torch.compile(module, mode=mode, dynamic=False)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] float32, normalised and padded → [B, 256, S/16, S/16] float32."""
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            output: Tensor = self._module(x.to(self._dtype))
-        return output.float()
+        mode = "max-autotune" if device.type == "cuda" else "default"
+        self._module = torch.compile(self._module, mode=mode, dynamic=False)
 
 
 class OnnxRuntimeImageEncoder:
@@ -133,11 +120,11 @@ class OpenVinoImageEncoder:
     def __init__(
         self, parameters: Parameters, precision: str, batch_sizes: Sequence[int] = (1,)
     ) -> None:
-        openvino = _openvino()
+        import openvino
+
         self.img_size = parameters.encoder_config.img_size
         self.device = torch.device("cpu")
         self.computed_by = f"OpenVINO {openvino.__version__} {precision}"
-        example = torch.zeros(1, 3, self.img_size, self.img_size)
         module = meta_module(parameters)
         core = openvino.Core()
         options = {
@@ -147,7 +134,7 @@ class OpenVinoImageEncoder:
         }
         self._compiled = {}
         for batch_size in dict.fromkeys(batch_sizes):
-            shape = [batch_size, *example.shape[1:]]
+            shape = [batch_size, 3, self.img_size, self.img_size]
             # The window's padding is traced, and so is the batch size: one program each.
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -181,10 +168,3 @@ def _require(name: str, device: torch.device) -> None:
     for package in needed:
         if importlib.util.find_spec(package) is None:
             raise SamtrtError(f"{package} is not installed; run `{install('peers')}`")
-
-
-def _openvino() -> ModuleType:
-    import openvino
-
-    found: ModuleType = openvino
-    return found

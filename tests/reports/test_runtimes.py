@@ -8,6 +8,7 @@ import torch
 from oracle import meta_encoder, relative_l2, tiny_config
 
 from samtrt.checkpoints.parameters import random_parameters
+from samtrt.cli import benchmark
 from samtrt.errors import InputError, SamtrtError
 from samtrt.reports.runtimes import PEERS, peer_contestants
 
@@ -37,6 +38,10 @@ def test_equals_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             expected = meta(x)
         assert relative_l2(encoder(x), expected) < 1e-5
     assert encoder.img_size == 128 and "fp32" in encoder.computed_by
+
+
+def test_peers_are_those_of_the_console() -> None:
+    assert benchmark.PEERS == PEERS
 
 
 def test_halves_where_the_machine_is_fast_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
