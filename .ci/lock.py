@@ -23,9 +23,12 @@ from packaging.requirements import InvalidRequirement, Requirement
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "locks"
 INPUTS = (
-    "requirements", "requirements-server", "requirements-ray", "requirements-test",
+    "requirements",
+    "requirements-server",
+    "requirements-ray",
+    "requirements-test",
     "requirements-gpu",
-)  # fmt: skip
+)
 WITH_TORCH = {"requirements-gpu"}  # PyPI's wheel is the one for data-centre GPUs
 PIN = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;\\]+)", re.M)
 
