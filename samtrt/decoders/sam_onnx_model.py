@@ -87,9 +87,6 @@ class SamOnnxModel(nn.Module):
             # Counted in a tensor: the exporter cannot multiply by a symbolic size.
             num_points = torch.ones_like(point_labels).sum(dim=1, keepdim=True)
             masks, scores = self.select_masks(masks, scores, num_points)
-        return self._outputs(masks, scores, orig_im_size)
-
-    def _outputs(self, masks: Tensor, scores: Tensor, orig_im_size: Tensor) -> tuple[Tensor, ...]:
         upscaled = self.mask_postprocessing(masks, orig_im_size)
         if not self.return_extra_metrics:
             return upscaled, scores, masks
@@ -165,15 +162,19 @@ class SamHQOnnxModel(SamOnnxModel):
             interm_embeddings: [n, 1, h, w, C], outputs of the image encoder's global blocks, of
                 which the first is used.
         """
-        early = interm_embeddings[0].permute(0, 3, 1, 2)
-        masks, scores = self.mask_decoder.predict_masks(
-            torch.cat((image_embeddings, early), dim=1),
-            self.model.prompt_encoder.get_dense_pe(),
-            self._embed_points(point_coords, point_labels),
-            self._embed_masks(mask_a_prompt(mask_input, point_labels.shape[0]), has_mask_input),
+        return super().forward(
+            self.mask_decoder.with_early(image_embeddings, interm_embeddings),
+            point_coords, point_labels, mask_input, has_mask_input, orig_im_size,
+        )  # fmt: skip
+
+    def select_masks(
+        self, masks: Tensor, iou_preds: Tensor, num_points: Tensor | int
+    ) -> tuple[Tensor, Tensor]:
+        """As SAM-HQ's predictor chooses, whatever the number of points."""
+        chosen: tuple[Tensor, Tensor] = self.mask_decoder.select(
+            masks, iou_preds, self.multimask_output
         )
-        masks, scores = self.mask_decoder.select(masks, scores, self.multimask_output)
-        return self._outputs(masks, scores, orig_im_size)
+        return chosen
 
 
 class CvatOnnxModel(SamOnnxModel):

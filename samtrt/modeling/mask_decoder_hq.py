@@ -72,13 +72,20 @@ class MaskDecoderHQ(MaskDecoder):
             interm_embeddings: outputs of the image encoder's global blocks, [1, h, w, C] each, of
                 which the first is used.
         """
-        early = interm_embeddings[0].permute(0, 3, 1, 2)
-        both = torch.cat((image_embeddings, early), dim=1)
+        both = self.with_early(image_embeddings, interm_embeddings)
         tokens, image = self.attend(
             both, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
         masks = self.draw(tokens, image, both, hq_token_only=hq_token_only)
         return self.select(masks, self.predict_ious(tokens), multimask_output)
+
+    @staticmethod
+    def with_early(
+        image_embeddings: Tensor, interm_embeddings: Sequence[Tensor] | Tensor
+    ) -> Tensor:
+        """[1, 256 + C, h, w] of ``forward``'s, as the other methods take them."""
+        early = interm_embeddings[0].permute(0, 3, 1, 2)
+        return torch.cat((image_embeddings, early), dim=1)
 
     def select(
         self, masks: Tensor, iou_predictions: Tensor, multimask_output: bool
