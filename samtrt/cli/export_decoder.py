@@ -4,9 +4,7 @@ import argparse
 from pathlib import Path
 
 from samtrt.cli.options import Options, required
-
-# As ``decoders.export`` has them, which brings torch along.
-CONTRACTS = ("samtrt", "meta", "cvat", "sam_hq")
+from samtrt.decoders.contract import CONTRACTS
 
 
 def add_options(options: Options) -> None:
@@ -59,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = DecoderExport(
         arguments.contract,
-        arguments.return_single_mask or arguments.contract in ("cvat", "sam_hq"),
+        arguments.return_single_mask,
         arguments.use_stability_score,
         arguments.return_extra_metrics,
         arguments.gelu_approximate,
@@ -70,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output or params / "mask_decoder.onnx"
     parameters = load_parameters(params)
     export_decoder(parameters, output, options=options)
-    print(f"mask decoder  {'one mask' if options.return_single_mask else 'four masks'} a prompt")
+    print(f"mask decoder  {'one mask' if options.has_one_mask else 'four masks'} a prompt")
     if options.contract != "samtrt":
         print(f"contract      {options.contract}: {', '.join(options.output_names)}")
     print(f"file size     {output.stat().st_size / 1e6:.1f} MB")

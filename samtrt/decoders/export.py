@@ -1,9 +1,7 @@
 """The mask decoder as one ONNX file, parameters inside.
 
-Tensor names are those of Meta's ``scripts/export_onnx_model.py``, and the prompt batch is dynamic
-as well as the number of points. Four contracts: ``samtrt``, without ``orig_im_size``, because
-upscaling to the picture belongs to ``transforms.postprocess_masks``; ``meta``, what that script
-exports; ``cvat``, what CVAT's page loads; ``sam_hq``, what SAM-HQ's own script exports.
+The prompt batch is dynamic as well as the number of points; inputs and outputs are those of one of
+the contracts (``contract.py``).
 """
 
 import io
@@ -21,6 +19,20 @@ from torch import Tensor, nn
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.checkpoints.shapes import HQ_TOKEN
+from samtrt.decoders.contract import (
+    BOX_NAMES,
+    CONTRACTS,
+    EXTRA_METRICS,
+    INPUT_NAMES,
+    INTERM_EMBEDDINGS,
+    META_OUTPUT_NAMES,
+    METADATA_NOTE,
+    METADATA_PARAMETERS,
+    ORIG_IM_SIZE,
+    OUTPUT_NAMES,
+    PRODUCER,
+    SEALED_VERSION,
+)
 from samtrt.decoders.sam_onnx_model import (
     CvatOnnxModel,
     SamHQOnnxModel,
@@ -34,22 +46,7 @@ from samtrt.files import replacing
 from samtrt.hints import install
 from samtrt.modeling.prompted_decoder import PromptedMaskDecoder, build_mask_decoder
 
-CONTRACTS = ("samtrt", "meta", "cvat", "sam_hq")
-INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
-OUTPUT_NAMES = ("low_res_masks", "iou_predictions")
-INTERM_EMBEDDINGS = "interm_embeddings"  # the second input of the contract `sam_hq`
-ORIG_IM_SIZE = "orig_im_size"  # the last input of all but the contract `samtrt`
-META_OUTPUT_NAMES = ("masks", "iou_predictions", "low_res_masks")
-EXTRA_METRICS = ("stability_scores", "areas")  # before the last of them, where asked for
-BOX_NAMES = ("xtl", "ytl", "xbr", "ybr")  # what `cvat` has after them
 OPSET = 18
-
-# Keys of the file's metadata, by which a decoder is held against an encoder engine.
-METADATA_PARAMETERS = "samtrt.parameters_sha256"
-METADATA_NOTE = "samtrt.note"
-
-PRODUCER = "samtrt"
-SEALED_VERSION = 1  # from this ``model_version`` on, files of ours end in a digest
 
 
 class ExportedDecoder(nn.Module):
@@ -97,8 +94,8 @@ class DecoderExport:
 
     Attributes:
         contract: one of ``CONTRACTS``: which inputs and outputs; see ``export_decoder``.
-        return_single_mask: one mask a prompt (``single_mask``) in place of four; ``cvat`` and
-            ``sam_hq`` always have one.
+        return_single_mask: one mask a prompt (``single_mask``) in place of four; see
+            ``has_one_mask``.
         use_stability_score: scores are the stability of the low resolution logits.
         return_extra_metrics: stability and area of the masks as well.
         gelu_approximate: GELU by tanh, for runtimes without erf.
@@ -136,6 +133,11 @@ class DecoderExport:
             )
         if self.contract == "cvat" and self.return_extra_metrics:
             raise InputError("the contract 'cvat' has no extra metrics; leave them out")
+
+    @property
+    def has_one_mask(self) -> bool:
+        """A prompt, in place of four; ``cvat`` and ``sam_hq`` always do."""
+        return self.return_single_mask or self.contract in ("cvat", "sam_hq")
 
     @property
     def input_names(self) -> tuple[str, ...]:

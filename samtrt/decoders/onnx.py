@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoints.parameters import CONFIG_FILE
-from samtrt.decoders.export import (
+from samtrt.decoders.contract import (
     INPUT_NAMES,
     METADATA_NOTE,
     METADATA_PARAMETERS,

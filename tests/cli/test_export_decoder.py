@@ -7,8 +7,6 @@ from oracle import tiny_config
 from scripts import call_script, load_script
 
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
-from samtrt.cli import export_decoder
-from samtrt.decoders.export import CONTRACTS
 from samtrt.decoders.onnx import OnnxDecoder
 
 SCRIPT = load_script("export_decoder")
@@ -51,10 +49,6 @@ def test_options_that_the_contract_does_not_have(params: Path, tmp_path: Path) -
     assert (status, out) == (1, "")
     assert "contract 'meta'" in err and err.count("\n") == 1
     assert not output.exists()
-
-
-def test_contracts_are_those_of_the_package() -> None:
-    assert export_decoder.CONTRACTS == CONTRACTS
 
 
 def test_missing_parameters(tmp_path: Path) -> None:

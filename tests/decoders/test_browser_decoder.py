@@ -17,7 +17,7 @@ from samtrt.checkpoints.parameters import Parameters, random_parameters
 from samtrt.decoders.browser.contract import FILES
 from samtrt.decoders.browser.export import export_browser_decoder
 from samtrt.decoders.browser.runtime import BrowserDecoder
-from samtrt.decoders.export import METADATA_PARAMETERS
+from samtrt.decoders.contract import METADATA_PARAMETERS
 from samtrt.decoders.sealed import sealed
 from samtrt.errors import EngineError
 from samtrt.reports.peers import import_segment_anything

@@ -1,6 +1,6 @@
 """What the two graphs are called and take: known to who writes, checks and sends them."""
 
-from samtrt.decoders.export import METADATA_PARAMETERS
+from samtrt.decoders.contract import METADATA_PARAMETERS
 
 FILES = ("prepare.onnx", "decode.onnx")
 PREPARE_INPUTS = ("image_embeddings", "mask_input", "has_mask_input")

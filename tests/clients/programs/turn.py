@@ -22,13 +22,8 @@ from PIL import Image
 
 import samtrt
 from samtrt.checkpoints.meta import read_parameters
-from samtrt.decoders.export import (
-    INPUT_NAMES,
-    META_OUTPUT_NAMES,
-    ORIG_IM_SIZE,
-    DecoderExport,
-    export_decoder,
-)
+from samtrt.decoders.contract import INPUT_NAMES, META_OUTPUT_NAMES, ORIG_IM_SIZE
+from samtrt.decoders.export import DecoderExport, export_decoder
 from samtrt.masks.geometry import nms
 from samtrt.reports.peers import import_torchvision, meta_sam
 
