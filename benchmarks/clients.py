@@ -57,9 +57,14 @@ class Client:
         return PROGRAMS / f"{self.name.replace('-', '_')}_.py"
 
     @property
+    def folder(self) -> Path:
+        """Its environment, named like the file of its requirements; several may share one."""
+        return ENVIRONMENTS / (self.environment or self.name)
+
+    @property
     def python(self) -> Path:
         """Of its environment."""
-        return ENVIRONMENTS / (self.environment or self.name) / "bin/python"
+        return self.folder / "bin/python"
 
 
 def _changes(accelerate: str, *others: str) -> dict[str, str]:

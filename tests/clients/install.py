@@ -21,21 +21,14 @@ from benchmarks.clients import client  # noqa: E402 (of the checkout)
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
-def environment_of(name: str) -> str:
-    """Where its requirements are; several clients may share one."""
-    found = client(name)
-    return found.environment or found.name
-
-
-def install(name: str) -> None:
+def install(folder: Path) -> None:
     """Makes the environment, unless it is there and its pins are the same."""
-    requirements = REQUIREMENTS / f"{name}.txt"
-    folder = ROOT / ".venv-clients" / name
+    requirements = REQUIREMENTS / f"{folder.name}.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.prefix.encode()).hexdigest()
     installed = folder / "installed"
     if installed.exists() and installed.read_text("utf-8") == digest:
         return
-    print(f"{name}: setting up {folder.relative_to(ROOT)}", flush=True)
+    print(f"{folder.name}: setting up {folder.relative_to(ROOT)}", flush=True)
     venv.EnvBuilder(with_pip=True, clear=True).create(folder)
     packages = next(folder.glob("lib/python*/site-packages"))
     (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -50,5 +43,5 @@ def install(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for environment in dict.fromkeys(environment_of(name) for name in sys.argv[1:]):
+    for environment in dict.fromkeys(client(name).folder for name in sys.argv[1:]):
         install(environment)
