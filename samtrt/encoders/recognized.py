@@ -31,19 +31,17 @@ class _Layout:
     norms: tuple[str, str]
     neck: tuple[str, str, str, str]
     trunk: str = ""  # where all that stands, with a dot behind it
+    places: str = ""  # of a readout's channels among the pixels: a parameter, the identity
     idle: frozenset[str] = frozenset()  # parameters that do not compute
 
     def find(self, module: nn.Module) -> bool:
         """Whether the module has it."""
-        trunk: Any = module
-        if self.trunk:
-            trunk = getattr(module, self.trunk.removesuffix("."), None)
-            if not isinstance(getattr(module, _PIXELS, None), nn.Parameter):
-                return False
+        trunk: Any = getattr(module, self.trunk.removesuffix("."), None) if self.trunk else module
         return (
-            all(hasattr(trunk, name) for name in ("patch_embed", "pos_embed"))
-            and isinstance(trunk, nn.Module)
+            isinstance(trunk, nn.Module)
+            and all(hasattr(trunk, name) for name in ("patch_embed", "pos_embed"))
             and isinstance(getattr(trunk, self.blocks, None), nn.ModuleList)
+            and (not self.places or isinstance(getattr(module, self.places, None), nn.Parameter))
         )
 
 
@@ -57,8 +55,9 @@ _HUGGING_FACE = _Layout(
     ("neck.conv1", "neck.layer_norm1", "neck.conv2", "neck.layer_norm2"),
 )
 # Cellpose's ``CPSAM`` (``Transformer`` before 4.2): a readout behind Meta's encoder.
-_PIXELS = "W2"  # puts the readout's channels in their places; the identity
-_CELLPOSE = replace(_META, trunk="encoder.", idle=frozenset((_PIXELS, "diam_labels", "diam_mean")))
+_CELLPOSE = replace(
+    _META, trunk="encoder.", places="W2", idle=frozenset(("W2", "diam_labels", "diam_mean"))
+)
 _LINEAR = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
 _TABLES = ("attn.rel_pos_h", "attn.rel_pos_w")
 
@@ -171,7 +170,7 @@ class _Recognition:
             for index, _ in enumerate(self._get(path).children())
         ]
         out_channels = self._neck(channels)
-        readout = self._readout(out_channels, patch) if layout is _CELLPOSE else 0
+        readout = self._readout(out_channels, patch) if layout.places else 0
         self._nothing_else()
         config = self._config(blocks, grid.shape[1], patch, channels, out_channels)
         return RecognizedEncoder(replace(config, readout_chans=readout), self._names)
@@ -251,12 +250,13 @@ class _Recognition:
             f"is a convolution of shape {list(layer.weight.shape)}, expected "
             f"[C·{pixels}, {channels}, 1, 1]",
         )
-        places: Any = self._encoder.get_parameter(_PIXELS)
+        path = self._layout.places
+        places: Any = self._encoder.get_parameter(path)
         fits = tuple(places.shape) == (found, found // pixels, patch, patch)
         if fits and not places.is_meta:
             identity = torch.eye(found, dtype=places.dtype, device=places.device)
             fits = torch.equal(places.detach().reshape(found, found), identity)
-        self._require(fits, _PIXELS, "does not put each channel at one pixel: it was changed")
+        self._require(fits, path, "does not put each channel at one pixel: it was changed")
         return int(found // pixels)
 
     def _layer_norm_2d(self, path: str) -> Callable[[Tensor], Tensor]:
