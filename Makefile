@@ -38,8 +38,7 @@ test check: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 	$(BIN)/python -m pytest -m slow  # full sizes, clusters: each needs the memory for itself
 
-CLIENTS ?= transformers supervision segment-anything-py segment-anything-hq cellpose samgeo micro-sam \
-  micro-sam-tests napari-segment-anything autodistill samexporter x-anylabeling
+CLIENTS ?= all
 
 clients: $(VENV)/test.installed
 	$(BIN)/python tests/clients/install.py $(CLIENTS)

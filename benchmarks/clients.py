@@ -100,6 +100,15 @@ def client(name: str) -> Client:
     raise InputError(f"no client {name!r}; expected some of {', '.join(c.name for c in CLIENTS)}")
 
 
+def clients(names: Sequence[str]) -> list[Client]:
+    """Those of these names; of the one name ``all`` every client.
+
+    Raises:
+        InputError: as ``client``.
+    """
+    return list(CLIENTS) if list(names) == ["all"] else [client(name) for name in names]
+
+
 def run_turn(client: Client, mode: str, folder: Path, options: Sequence[str] = ()) -> None:
     """Runs its program; the arrays are in ``folder/NAME/MODE.npz``, its record beside them.
 

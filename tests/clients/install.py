@@ -1,6 +1,6 @@
 """Sets up the environments of the clients, each in its own folder below ``.venv-clients``.
 
-    python tests/clients/install.py NAME…
+    python tests/clients/install.py NAME…    # or all
 
 A client's packages and all that they need are pinned in ``requirements/NAME.txt``. What this
 Python has already, torch above all, is seen from there and not installed again.
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.clients import client  # noqa: E402 (of the checkout)
+from benchmarks.clients import clients  # noqa: E402 (of the checkout)
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
@@ -43,5 +43,5 @@ def install(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for environment in dict.fromkeys(client(name).folder for name in sys.argv[1:]):
+    for environment in dict.fromkeys(found.folder for found in clients(sys.argv[1:])):
         install(environment)

@@ -1,7 +1,7 @@
 """Real programs with their own image encoder and with ours: the same masks.
 
 ``make clients`` sets their environments up and runs these; elsewhere a client without one is
-skipped. ``SAMTRT_CLIENTS`` names those that must be there.
+skipped. ``SAMTRT_CLIENTS`` names those that must be there, or is ``all``.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.clients import CLIENTS, Client, agreement, client, run_turn
+from benchmarks.clients import CLIENTS, Client, agreement, client, clients, run_turn
 
-REQUIRED = os.environ.get("SAMTRT_CLIENTS", "").split()
+REQUIRED = [found.name for found in clients(os.environ.get("SAMTRT_CLIENTS", "").split())]
 TURNS = [(found, mode) for found in CLIENTS for mode in found.changes]
 done: set[tuple[str, str]] = set()
 
