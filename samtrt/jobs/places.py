@@ -134,6 +134,16 @@ def told(source: str) -> Iterator[None]:
         raise InputError(f"cannot read {source}: {reason}; check address and access") from error
 
 
+def column_of(table: Any, column: str) -> Any:
+    """A column of a table of pyarrow's, or a field in one: ``image.bytes``, as Hugging Face's data
+    sets have pictures."""
+    first, *inner = column.split(".")
+    array = table[first].combine_chunks()
+    for name in inner:
+        array = array.field(name)
+    return array
+
+
 def require_fsspec() -> Any:
     """fsspec, or one line on how to get it.
 
@@ -153,13 +163,9 @@ def require_fsspec() -> Any:
 def _row_group(file: str, group: int, column: str) -> Any:
     """A row group's column; the rows of one are read one after the other."""
     parquet = require_pyarrow().parquet
-    first, *inner = column.split(".")
     with opened(file) as source:
         table = parquet.ParquetFile(source).read_row_group(group, columns=[column])
-    array = table[first].combine_chunks()
-    for name in inner:  # a picture as Hugging Face's data sets have it: {"bytes", "path"}
-        array = array.field(name)
-    return array
+    return column_of(table, column)
 
 
 def _too_large(place: Place) -> InputError:

@@ -21,6 +21,7 @@ from samtrt.jobs.places import (
     Place,
     Remote,
     Row,
+    column_of,
     is_url,
     opened,
     require_fsspec,
@@ -218,15 +219,16 @@ def _rows(
         keys = next(
             (key for key in (*_KEYS, *_inner(chosen)) if key in paths and key != chosen), ""
         )
+        is_path = not _is_bytes(table, chosen)
+        named_by = chosen if is_path else keys
         number = 0
         for group in range(table.num_row_groups):
-            count = table.metadata.row_group(group).num_rows
-            is_path = not _is_bytes(table, chosen)
-            wanted = [one for one in (chosen if is_path else "", keys) if one]
-            columns = _values(table.read_row_group(group, columns=wanted), wanted) if wanted else {}
-            for row in range(count):
+            names: list[Any] = [None] * table.metadata.row_group(group).num_rows
+            if named_by:
+                few = table.read_row_group(group, columns=[named_by])
+                names = column_of(few, named_by).to_pylist()
+            for row, key in enumerate(names):
                 number += 1
-                key = columns.get(chosen if is_path else keys, [None] * count)[row]
                 where = f"{file}: row {number}"
                 if is_path:
                     if not isinstance(key, str):
@@ -265,17 +267,6 @@ def _is_bytes(table: Any, column: str) -> bool:
     for name in column.split(".")[1:]:
         kind = kind.field(name).type
     return "binary" in str(kind)
-
-
-def _values(table: Any, columns: Sequence[str]) -> dict[str, list[Any]]:
-    found = {}
-    for column in columns:
-        first, *inner = column.split(".")
-        array = table[first].combine_chunks()
-        for name in inner:
-            array = array.field(name)
-        found[column] = array.to_pylist()
-    return found
 
 
 def _inner(column: str) -> list[str]:
