@@ -140,8 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
     output_dir: Path = arguments.output_dir
     tolerance, column = arguments.polygon_tolerance, arguments.column
     found = check_job(arguments.sources, output_dir, formats, tolerance, column)
-    if arguments.prompts is not None:
-        read_prompts(arguments.prompts)  # before the model, which takes longer
+    # Before the model, which takes longer.
+    prompts = None if arguments.prompts is None else read_prompts(arguments.prompts)
     workers, idle = _workers(arguments)
     model = chosen_model(arguments)
     folders = model.engine.absolute(), model.parameter_folder().absolute()
@@ -153,12 +153,12 @@ def run(arguments: argparse.Namespace) -> int:
         formats,
         tolerance=tolerance,
         workers=workers,
-        prompts=arguments.prompts,
+        prompts=prompts,
         embeddings=arguments.embeddings,
         **settings,
     )
     _print(report, output_dir)
-    for hint in filter(None, [idle, *_hints(report, arguments.prompts is not None)]):
+    for hint in filter(None, [idle, *_hints(report, prompts is not None)]):
         print(f"note        {hint}")
     if arguments.json is not None:
         write_json(arguments.json, report.to_json())

@@ -19,7 +19,7 @@ from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
 from samtrt.formats.names import DEFAULT_TOLERANCE, EMBEDDED, EXPORTS, FORMATS, PAINTED, RECORD
 from samtrt.jobs.progress import JobProgress
-from samtrt.jobs.prompts import Asked, read_prompts
+from samtrt.jobs.prompts import Asked, PromptFile, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
 from samtrt.jobs.record import EMBEDDING, PAINTING, Records
 from samtrt.jobs.segmenting import (
@@ -105,7 +105,7 @@ def segment_folder(
     show_progress: bool = True,
     tolerance: float = DEFAULT_TOLERANCE,
     workers: Workers | None = None,
-    prompts: str | Path | None = None,
+    prompts: str | Path | PromptFile | None = None,
     embeddings: str | Path | None = None,
     **arguments: Any,
 ) -> FolderReport:
@@ -132,8 +132,9 @@ def segment_folder(
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
         tolerance: of polygons, in pixels (``formats.polygons.outline``).
         workers: which work with Ray; None for this process alone.
-        prompts: file of boxes or points (``jobs.prompts``): these are segmented, and not
-            everything. Pictures that it does not name get no masks.
+        prompts: file of boxes or points (``jobs.prompts``), or what ``read_prompts`` has read of
+            one: these are segmented, and not everything. Pictures that it does not name get no
+            masks.
         embeddings: output folder of an earlier job with the format ``embeddings``: these are taken
             in place of encoding. A picture without one, or with that of another encoder, fails.
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``; with
@@ -157,7 +158,7 @@ def segment_folder(
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
     asked: Mapping[Path, tuple[Asked, ...]] = {}
     if prompts is not None:
-        file = read_prompts(Path(prompts))
+        file = prompts if isinstance(prompts, PromptFile) else read_prompts(Path(prompts))
         asked, report.unknown = file.for_pictures(found.pictures)
         settings = replace(settings, prompted=True, categories=file.categories)
     with claimed_folder(output_dir), _crew(sam, settings, workers) as crew:
