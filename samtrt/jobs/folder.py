@@ -261,7 +261,7 @@ def _items(
     def look(item: Item) -> Item:
         return replace(item, known=records.known(item.name, settings.recorded_for(item.asked)))
 
-    for number, (name, place) in enumerate(found.pictures.items()):
+    for number, (name, place) in enumerate(found.in_reading_order()):
         yield attempt(look, Item(number, name, place, asked=asked.get(name, ())))
 
 

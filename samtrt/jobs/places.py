@@ -161,7 +161,8 @@ def require_fsspec() -> Any:
 
 @lru_cache(maxsize=1)
 def _row_group(file: str, group: int, column: str) -> Any:
-    """A row group's column; the rows of one are read one after the other."""
+    """A row group's column; the rows of one are read one after the other
+    (``Sources.in_reading_order``)."""
     parquet = require_pyarrow().parquet
     with opened(file) as source:
         table = parquet.ParquetFile(source).read_row_group(group, columns=[column])

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -55,6 +56,19 @@ class Sources:
     pictures: dict[Path, Place] = field(default_factory=dict)
     ignored: dict[Path, str] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)
+
+    def in_reading_order(self) -> Iterator[tuple[Path, Place]]:
+        """The pictures in order of their names, but those of one row group, which is read as a
+        whole, together."""
+        groups: dict[tuple[str, int], list[tuple[Path, Place]]] = defaultdict(list)
+        for name, place in self.pictures.items():
+            if isinstance(place, Row):
+                groups[place.file, place.group].append((name, place))
+        for name, place in self.pictures.items():
+            if isinstance(place, Row):
+                yield from groups.pop((place.file, place.group), ())
+            else:
+                yield name, place
 
 
 def find_sources(

@@ -126,6 +126,26 @@ def test_parquet(tmp_path: Path) -> None:
         read_place(found[Path("holes/b.png")])
 
 
+def test_a_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its rows are called; the first reading is for the names."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    keys, values = ["a", "d", "b", "c"], [*PICTURES.values(), encoded(picture(3))]
+    table = tmp_path / "mixed.parquet"
+    columns = {"__key__": keys, "bytes": values}
+    parquet.write_table(pyarrow.table(columns), table, row_group_size=2)
+    read, groups = parquet.ParquetFile.read_row_group, []
+
+    def counted(file: Any, group: int, columns: list[str]) -> Any:
+        groups.append((group, *columns))
+        return read(file, group, columns=columns)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
+    found = segmented(table, out=tmp_path / "out")
+    assert list(found) == ["mixed/a", "mixed/b", "mixed/c", "mixed/d"]
+    assert groups == [(0, "__key__"), (1, "__key__"), (0, "bytes"), (1, "bytes")]
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket of an S3 that answers over HTTP, with pictures in it; reached by the environment's
