@@ -23,12 +23,10 @@ import torch
 from samtrt.errors import InputError, SamtrtError
 from samtrt.hints import install
 from samtrt.jobs.segmenting import (
-    Decoded,
     Failed,
     Identity,
     Item,
     Outcome,
-    Segmented,
     Segmenter,
     Settings,
     attempt,
@@ -249,16 +247,13 @@ class _Worker:
         self.segmenter = Segmenter(sam, settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found = attempt(self._segment, pickle.loads(row["value"]))
+        found = attempt(self.segmenter.segment, pickle.loads(row["value"]))
         if isinstance(found, Failed) and found.error and self.device.type == "cuda":
             try:
                 torch.cuda.synchronize(self.device)
             except Exception:
                 os._exit(_STATUS_BROKEN)  # Ray starts another, whose GPU works
         return _row(found)
-
-    def _segment(self, picture: Decoded) -> Segmented:
-        return self.segmenter.segment(picture, lambda done, total: None)
 
 
 def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from samtrt.files import json_bytes
 from samtrt.jobs.places import Place, read_place
 from samtrt.jobs.prompts import Asked
 from samtrt.jobs.record import EMBEDDING, MARK, PAINTING, embedding_name, sha256_of_json
-from samtrt.masks.automatic import SamAutomaticMaskGenerator
+from samtrt.masks.automatic import Progress, SamAutomaticMaskGenerator, unseen
 from samtrt.masks.coco import CATEGORIES, coco_dataset
 from samtrt.masks.embedding import embedding_bytes, image_sha256, load_embedding
 from samtrt.masks.prompted import SamPromptedMaskGenerator
@@ -31,8 +31,6 @@ from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
 from samtrt.pictures.reading import decode_image, png_bytes
 from samtrt.sam import Sam
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ class Segmenter:
                 "out where embeddings are kept or taken"
             )
 
-    def segment(self, picture: Decoded, progress: Progress) -> Segmented:
+    def segment(self, picture: Decoded, progress: Progress = unseen) -> Segmented:
         """The masks of a picture; ``progress`` is called with the points done, and all of them.
 
         Raises:

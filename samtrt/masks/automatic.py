@@ -109,7 +109,8 @@ Check = Callable[[int, int], None]
 Found = Callable[[int, int, list[dict[str, Any]]], None]
 
 
-# Called after each batch of points with the points done, and those in the grids of all crops.
+# Called after each batch with the points or prompts done, and all of them: of points, those in the
+# grids of all crops.
 Progress = Callable[[int, int], None]
 
 # Called after each batch of a crop's points with how many it has, and with its masks.
@@ -120,7 +121,7 @@ def _unwatched(masks: int, nbytes: int) -> None:
     """The check of work that nobody stops."""
 
 
-def _unseen(done: int, total: int) -> None:
+def unseen(done: int, total: int) -> None:
     """The progress of work that nobody looks at."""
 
 
@@ -242,7 +243,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
 
     @torch.no_grad()
     def generate(
-        self, image: np.ndarray, check: Check = _unwatched, progress: Progress = _unseen
+        self, image: np.ndarray, check: Check = _unwatched, progress: Progress = unseen
     ) -> list[dict[str, Any]]:
         """The masks of a picture.
 
@@ -295,7 +296,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         picture: EmbeddedPicture,
         check: Check = _unwatched,
         found: Found | None = None,
-        progress: Progress = _unseen,
+        progress: Progress = unseen,
     ) -> list[dict[str, Any]]:
         """``generate`` for a picture that was embedded before; its pixels are not needed.
 

@@ -1,6 +1,6 @@
 """Masks of prompts that are known beforehand, such as a detector's boxes: one a prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,13 @@ from samtrt.decoders.prompts import Prompt, Prompts
 from samtrt.decoders.upscaling import cut_out_with_stability, masks_at_once
 from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
+from samtrt.masks.automatic import Progress, unseen
 from samtrt.masks.geometry import mask_boxes
 from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.runs import MaskRuns, area_from_rle, coco_encode_rle, require_pycocotools
 from samtrt.sam import Sam
 
 _STABILITY_OFFSET = 1.0  # logits, as the automatic generator's
-
-# Called after each batch with the prompts done, and all of them.
-Progress = Callable[[int, int], None]
-
-
-def _unseen(done: int, total: int) -> None:
-    """The progress of work that nobody looks at."""
 
 
 class SamPromptedMaskGenerator:
@@ -56,7 +50,7 @@ class SamPromptedMaskGenerator:
 
     @torch.no_grad()
     def generate(
-        self, image: np.ndarray, prompts: Sequence[Prompt], progress: Progress = _unseen
+        self, image: np.ndarray, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> list[dict[str, Any]]:
         """The masks of a picture's prompts; without prompts it is not encoded.
 
@@ -83,7 +77,7 @@ class SamPromptedMaskGenerator:
 
     @torch.no_grad()
     def generate_embedded(
-        self, picture: EmbeddedPicture, prompts: Sequence[Prompt], progress: Progress = _unseen
+        self, picture: EmbeddedPicture, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> list[dict[str, Any]]:
         """``generate`` for a picture that was embedded before."""
         checked = _inside(prompts, picture.original_size)
