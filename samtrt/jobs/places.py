@@ -12,9 +12,8 @@ from samtrt.errors import InputError, SamtrtError
 from samtrt.formats.parquet import require_pyarrow
 from samtrt.hints import install
 from samtrt.pictures.reading import MAX_FILE_BYTES, read_file
-from samtrt.pictures.sources import read_url
+from samtrt.pictures.sources import PictureSource, read_url
 
-_WEB = ("http://", "https://")
 # A client that finds no credentials says so here, and its error says it again.
 logging.getLogger("aiobotocore").setLevel(logging.CRITICAL)
 
@@ -74,7 +73,7 @@ def read_place(place: Place) -> bytes:
     if isinstance(place, Path):
         return read_file(place)
     if isinstance(place, Remote):
-        if place.url.lower().startswith(_WEB):
+        if PictureSource(place.url).is_url:
             return read_url(place.url)
         with opened(place.url) as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -67,7 +67,7 @@ class Records:
             SamtrtError: one cannot be written.
         """
         for suffix, content in files.items():
-            write_bytes(self.output_dir / f"{name}{suffix}", content)
+            write_bytes(self._file(name, suffix), content)
 
     def read(self, name: Path) -> AnnotatedPicture:
         """A picture's masks, from the JSON that a run has written.

@@ -29,6 +29,7 @@ from samtrt.jobs.places import (
     told,
 )
 from samtrt.pictures.reading import FORMATS, HEIC_SUFFIXES, read_png_texts
+from samtrt.pictures.sources import PictureSource
 
 MARK = "samtrt"  # the keyword in a PNG, and the key in a JSON, that an earlier run has written
 
@@ -134,7 +135,7 @@ def _pictures_of(
         for url, name in _objects(text, found):
             yield from _of_file(url, name, column, found)
         return
-    for path in _expanded([source]):
+    for path in _expanded(source):
         if path.is_dir():
             yield from _below(path, output_dir, found)
         elif path.suffix.lower() == ".txt":
@@ -177,7 +178,7 @@ def _named(text: str, folder: Path, where: str) -> tuple[Path, Place]:
 
 def _objects(url: str, found: Sources) -> list[tuple[str, Path]]:
     """Addresses and names of what a store has at a place, below it, or by a pattern."""
-    if url.lower().startswith(("http://", "https://")):
+    if PictureSource(url).is_url:
         return [(url, Path(PurePosixPath(unquote(urlsplit(url).path)).name or "picture"))]
     with told(url):
         files, path = require_fsspec().core.url_to_fs(url)
@@ -314,22 +315,21 @@ def is_painting(path: Path) -> bool:
     return MARK in read_png_texts(path)
 
 
-def _expanded(sources: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
-    for source in sources:
-        path = Path(source)
-        if path.exists() or path.is_symlink():
-            yield path
-        elif glob.has_magic(text := os.fspath(source)):
-            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (as shells match)
-            if not matches:
-                raise InputError(f"nothing matches {text}; give folders, pictures or patterns")
-            # What lies in a folder that matches as well is seen with the folder.
-            yield from map(Path, matches)
-        else:
-            raise InputError(
-                f"no folder at {path}, and no picture; give folders, pictures or patterns such as "
-                "'photos/*.jpg'"
-            )
+def _expanded(source: str | os.PathLike[str]) -> Iterator[Path]:
+    path = Path(source)
+    if path.exists() or path.is_symlink():
+        yield path
+    elif glob.has_magic(text := os.fspath(source)):
+        matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (as shells match)
+        if not matches:
+            raise InputError(f"nothing matches {text}; give folders, pictures or patterns")
+        # What lies in a folder that matches as well is seen with the folder.
+        yield from map(Path, matches)
+    else:
+        raise InputError(
+            f"no folder at {path}, and no picture; give folders, pictures or patterns such as "
+            "'photos/*.jpg'"
+        )
 
 
 def _below(folder: Path, output_dir: Path | None, found: Sources) -> list[tuple[Path, Path]]:
