@@ -95,13 +95,15 @@ class Records:
         self, dataset: dict[str, Any], mark: dict[str, Any], origin: dict[str, Any], name: Path
     ) -> bool:
         """Whether the outputs are those of an earlier run of that origin, byte by byte."""
-        expected = {**origin, "dataset_sha256": sha256_of_json(dataset)}
+        if {key: mark.get(key) for key in origin} != origin:
+            return False
         try:
-            for suffix in self.beside:
-                expected[_DIGESTS[suffix]] = sha256_of(self._file(name, suffix))
+            return mark.get("dataset_sha256") == sha256_of_json(dataset) and all(
+                mark.get(_DIGESTS[suffix]) == sha256_of(self._file(name, suffix))
+                for suffix in self.beside
+            )
         except OSError:
             return False
-        return {key: mark.get(key) for key in expected} == expected
 
     def _check_outputs(self, name: Path, is_ours: bool) -> None:
         """Refuses, before the encoder runs, what cannot be written or was written by others."""
