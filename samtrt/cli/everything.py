@@ -249,7 +249,7 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
     from samtrt.console import one_line
     from samtrt.jobs.sources import counted
 
-    print(f"segmented   {len(report.segmented)} pictures, {sum(report.segmented.values())} masks")
+    print(f"segmented   {len(report.segmented)} pictures, {report.masks} masks")
     print(f"resumed     {len(report.resumed)} pictures were done before")
     if report.ignored:
         print(f"ignored     {len(report.ignored)} files: {one_line(counted(report.ignored))}")
@@ -275,7 +275,7 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
 def _hints(report: "FolderReport", prompted: bool) -> list[str]:
     """What a user may not expect of the result."""
     hints = []
-    if not prompted and report.segmented and not any(report.segmented.values()):
+    if not prompted and report.segmented and not report.masks:
         hints.append(
             "nothing passed the filters; lower --pred-iou-thresh or --stability-score-thresh, or "
             "take more --points-per-side"

@@ -101,9 +101,9 @@ class SamPromptedMaskGenerator:
 
     def _decode(self, picture: EmbeddedPicture, prompts: Prompts) -> list[dict[str, Any]]:
         low_res, scores = self.predictor.decoder(picture, prompts, self.multimask_output)
-        best = scores.argmax(dim=1) if self.multimask_output else torch.zeros_like(scores[:, 0])
+        best = scores.argmax(dim=1)  # of three, or of the one
         rows = torch.arange(len(scores), device=scores.device)
-        low_res, scores = low_res[rows, best.long()], scores[rows, best.long()]
+        low_res, scores = low_res[rows, best], scores[rows, best]
         threshold = self.predictor.model.mask_threshold
         records: list[dict[str, Any]] = []
         for part in rows.split(masks_at_once(scores.device, picture)):
