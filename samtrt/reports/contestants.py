@@ -120,7 +120,7 @@ def meta_module(parameters: Parameters) -> torch.nn.Module:
     module = meta_image_encoder(parameters.encoder_config)
     state = {name: torch.from_numpy(array) for name, array in parameters.encoder().items()}
     module.load_state_dict(state, assign=True)
-    return module.requires_grad_(False)
+    return module.float().requires_grad_(False)  # parameters may be kept in halves
 
 
 def meta_decoder(parameters: Parameters) -> Decode:
