@@ -54,8 +54,7 @@ def serve(options: ServeOptions) -> None:
             "run `python -m samtrt.server.assets`"
         )
     _find_sample(options.sample)
-    if options.page:  # made once, before several processes look for it
-        _find_decoder(options, options.engine or options.params / "engine")
+    decoder = find_decoder(options)  # before several processes look for it
     with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
         settings = network_settings(options, ip_address(address))
@@ -76,7 +75,7 @@ def serve(options: ServeOptions) -> None:
         if options.workers is not None or options.gpus is not None:
             _serve_replicas(options, settings, listener, say_ready)
             return
-        app = load_application(options, settings)
+        app = load_application(options, settings, decoder)
         say_ready()
         try:
             Server(app).run(sockets=[listener])
@@ -86,12 +85,13 @@ def serve(options: ServeOptions) -> None:
             raise
 
 
-def load_application(options: ServeOptions, settings: Settings) -> "FastAPI":
+def load_application(options: ServeOptions, settings: Settings, decoder: Path | None) -> "FastAPI":
     """The application with its model in this process, warm.
 
     Args:
         options: the model and what belongs to it.
         settings: as of ``network_settings``.
+        decoder: as of ``find_decoder``.
 
     Raises:
         SamtrtError: the model or the store is not to be had.
@@ -100,10 +100,9 @@ def load_application(options: ServeOptions, settings: Settings) -> "FastAPI":
     from samtrt.server.model.store import Store
     from samtrt.server.tracing import exporting
 
-    engine = options.engine or options.params / "engine"
+    engine = _engine_of(options)
     tracing = exporting() if options.trace else None
     store = Store(options.store, settings.store_seconds) if options.store is not None else None
-    decoder = _find_decoder(options, engine) if options.page else None
     sam = load_sam(engine, options.params, options.backend)
     info = read_engine_info(engine)
     logger.info("warming up")
@@ -296,12 +295,22 @@ def _find_sample(sample: Path | None) -> Path | None:
     return sample
 
 
-def _find_decoder(options: ServeOptions, engine: Path) -> Path:
-    """Folder of the page's mask decoder, of the encoder's own parameter set.
+def _engine_of(options: ServeOptions) -> Path:
+    return options.engine or options.params / "engine"
+
+
+def find_decoder(options: ServeOptions) -> Path | None:
+    """Folder of the page's mask decoder, of the encoder's own parameter set; None for no page.
 
     The one in the parameter folder is made where it is missing, damaged or of other parameters;
     one that was named is made where it is missing, and refused where it does not fit.
+
+    Raises:
+        SamtrtError: so it is, or it cannot be made.
     """
+    if not options.page:
+        return None
+    engine = _engine_of(options)
     wanted = read_engine_info(engine).parameters_sha256
     folder = options.decoder or options.params / PAGE_DECODER
     if options.decoder is not None and folder.exists() and not folder.is_dir():

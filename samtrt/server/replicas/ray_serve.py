@@ -22,7 +22,12 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from samtrt.errors import InputError, SamtrtError
-from samtrt.server.launch import given_token, load_application, network_settings
+from samtrt.server.launch import (
+    find_decoder,
+    given_token,
+    load_application,
+    network_settings,
+)
 from samtrt.server.options import ServeOptions, from_text, to_text
 from samtrt.server.replicas.exchange import (
     Answer,
@@ -53,7 +58,7 @@ class Model:
 
     def __init__(self, options: str) -> None:
         known = from_text(options)
-        self._app = load_application(known, known.settings)
+        self._app = load_application(known, known.settings, find_decoder(known))
         self._studio = self._app.state.studio
         self._studio.read_picture.start()
 

@@ -16,7 +16,7 @@ import threading
 
 from samtrt.console import run_script
 from samtrt.server.guard.serving import Server
-from samtrt.server.launch import BACKLOG, load_application
+from samtrt.server.launch import BACKLOG, find_decoder, load_application
 from samtrt.server.options import from_text
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = from_text(sys.argv[1])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    app = load_application(options, options.settings)
+    app = load_application(options, options.settings, find_decoder(options))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[2])
         listener.listen(BACKLOG)
