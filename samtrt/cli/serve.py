@@ -10,7 +10,7 @@ from typing import Any
 
 from samtrt.cli.options import Options
 from samtrt.cli.parts.model import add_model, chosen_model
-from samtrt.server.settings import Settings
+from samtrt.server.settings import Settings, limits
 
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -100,19 +100,14 @@ def add_options(options: Options) -> None:
     options.add("--no-metrics", action="store_true", help="no /metrics")
     options.add("--sample", type=Path, help="picture that the page offers to try")
     options.add("--no-page", action="store_true", help="the API without the page")
-    limits = Options(options.parser.add_argument_group("limits"))
-    for limit in _limits():
-        limits.add(
+    group = Options(options.parser.add_argument_group("limits"))
+    for limit in limits():
+        group.add(
             _flag(limit.name),
             type=_number(limit),
             metavar="BYTES" if limit.name.endswith("_bytes") else "N",
             help=f"{limit.metadata['help']} (default: {_shown(limit)})".replace("%", "%%"),
         )
-
-
-def _limits() -> list[dataclasses.Field[Any]]:
-    """The settings that are limits."""
-    return [field for field in dataclasses.fields(Settings) if "help" in field.metadata]
 
 
 def _flag(name: str) -> str:
@@ -165,7 +160,7 @@ def _gpus(text: str) -> str:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """The limits that were given, and the defaults of the others."""
-    given = {limit.name: getattr(arguments, limit.name) for limit in _limits()}
+    given = {limit.name: getattr(arguments, limit.name) for limit in limits()}
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,22 @@ class ServeOptions:
     settings: Settings = field(default_factory=Settings)
 
 
-_PATHS = ("params", "engine", "decoder", "sample")
+_REPLICAS_PATHS = ("params", "engine", "decoder", "sample")
+_PATHS = (*_REPLICAS_PATHS, "token_file")
+
+
+def options_of(values: Mapping[str, Any], settings: Mapping[str, Any]) -> ServeOptions:
+    """Options and settings as JSON or YAML has them: paths are text, and tuples are lists."""
+    typed: dict[str, Any] = {
+        name: Path(value) if name in _PATHS and value is not None else _with_tuples(value)
+        for name, value in values.items()
+    }
+    limits: dict[str, Any] = {name: _with_tuples(value) for name, value in settings.items()}
+    return ServeOptions(**typed, settings=Settings(**limits))
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def to_text(options: ServeOptions) -> str:
@@ -84,7 +100,7 @@ def to_text(options: ServeOptions) -> str:
     )
     kept = ("backend", "store", "encode_batch", "trace", "page")
     values: dict[str, Any] = {name: getattr(options, name) for name in kept}
-    for name in _PATHS:
+    for name in _REPLICAS_PATHS:
         path = getattr(options, name)
         values[name] = None if path is None else str(path.absolute())
     return json.dumps({**values, "settings": dataclasses.asdict(inner)})
@@ -93,11 +109,4 @@ def to_text(options: ServeOptions) -> str:
 def from_text(text: str) -> ServeOptions:
     """What ``to_text`` wrote."""
     values = json.loads(text)
-    for name in _PATHS:
-        values[name] = None if values[name] is None else Path(values[name])
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values["settings"].items()
-    }
-    values["settings"] = Settings(**settings)
-    return ServeOptions(**values)
+    return options_of(values, values.pop("settings"))

@@ -1,6 +1,6 @@
 """The server's limits: what one request, one client and everybody together may ask for."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 MIB = 1 << 20
@@ -45,10 +45,10 @@ class Settings:
         30_000, "run lengths of a mask that is made a polygon; more only as RLE or PNG"
     )
     cache_bytes: int = _limit(512 * MIB, "embeddings in memory; the least recently used leave")
-    # No more decoded pictures than one beside these are in memory.
     store_seconds: int = _limit(
         86_400, "seconds that --store keeps an embedding which nobody asks for"
     )
+    # At most these, and those of one batch of the encoder, are in memory decoded.
     read_workers: int = _limit(2, "pictures that are decoded at once, each in its own process")
     read_seconds: float = _limit(20.0, "time to decode a picture; past it its process is killed")
     # The most that a picture of max_pixels needs is 16 bytes a pixel (WebP).
@@ -95,6 +95,6 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
 
 
-def limit_names() -> set[str]:
+def limits() -> "list[Field[Any]]":
     """The settings that are limits."""
-    return {one.name for one in fields(Settings) if "help" in one.metadata}
+    return [one for one in fields(Settings) if "help" in one.metadata]

@@ -6,10 +6,9 @@ its router keeps a picture's requests with one replica, by a consistent hash of 
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import fields
 from importlib.util import find_spec
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,7 +27,7 @@ from samtrt.server.launch import (
     load_application,
     network_settings,
 )
-from samtrt.server.options import ServeOptions, from_text, to_text
+from samtrt.server.options import ServeOptions, from_text, options_of, to_text
 from samtrt.server.replicas.exchange import (
     Answer,
     Forwarded,
@@ -38,15 +37,15 @@ from samtrt.server.replicas.exchange import (
     answered_headers,
 )
 from samtrt.server.replicas.front import create_front
-from samtrt.server.settings import TOKEN_VARIABLE, Settings, limit_names
+from samtrt.server.settings import TOKEN_VARIABLE, limits
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_PATHS = ("params", "engine", "decoder", "sample", "token_file")
-_ARGUMENTS = (
-    *_PATHS,
-    *("backend", "host", "allowed_hosts", "root_path", "cors_origins", "store", "encode_batch"),
-    *("trace", "metrics", "access_log", "page", "trusted_proxies"),
-)
+# Ports and processes are Ray's.
+_ARGUMENTS = [
+    one.name
+    for one in fields(ServeOptions)
+    if one.name not in ("port", "workers", "gpus", "settings")
+]
 
 
 class Model:
@@ -189,19 +188,14 @@ def application(arguments: dict[str, Any]) -> Application:
 
 
 def _options(arguments: dict[str, Any]) -> ServeOptions:
-    limits = arguments.get("limits", {})
+    given = arguments.get("limits", {})
     values = {name: value for name, value in arguments.items() if name != "limits"}
-    unknown = [*(values.keys() - set(_ARGUMENTS)), *(limits.keys() - limit_names())]
+    known = {one.name for one in limits()}
+    unknown = [*(values.keys() - set(_ARGUMENTS)), *(given.keys() - known)]
     if unknown or "params" not in values:
         wrong = f"there is no {unknown[0]}" if unknown else "params is missing"
         raise InputError(
             f"{wrong} among the arguments of the application; expected params and any of "
             f"{', '.join(_ARGUMENTS[1:])}, limits"
         )
-    for name in _PATHS:
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-    return replace(ServeOptions(**values), settings=replace(Settings(), **limits))
+    return options_of(values, given)
