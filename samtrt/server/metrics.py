@@ -14,7 +14,9 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+from starlette.responses import Response
 
 from samtrt.server.model.lanes import Lane
 from samtrt.server.model.memory import LRUCache
@@ -122,6 +124,11 @@ class Metrics:
         for name, (text, function) in memory.items():
             gauge = Gauge(f"samtrt_gpu_memory_{name}_bytes", text, registry=self.registry)
             gauge.set_function(function)
+
+
+def exposition(registry: CollectorRegistry) -> Response:
+    """What a registry has, for Prometheus."""
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 class _LookUps(Collector):

@@ -51,6 +51,10 @@ class RequestError(Exception):
             MEDIA_TYPE,
         )
 
+    def line(self) -> bytes:
+        """The same as the last line of an answer that has begun (NDJSON)."""
+        return b'{"problem": ' + bytes(self.response().body) + b"}\n"
+
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route for OpenAPI."""

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from samtrt.server import schemas
-from samtrt.server.metrics import Metrics
+from samtrt.server.metrics import Metrics, exposition
 from samtrt.server.model.studio import Studio
 from samtrt.server.page.delivery import file_as_it_is
 from samtrt.server.problems import RequestError, documented
@@ -77,5 +75,4 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
     )
     async def get_metrics() -> Response:
         """Counters, histograms and gauges for Prometheus."""
-        text = generate_latest(metrics.registry)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return exposition(metrics.registry)

@@ -162,7 +162,7 @@ async def _lines(
         except StopAsyncIteration:
             pass
         except RequestError as problem:
-            yield b'{"problem": ' + bytes(problem.response().body) + b"}\n"
+            yield problem.line()
         finally:
             await events.aclose()  # the client may have left
 

@@ -1,5 +1,6 @@
 """What the front and a replica say to each other."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -107,8 +108,6 @@ class Replicas(Protocol):
 
 async def answer_of(app: ASGIApp, request: Forwarded) -> AsyncIterator[Message]:
     """What an application in this process sends for a request, message by message."""
-    import asyncio
-
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -19,7 +18,7 @@ from starlette.routing import Route
 
 from samtrt.server.guard.middleware import Guard, api_path, cross_origin, route_path
 from samtrt.server.guard.stopping import Stopping
-from samtrt.server.metrics import Metrics
+from samtrt.server.metrics import Metrics, exposition
 from samtrt.server.model.lanes import unless_disconnected
 from samtrt.server.problems import RequestError
 from samtrt.server.replicas.exchange import Answer, Forwarded, ReplicaLostError, Replicas
@@ -86,8 +85,7 @@ class _Front:
         is_upload = below == "/embed"
         if key is not None and not is_upload and not self.replicas.shared:
             candidates = candidates[:1]  # nobody else has it
-        answer = await unless_disconnected(request, self._first(candidates, forwarded))
-        return answer
+        return await unless_disconnected(request, self._first(candidates, forwarded))
 
     async def _first(self, candidates: list[str], request: Forwarded) -> Response:
         busy: Response | None = None
@@ -167,9 +165,7 @@ class _Front:
         texts["front"] = generate_latest(self.metrics.registry).decode()
         registry = CollectorRegistry()
         registry.register(_Joined(texts))
-        return Response(
-            generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
-        )
+        return exposition(registry)
 
 
 def _lost() -> RequestError:
@@ -209,7 +205,7 @@ async def _to_the_end(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for part in lines:
             yield part
     except ReplicaLostError:
-        yield b'\n{"problem": ' + bytes(_lost().response().body) + b"}\n"
+        yield b"\n" + _lost().line()
 
 
 class _Joined(Collector):
