@@ -8,7 +8,7 @@ and are wrong.
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -28,8 +28,8 @@ _FORMAT = "samtrt-embedding-2"
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What a file says of its features."""
+class EmbeddingFacts:
+    """An embedded picture without its features, for a record to be kept beside them."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     original_size: tuple[int, int]
@@ -37,6 +37,26 @@ class _Record:
     img_size: int
     computed_by: str
     parameters_sha256: str
+
+    @staticmethod
+    def of(picture: EmbeddedPicture) -> dict[str, Any]:
+        """A picture's, as arguments for a record."""
+        return {one.name: getattr(picture, one.name) for one in fields(EmbeddingFacts)}
+
+    def picture(self, features: torch.Tensor) -> EmbeddedPicture:
+        """The picture again.
+
+        Raises:
+            InputError: as ``EmbeddedPicture``.
+        """
+        facts = {one.name: getattr(self, one.name) for one in fields(EmbeddingFacts)}
+        return EmbeddedPicture(features, **facts)
+
+
+@dataclass(frozen=True)
+class _Record(EmbeddingFacts):
+    """What a file says of its features."""
+
     image_sha256: Annotated[str, SHA256]
     features_sha256: Annotated[str, SHA256]
 
@@ -74,13 +94,9 @@ def embedding_bytes(picture: EmbeddedPicture, image_sha256: str) -> bytes:
             )
     features = RawTensor.of(picture.features.cpu().numpy())
     record = _Record(
-        picture.original_size,
-        picture.input_size,
-        picture.img_size,
-        picture.computed_by,
-        picture.parameters_sha256,
-        image_sha256,
-        hashlib.sha256(features.content.data).hexdigest(),
+        **EmbeddingFacts.of(picture),
+        image_sha256=image_sha256,
+        features_sha256=hashlib.sha256(features.content.data).hexdigest(),
     )
     metadata = {"format": _FORMAT, "embedding": json.dumps(asdict(record))}
     file = io.BytesIO()
@@ -120,14 +136,7 @@ def load_embedding(
     if hashlib.sha256(raw.content.data).hexdigest() != record.features_sha256:
         raise _damaged(path, ValueError("its features do not have the recorded hash"))
     try:
-        found = EmbeddedPicture(
-            features,
-            record.original_size,
-            record.input_size,
-            record.img_size,
-            record.computed_by,
-            record.parameters_sha256,
-        )
+        found = record.picture(features)
     except InputError as error:
         raise _damaged(path, error) from error
     _check_binding(path, "picture", record.image_sha256, image_sha256(image))

@@ -9,7 +9,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from annotated_types import Ge
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError, SamtrtError
 from samtrt.hints import install
-from samtrt.records import SHA256, STRICT, parse_record
+from samtrt.masks.embedding import EmbeddingFacts
+from samtrt.records import SHA256, parse_record
 from samtrt.server.problems import RequestError
 
 logger = logging.getLogger(__name__)
@@ -28,15 +29,9 @@ _SECONDS = 5.0  # to connect, and for an answer
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Head(EmbeddingFacts):
     """What a value says of its features, before them."""
 
-    __pydantic_config__: ClassVar[Any] = STRICT
-    original_size: tuple[int, int]
-    input_size: tuple[int, int]
-    img_size: int
-    computed_by: str
-    parameters_sha256: str
     shape: tuple[int, int, int, int]
     sha256: Annotated[str, SHA256]
     seconds: Annotated[float, Ge(0)]
@@ -124,14 +119,10 @@ def _value(picture: EmbeddedPicture, seconds: float) -> bytes:
     features = picture.features.cpu().numpy().astype("<f4", copy=False)
     content = features.tobytes()
     head = _Head(
-        picture.original_size,
-        picture.input_size,
-        picture.img_size,
-        picture.computed_by,
-        picture.parameters_sha256,
-        features.shape,
-        hashlib.sha256(content).hexdigest(),
-        seconds,
+        **EmbeddingFacts.of(picture),
+        shape=features.shape,
+        sha256=hashlib.sha256(content).hexdigest(),
+        seconds=seconds,
     )
     return json.dumps(asdict(head)).encode() + b"\n" + content
 
@@ -144,14 +135,7 @@ def _parse(data: bytes) -> tuple[EmbeddedPicture, float] | None:
         if hashlib.sha256(content).hexdigest() != head.sha256:
             raise ValueError("another digest")
         features = np.frombuffer(content, "<f4").astype(np.float32).reshape(head.shape)
-        picture = EmbeddedPicture(
-            torch.from_numpy(features),
-            head.original_size,
-            head.input_size,
-            head.img_size,
-            head.computed_by,
-            head.parameters_sha256,
-        )
+        picture = head.picture(torch.from_numpy(features))
     except (ValueError, InputError) as error:
         logger.warning("the store has a damaged embedding (%s); it is made anew", error)
         return None

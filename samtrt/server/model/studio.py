@@ -154,8 +154,10 @@ class Studio:
             return None
         embedded, seconds = stored
         # Its id says so; whoever writes to the store may have said otherwise.
-        made_by = f"{embedded.computed_by}, parameters {embedded.parameters_sha256}"
-        if made_by != self.computed_by or embedded.img_size != self.sam.img_size:
+        made_by = embedded.computed_by, embedded.parameters_sha256, embedded.img_size
+        if made_by != (
+            self.sam.encoder.computed_by, self.sam.parameters_sha256, self.sam.img_size
+        ):  # fmt: skip
             return None
         picture = KeptPicture(embedded, seconds)
         self.cache.put(embedding_id, picture)
