@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from samtrt.server.api.uploads import type_of
 from samtrt.server.guard.access_log import log_access
 from samtrt.server.guard.hosts import AllowedHosts
 from samtrt.server.guard.stopping import Stopping
@@ -193,7 +194,7 @@ class Guard:
 
         try:
             body = await self._read_body(path, headers, receive)
-            await self.app(scope, _replay(body, receive), sending)
+            await self.app(scope, replay(body, receive), sending)
         finally:
             self.in_work -= 1
             self.in_work_of.subtract(counted)
@@ -235,8 +236,7 @@ class Guard:
             )
 
     def _check_json(self, path: str, headers: Headers) -> None:
-        media_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        if path in JSON_PATHS and media_type != "application/json":
+        if path in JSON_PATHS and type_of(headers.get("content-type")) != "application/json":
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 "the Content-Type must be application/json",
@@ -324,7 +324,7 @@ def api_path(path: str) -> str:
     return path.removeprefix(VERSION) if path.startswith(f"{VERSION}/") else path
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives the body whole, then what the connection says."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from samtrt.server.guard.middleware import replay
+
 Headers = list[tuple[bytes, bytes]]
 
 # Of one connection, or made anew by whoever sends; and what the front has checked already.
@@ -125,19 +127,16 @@ async def answer_of(app: ASGIApp, request: Forwarded) -> AsyncIterator[Message]:
         "client": None,
         "server": None,
     }
-    waiting: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
     messages: asyncio.Queue[Message | None] = asyncio.Queue(8)
     gone = asyncio.Event()
 
-    async def receive() -> Message:
-        if waiting:
-            return waiting.pop()
+    async def left() -> Message:
         await gone.wait()
         return {"type": "http.disconnect"}
 
     async def run() -> None:
         try:
-            await app(scope, receive, messages.put)
+            await app(scope, replay(request.body, left), messages.put)
         finally:
             await messages.put(None)
 
