@@ -13,15 +13,12 @@ predictor's, or a refusal that says when to come again, or that the picture is t
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,22 +32,18 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.record import ROOT, write_table
 from benchmarks.server_load import (
-    CONFIG,
-    DOCUMENT,
     PICTURES,
     POINT,
     Expected,
     quantiles,
+    report_or_run,
+    start_server,
+    tiny_model,
     told,
 )
-from samtrt.building.build import BuildOptions, build_encoder
-from samtrt.checkpoints.parameters import random_parameters, save_parameters
 from samtrt.errors import SamtrtError
-from samtrt.files import write_json
 from samtrt.reports.benchmarking import environment
-from samtrt.sam import load_sam
 
 PATIENCE = 120.0  # seconds until a request counts as lost
 AT_ONCE = 128  # requests without an answer, past which those that arrive are not sent
@@ -104,31 +97,18 @@ def store(wanted: bool) -> Iterator[str | None]:
 @contextmanager
 def server(folder: Path, workers: int, address: str | None) -> Iterator[tuple[psutil.Process, str]]:
     """The server; yields its process and URL. It must end in order."""
-    command = [sys.executable, "-m", "samtrt", "serve", "--params", str(folder), "--port", "0"]
-    command += ["--no-page", "--backend", "cpu", "--workers", str(workers)]
+    flags = ["--workers", str(workers)]
     # All requests here come from one address.
     many = ["--max-requests-per-client", "--max-connections-per-client"]
-    command += [word for flag in many for word in (flag, str(2 * AT_ONCE))]
-    command += [] if address is None else ["--store", address]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    flags += [word for flag in many for word in (flag, str(2 * AT_ONCE))]
+    flags += [] if address is None else ["--store", address]
+    process, url, _ = start_server(folder, *flags)
     try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            urls = [word for word in line.split() if word.startswith("http://")]
-            if urls:
-                break
-        else:
-            raise SamtrtError(f"the server did not start: {''.join(said)}")
-        with tempfile.TemporaryFile() as rest:  # so that its pipe never fills
-            reader = subprocess.Popen(["cat"], stdin=process.stderr, stdout=rest)
-            yield psutil.Process(process.pid), urls[0]
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
-            reader.wait(10)
-            if status != -signal.SIGTERM:
-                raise SamtrtError(f"the server ended with status {status} at SIGTERM")
+        yield psutil.Process(process.pid), url
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(60)
+        if status != -signal.SIGTERM:
+            raise SamtrtError(f"the server ended with status {status} at SIGTERM")
     finally:
         process.kill()
 
@@ -301,18 +281,12 @@ async def under_load(
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one run."""
-    with tempfile.TemporaryDirectory(prefix="samtrt-load-") as name:
-        folder = Path(name)
-        parameters = random_parameters(CONFIG, 3)
-        save_parameters(parameters, folder)
-        options = BuildOptions("cpu", "fp32", skip_parity_gate=True)
-        build_encoder(parameters, folder / "engine", [], options)
-        expected = Expected(load_sam(folder / "engine", folder))
-        with (
-            store(arguments.store) as address,
-            server(folder, arguments.workers, address) as (process, url),
-        ):
-            found = asyncio.run(under_load(process, url, expected, arguments))
+    with (
+        tiny_model() as (folder, expected),
+        store(arguments.store) as address,
+        server(folder, arguments.workers, address) as (process, url),
+    ):
+        found = asyncio.run(under_load(process, url, expected, arguments))
     command = " ".join(["python", "benchmarks/replica_load.py", *sys.argv[1:]])
     return {"environment": environment(), "command": command, **found}
 
@@ -371,19 +345,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.report:
-        record = json.loads(arguments.report.read_text("utf-8"))
-        write_table(DOCUMENT, "replica load", table(record))
-        return 0
-    os.nice(5)
-    record = run(arguments)
-    if arguments.output:
-        write_json(arguments.output, record)
-    print(table(record))
-    problems = verdict(record)
-    for problem in problems:
-        print(f"FAILED  {problem}")
-    return bool(problems)
+    return report_or_run("replica load", arguments, lambda: run(arguments), table, verdict)
 
 
 if __name__ == "__main__":

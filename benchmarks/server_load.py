@@ -21,6 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +187,22 @@ class Watch(threading.Thread):
             self.files.append(self.process.num_fds())
 
 
-def start_server(folder: Path) -> tuple["subprocess.Popen[str]", str, list[str]]:
+@contextmanager
+def tiny_model() -> Iterator[tuple[Path, Expected]]:
+    """A folder with a seeded model and its engine, and what a server of it must answer."""
+    with tempfile.TemporaryDirectory(prefix="samtrt-load-") as name:
+        folder = Path(name)
+        parameters = random_parameters(CONFIG, 3)
+        save_parameters(parameters, folder)
+        options = BuildOptions("cpu", "fp32", skip_parity_gate=True)
+        build_encoder(parameters, folder / "engine", [], options)
+        yield folder, Expected(load_sam(folder / "engine", folder))
+
+
+def start_server(folder: Path, *flags: str) -> tuple["subprocess.Popen[str]", str, list[str]]:
     """The process, its URL, and what it says from then on."""
     command = [sys.executable, "-m", "samtrt.server", "--params", str(folder)]
-    command += ["--port", "0", "--no-page", "--backend", "cpu"]
+    command += ["--port", "0", "--no-page", "--backend", "cpu", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     before: list[str] = []
@@ -214,13 +228,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 def run(seconds: float, honest_clients: int) -> dict[str, Any]:
     """The record of one run."""
-    with tempfile.TemporaryDirectory(prefix="samtrt-load-") as name:
-        folder = Path(name)
-        parameters = random_parameters(CONFIG, 3)
-        save_parameters(parameters, folder)
-        options = BuildOptions("cpu", "fp32", skip_parity_gate=True)
-        build_encoder(parameters, folder / "engine", [], options)
-        expected = Expected(load_sam(folder / "engine", folder))
+    with tiny_model() as (folder, expected):
         process, url, said = start_server(folder)
         try:
             return {
@@ -384,18 +392,20 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(path: Path) -> None:
-    """Puts the record's table into docs/reliability.md."""
-    write_table(DOCUMENT, "server load", table(json.loads(path.read_text("utf-8"))))
-
-
-def main() -> int:
-    arguments = parse_arguments()
+def report_or_run(
+    part: str,
+    arguments: argparse.Namespace,
+    run: Callable[[], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    verdict: Callable[[dict[str, Any]], list[str]],
+) -> int:
+    """What a load does: with ``--report`` a record's table goes into that part of
+    docs/reliability.md; else it runs, and the exit status says whether it held."""
     if arguments.report:
-        write_report(arguments.report)
+        write_table(DOCUMENT, part, table(json.loads(arguments.report.read_text("utf-8"))))
         return 0
     os.nice(5)
-    record = run(arguments.seconds, arguments.honest)
+    record = run()
     if arguments.output:
         write_json(arguments.output, record)
     print(table(record))
@@ -403,6 +413,13 @@ def main() -> int:
     for problem in problems:
         print(f"FAILED  {problem}")
     return bool(problems)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return report_or_run(
+        "server load", arguments, lambda: run(arguments.seconds, arguments.honest), table, verdict
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import replica_load  # noqa: E402
 from benchmarks.record import with_table  # noqa: E402
+from benchmarks.server_load import DOCUMENT  # noqa: E402
 
 RECORD: dict[str, Any] = {
     "environment": {"cpu": "a processor"},
@@ -108,5 +109,5 @@ def test_the_documents_table_is_the_records() -> None:
     path = ROOT / "benchmarks/results/replicas.json"
     record = json.loads(path.read_text("utf-8"))
     assert not record["wrong"] and not record["lost"] and record["killed"]
-    text = replica_load.DOCUMENT.read_text("utf-8")
+    text = DOCUMENT.read_text("utf-8")
     assert with_table(text, "replica load", replica_load.table(record)) == text
