@@ -1,9 +1,13 @@
-"""A real server with a tiny seeded model, in a thread of the test process."""
+"""A real server with a tiny seeded model, in a thread of the test process; processes beside it."""
 
 import contextlib
 import functools
 import io
+import os
+import pwd
+import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -11,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fastapi import FastAPI
 from oracle import tiny_config
 from PIL import Image
@@ -66,6 +71,64 @@ def encoded(image: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def address_of(process: "subprocess.Popen[str]", said: list[str] | None = None) -> str:
+    """The address that a server process says on its standard error, once it is ready.
+
+    Args:
+        said: takes the lines until then.
+    """
+    said = [] if said is None else said
+    assert process.stderr is not None
+    for line in process.stderr:
+        said.append(line)
+        for word in line.split():
+            if word.startswith("http://"):
+                return word
+    pytest.fail(f"the server ended with status {process.wait()}: {''.join(said)}")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, port: int, servers: str) -> Iterator[None]:
+    """nginx with these servers, one of which listens on that port of the loopback."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("nginx is not installed; run tests/browser/install.sh")
+        pytest.skip("nginx is not installed; run tests/browser/install.sh")
+    paths = "\n".join(
+        f"{name}_temp_path {folder};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = pwd.getpwuid(os.getuid()).pw_name  # not another one, where this is root
+    file = folder / "nginx.conf"
+    file.write_text(
+        f"daemon off;\nuser {user};\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\n"
+        f"events {{}}\nhttp {{\naccess_log off;\n{paths}\n{servers}\n}}\n"
+    )
+    process = subprocess.Popen([program, "-p", folder, "-c", file], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @contextlib.contextmanager

@@ -5,15 +5,12 @@ import argparse
 import importlib.util
 import json
 import os
-import pwd
 import re
 import shlex
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_support import encoded, picture, running, tiny_model
+from server_support import encoded, free_port, nginx, picture, running, tiny_model
 
 from samtrt.cli.options import Options
 from samtrt.cli.serve import add_options
@@ -126,20 +123,13 @@ def test_the_unit(tmp_path: Path) -> None:
     assert "ProtectHouse" in done.stderr  # which it would have told
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
 @contextmanager
-def nginx(folder: Path, server: str) -> Iterator[tuple[str, str]]:
+def proxy(folder: Path, server: str) -> Iterator[tuple[str, str]]:
     """nginx as deploy/ sets it up, before a server; its addresses without and with TLS."""
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None or shutil.which("openssl") is None:
+    if shutil.which("openssl") is None:
         if os.environ.get("CI"):
-            pytest.fail("nginx is not installed; run tests/browser/install.sh")
-        pytest.skip("nginx or openssl is not installed")
+            pytest.fail("openssl is not installed")
+        pytest.skip("openssl is not installed")
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     command += ["-nodes", "-days", "1", "-keyout", "server.key", "-out", "server.crt", *subject]
@@ -159,38 +149,14 @@ def nginx(folder: Path, server: str) -> Iterator[tuple[str, str]]:
     ):
         assert old in text
         text = text.replace(old, new)
-    paths = "\n".join(
-        f"{name}_temp_path {folder};"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    user = pwd.getpwuid(os.getuid()).pw_name
-    (folder / "nginx.conf").write_text(
-        f"daemon off;\nuser {user};\npid {folder}/pid;\nerror_log {folder}/error.log;\n"
-        f"events {{}}\nhttp {{\naccess_log off;\n{paths}\n{text}\n}}\n"
-    )
-    process = subprocess.Popen(
-        [program, "-p", folder, "-c", folder / "nginx.conf"], stderr=subprocess.PIPE
-    )
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            try:
-                socket.create_connection(("127.0.0.1", secure), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+    with nginx(folder, secure, text):
         yield f"http://localhost:{plain}", f"https://localhost:{secure}"
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def test_the_proxy(tmp_path: Path) -> None:
     settings = replace(Settings(), root_path="/sam", trusted_proxies=("127.0.0.1",), token=TOKEN)
     app = create_app(load_sam(tiny_model() / "engine", tiny_model()), settings=settings)
-    with running(app) as server, nginx(tmp_path, server) as (plain, secure):
+    with running(app) as server, proxy(tmp_path, server) as (plain, secure):
         moved = httpx.get(f"{plain}/sam/health?x=1")
         assert moved.status_code == 308
         assert moved.headers["location"] == "https://localhost/sam/health?x=1"

@@ -16,6 +16,7 @@ from documents import block_for
 from PIL import Image
 from pycocotools import mask as mask_utils
 from scipy.ndimage import distance_transform_edt
+from server_support import address_of
 
 from samtrt.cli import commands
 from samtrt.scenes.drawing import SLOTS, STRIDE, generate
@@ -63,13 +64,7 @@ def url(
     watchdog = threading.Timer(600, process.kill)
     watchdog.start()
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "ready on " in line:
-                yield line.split("ready on ")[1].split()[0]
-                break
-        else:
-            pytest.fail(f"the server ended with status {process.wait()}")
+        yield address_of(process)
     finally:
         watchdog.cancel()
         process.terminate()

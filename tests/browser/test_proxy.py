@@ -1,21 +1,22 @@
 """The page below a prefix, with nginx before the server as docs/server.md sets it up."""
 
-import os
-import pwd
 import re
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from conftest import Page
-from server_support import encoded, picture, running, tiny_decoder, tiny_model
+from server_support import (
+    encoded,
+    free_port,
+    nginx,
+    picture,
+    running,
+    tiny_decoder,
+    tiny_model,
+)
 
 from samtrt.sam import load_sam
 from samtrt.server.app import create_app
@@ -23,60 +24,12 @@ from samtrt.server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-sixteen-letters-or-more"
-CONFIGURATION = """
-daemon off;
-user {user};
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder};
-    proxy_temp_path {folder};
-    fastcgi_temp_path {folder};
-    uwsgi_temp_path {folder};
-    scgi_temp_path {folder};
-    server {{
-        listen 127.0.0.1:{port};
-        {locations}
-    }}
-}}
-"""
 
 
 def documented_locations() -> str:
     found = re.search(r"```nginx\n(.*?)```", (ROOT / "docs/server.md").read_text(), re.DOTALL)
     assert found
     return found[1]
-
-
-@contextmanager
-def nginx(folder: Path, locations: str) -> Iterator[str]:
-    """nginx on a free port; yields its URL."""
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("nginx is not installed; run tests/browser/install.sh")
-        pytest.skip("nginx is not installed; run tests/browser/install.sh")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    file = folder / "nginx.conf"
-    user = pwd.getpwuid(os.getuid()).pw_name  # not another one, where this is root
-    file.write_text(CONFIGURATION.format(user=user, folder=folder, port=port, locations=locations))
-    process = subprocess.Popen([program, "-p", folder, "-c", file], stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read()
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module", params=["kept", "taken away"])
@@ -92,8 +45,10 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         target = server if request.param == "kept" else f"{server}/"
         locations = documented_locations()
         assert locations.count("http://127.0.0.1:8000;") == 1
-        with nginx(folder, locations.replace("http://127.0.0.1:8000", target)) as url:
-            yield url
+        port = free_port()
+        text = locations.replace("http://127.0.0.1:8000", target)
+        with nginx(folder, port, f"server {{\nlisten 127.0.0.1:{port};\n{text}\n}}"):
+            yield f"http://127.0.0.1:{port}"
 
 
 def test_the_page_below_a_prefix(make_page: Callable[..., Page], url: str) -> None:

@@ -19,7 +19,15 @@ from oracle import to_torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 from scripts import EXAMPLES, load_script
-from server_support import CONFIG, build_model, encoded, picture, tiny_decoder, tiny_model
+from server_support import (
+    CONFIG,
+    address_of,
+    build_model,
+    encoded,
+    picture,
+    tiny_decoder,
+    tiny_model,
+)
 
 from samtrt.checkpoints import config
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
@@ -219,17 +227,14 @@ def test_serve_answers_and_ends_with_ctrl_c(model: Path) -> None:
     watchdog = threading.Timer(90, process.kill)
     watchdog.start()
     try:
-        assert process.stderr is not None
-        url = next(
-            word for line in process.stderr for word in line.split() if word.startswith("http://")
-        )
+        url = address_of(process)
         assert url.startswith("http://127.0.0.1:")
         headers = {"Content-Type": "image/png"}
         answer = httpx.post(f"{url}/embed", content=encoded(picture(1)), headers=headers)
         assert answer.status_code == 200
         process.send_signal(2)
         assert process.wait(30) in (0, 130)
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
     finally:
         watchdog.cancel()
         process.kill()

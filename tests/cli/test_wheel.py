@@ -22,7 +22,7 @@ import pytest
 import torch
 from oracle import to_torch
 from PIL import Image
-from server_support import CONFIG, SEED, encoded, picture
+from server_support import CONFIG, SEED, address_of, encoded, picture
 
 from samtrt import __version__
 from samtrt.checkpoints.parameters import random_parameters
@@ -186,9 +186,7 @@ def test_the_server(environment: dict[str, str], here: Path, samtrt: Samtrt) -> 
     watchdog = threading.Timer(120, process.kill)
     watchdog.start()
     try:
-        assert process.stderr is not None
-        lines = (word for line in process.stderr for word in line.split())
-        url = next(word for word in lines if word.startswith("http://"))
+        url = address_of(process)
         headers = {"Content-Type": "image/png"}
         content = encoded(picture(1))
         assert httpx.post(f"{url}/embed", content=content, headers=headers).status_code == 200

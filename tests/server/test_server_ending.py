@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from server_support import encoded, picture, tiny_model
+from server_support import address_of, encoded, picture, tiny_model
 
 from samtrt.console import EXIT_INTERRUPTED
 
@@ -61,13 +61,8 @@ class Served:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True
         )
-        assert self.process.stderr is not None
         self.said: list[str] = []
-        for line in self.process.stderr:
-            self.said.append(line)
-            if "http://" in line:
-                self.url = next(word for word in line.split() if word.startswith("http://"))
-                break
+        self.url = address_of(self.process, self.said)
         threading.Thread(target=lambda: self.said.extend(self.process.stderr)).start()
 
     def wait_for(self, lane: str, pending: int) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from server_support import tiny_model
+from server_support import free_port, tiny_model
 from test_server_replicas import areas, embed, expected_areas
 
 from samtrt.errors import InputError
@@ -24,12 +23,6 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "deploy" / "ray-serve.yaml"
 PATIENCE = 150
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def configuration(port: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server_support import encoded, picture, tiny_model
+from server_support import address_of, encoded, picture, tiny_model
 
 from samtrt.errors import SamtrtError
 from samtrt.masks.predictor import SamPredictor
@@ -42,17 +42,8 @@ def serving(*flags: str) -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-m", "samtrt", "serve", "--params", str(tiny_model()), "--no-page"]
     command += ["--port", "0", "--backend", "cpu", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
     try:
-        for line in process.stderr:
-            said.append(line)
-            urls = [word for word in line.split() if word.startswith("http://")]
-            if urls:
-                break
-        else:
-            pytest.fail("".join(said))
-        yield urls[0], psutil.Process(process.pid)
+        yield address_of(process), psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from server_support import CONFIG, encoded, picture, running, tiny_model
+from server_support import CONFIG, encoded, free_port, picture, running, tiny_model
 from test_server_replicas import PNG, areas, embed, expected_areas, replicas, serving
 
 from samtrt.errors import InputError, SamtrtError
@@ -31,8 +30,7 @@ class StoreServer:
 
     def __init__(self, program: str, folder: Path) -> None:
         self.program, self.folder = program, folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"valkey://127.0.0.1:{self.port}"
         self.start()
 
