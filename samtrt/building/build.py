@@ -10,13 +10,13 @@ from samtrt.building.accuracy import PictureSource, load_picture
 from samtrt.building.gate_pictures import drawn_pictures
 from samtrt.building.parity import LIMITS, check_parity
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders import PRECISIONS
 from samtrt.encoders.choice import fastest_backend
 from samtrt.encoders.cpu import CPU_PRECISIONS
 from samtrt.encoders.engine import (
     FAILED,
     MAX_BATCH_SIZE,
     NOT_CHECKED,
-    PRECISIONS,
     SKIPPED,
     EngineInfo,
     ParityResult,

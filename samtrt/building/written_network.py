@@ -5,7 +5,8 @@ from pathlib import Path
 
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.checkpoints.tensor_file import Dtype, RawTensor, write_tensors
-from samtrt.encoders.engine import PRECISIONS, EngineInfo
+from samtrt.encoders import PRECISIONS
+from samtrt.encoders.engine import EngineInfo
 from samtrt.encoders.tensorrt import standalone
 from samtrt.encoders.tensorrt.builder import raw_weights, record_network
 from samtrt.errors import EngineError

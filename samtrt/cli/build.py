@@ -3,14 +3,8 @@
 import argparse
 from pathlib import Path
 
-from samtrt.cli.options import (
-    ATTENTIONS,
-    BACKENDS,
-    PRECISIONS,
-    Options,
-    log_to_stderr,
-    required,
-)
+from samtrt.cli.options import Options, log_to_stderr, required
+from samtrt.encoders import ATTENTIONS, BACKENDS, PRECISIONS
 from samtrt.errors import InputError
 
 
@@ -20,13 +14,13 @@ def add_options(options: Options) -> None:
     options.add("--output-dir", type=Path, help="the engine folder (default: PARAMS/engine)")
     options.add(
         "--backend",
-        choices=BACKENDS,
+        choices=("auto", *BACKENDS),
         default="auto",
         help="what shall run the engine (default: auto, the fastest that runs here)",
     )
     options.add(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *PRECISIONS),
         default="auto",
         help="default: auto, fp16 on GPUs, and on CPUs bf16 where that is fast and right",
     )

@@ -8,13 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from samtrt.encoders import BACKENDS
 from samtrt.errors import InputError
 from samtrt.files import check_output
 
-# As ``encoders.engine`` has them, which brings torch along.
-BACKENDS = ("auto", "tensorrt", "cuda", "cpu")
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-ATTENTIONS = ("fused", "plain")
 SIZES = ("vit_b", "vit_l", "vit_h")
 
 DEMO = Path("sam_models", "sam_demo")  # within the examples' folder
@@ -77,7 +74,7 @@ class Options:
         """Adds the choice of what runs an engine."""
         self.add(
             flag,
-            choices=BACKENDS,
+            choices=("auto", *BACKENDS),
             default="auto",
             help=f"what runs {engine} (default: auto, what it was built for)",
         )

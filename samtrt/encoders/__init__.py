@@ -3,3 +3,8 @@
 Imports modeling, checkpoints and kernels. Entry points: ``load.load_encoder`` for an engine folder,
 ``load.encoder_from_parameters``, and ``protocol.ImageEncoder``.
 """
+
+# What an engine may be. Here, because the console names them without torch.
+BACKENDS = ("tensorrt", "cuda", "cpu")
+PRECISIONS = ("fp16", "bf16", "fp32")
+ATTENTIONS = ("fused", "plain")

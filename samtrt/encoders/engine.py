@@ -16,15 +16,12 @@ from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import CONFIG_FILE
+from samtrt.encoders import ATTENTIONS, BACKENDS, PRECISIONS
 from samtrt.encoders.tensorrt.library import LIBRARIES, import_tensorrt
 from samtrt.errors import EngineError
 from samtrt.files import read_sealed, read_whole, sha256_of, write_sealed
 from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, one_of, parse_record
-
-BACKENDS = ("tensorrt", "cuda", "cpu")
-PRECISIONS = ("fp16", "bf16", "fp32")
-ATTENTIONS = ("fused", "plain")
 
 ENGINE_FILE = "encoder.engine"
 SIDECAR_FILE = "encoder.json"

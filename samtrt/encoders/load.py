@@ -12,9 +12,9 @@ from torch import Tensor
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.meta import read_parameters
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders import BACKENDS
 from samtrt.encoders.choice import default_device
 from samtrt.encoders.engine import (
-    BACKENDS,
     SIDECAR_FILE,
     EngineInfo,
     read_engine,
