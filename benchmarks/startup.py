@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.encoders.engine import EngineInfo, write_engine
+from samtrt.encoders.engine import EngineInfo, writing_engine
 from samtrt.encoders.packed import write_packed
 from samtrt.kernels.hopper.code_cache import CACHE_VARIABLE
 
@@ -30,14 +30,11 @@ def start_up(
 ) -> dict[str, float]:
     """Once with empty kernel caches (cold), and the better of two starts with full ones (warm)."""
     info = EngineInfo("cuda", config, precision, 1, parameters_sha256="0" * 64)
-
-    def produce(path: Path) -> EngineInfo:
-        write_packed(path, tensors, info)
-        return info
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_engine(folder, produce)
+        with writing_engine(folder) as engine:
+            write_packed(engine.file, tensors, info)
+            engine.info = info
         environ = cache_variables(folder)
         command = [sys.executable, "-c", FIRST_EMBEDDING, str(folder)]
         seconds = []

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from io import BufferedIOBase, FileIO, RawIOBase
 from pathlib import Path
@@ -140,13 +140,24 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def write_sealed(
-    data: Path,
-    record: Path,
-    produce: Callable[[Path], dict[str, Any]],
-    is_sealed: Callable[[Path], bool],
-) -> None:
+@dataclass
+class Sealing:
+    """A data file that is being written, and what its record will say.
+
+    Attributes:
+        path: the file to fill, which is there and empty.
+        record: set before the block ends.
+    """
+
+    path: Path
+    record: dict[str, Any] = field(init=False)
+
+
+@contextmanager
+def sealing(data: Path, record: Path, is_sealed: Callable[[Path], bool]) -> Iterator[Sealing]:
     """Writes a data file and the JSON record that names its content, in one step.
+
+    The block fills the file and sets the record; where it fails, an earlier pair stays.
 
     Replacing the record is that step. Before it the earlier pair is whole; after it the new one
     is, although the data may not have its final name yet: readers look for it under both of
@@ -154,7 +165,6 @@ def write_sealed(
 
     Args:
         data, record: the two files, of one folder.
-        produce: fills the file that it is given and returns the record.
         is_sealed: whether that data file is the one that the record on the disk names.
 
     Raises:
@@ -168,14 +178,15 @@ def write_sealed(
     with _claimed(data, alone=True) as claim:
         with writing(data):
             claim.path.write_bytes(b"")
-        value = produce(claim.path)
+        made = Sealing(claim.path)
+        yield made
         with writing(data):
             _flush(claim.path)
         claim.keep = True  # an interrupt may come when the record names it already
         try:
-            write_json(record, value)
+            write_json(record, made.record)
         except SamtrtError:
-            claim.keep = record.is_file() and record.read_bytes() == json_bytes(value)
+            claim.keep = record.is_file() and record.read_bytes() == json_bytes(made.record)
             raise
         with writing(data):
             _take_name(claim, final)
@@ -190,7 +201,7 @@ def read_sealed(data: Path, record: Path, read: Callable[[Path], T]) -> T:
     """What ``read`` makes of a pair's data, wherever a writer has it at this moment.
 
     Args:
-        data, record: the two files, as ``write_sealed`` takes them.
+        data, record: the two files, as ``sealing`` takes them.
         read: reads the record and the data file that it is given; raises a ``SamtrtError`` where
             one cannot be used or the two do not belong together.
 

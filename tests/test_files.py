@@ -25,7 +25,7 @@ from samtrt.checkpoints.parameters import (
     random_parameters,
     save_parameters,
 )
-from samtrt.encoders.engine import EngineInfo, read_engine, write_engine
+from samtrt.encoders.engine import EngineInfo, read_engine, writing_engine
 from samtrt.errors import SamtrtError
 from samtrt.files import read_whole, replacing, writing
 
@@ -60,12 +60,10 @@ class Output:
 
 
 def write_one_engine(folder: Path, number: int) -> None:
-    def produce(path: Path) -> EngineInfo:
-        with writing(path):
-            path.write_bytes(CONTENTS[number])
-        return INFO
-
-    write_engine(folder, produce)
+    with writing_engine(folder) as engine:
+        with writing(engine.file):
+            engine.file.write_bytes(CONTENTS[number])
+        engine.info = INFO
 
 
 def write_decoder(folder: Path, number: int) -> None:
@@ -342,11 +340,8 @@ def test_only_the_writes_own_errors_say_cannot_write(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_build_is_not_a_write_error(tmp_path: Path) -> None:
-    def fail(_: Path) -> EngineInfo:
+    with pytest.raises(OSError, match="libmissing"), writing_engine(tmp_path):
         raise OSError(errno.ENOENT, "No such file or directory", "/lib/libmissing.so")
-
-    with pytest.raises(OSError, match="libmissing"):
-        write_engine(tmp_path, fail)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from samtrt.encoders.engine import (
     ParityResult,
     can_execute,
     compute_capability,
-    write_engine,
+    writing_engine,
 )
 from samtrt.encoders.load import default_precision, open_encoder
 from samtrt.encoders.packed import write_packed
@@ -143,18 +143,17 @@ def _build(
     options: BuildOptions,
 ) -> EngineInfo:
     _refuse_impossible(options)
-
-    def produce(engine_file: Path) -> EngineInfo:
+    with writing_engine(output_dir) as engine:
         start = time.perf_counter()
         if options.backend == "tensorrt":
-            info = _write_tensorrt(engine_file, parameters, options)
+            info = _write_tensorrt(engine.file, parameters, options)
         else:
             info = _info(parameters, options)
-            write_packed(engine_file, parameters.encoder(), info)
+            write_packed(engine.file, parameters.encoder(), info)
         info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
-        return replace(info, parity=_gate(engine_file, info, parameters, pictures, options))
-
-    return write_engine(output_dir, produce)
+        parity = _gate(engine.file, info, parameters, pictures, options)
+        engine.info = replace(info, parity=parity)
+    return engine.info
 
 
 def _info(parameters: Parameters, options: BuildOptions, **made: str | None) -> EngineInfo:

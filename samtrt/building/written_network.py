@@ -10,7 +10,7 @@ from samtrt.encoders.engine import EngineInfo
 from samtrt.encoders.tensorrt import standalone
 from samtrt.encoders.tensorrt.builder import raw_weights, record_network
 from samtrt.errors import EngineError
-from samtrt.files import replacing, sha256_of, write_sealed, writing
+from samtrt.files import replacing, sealing, sha256_of, writing
 from samtrt.modeling.image_encoder import AttentionKind
 
 SCRIPT = "build_engine.py"
@@ -58,19 +58,21 @@ def write_network(
         for name, raw in raw_weights(recording).items()
     }
 
-    def produce(file: Path) -> dict[str, object]:
-        with writing(file):
-            write_tensors(file, weights)
-        sealed = {"version": standalone.VERSION, "weights_sha256": sha256_of(file)}
-        return {**sealed, "engine": info.to_json(), **recording.description()}
-
     directory = Path(directory)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / SCRIPT) as script:
         shutil.copyfile(standalone.__file__, script)
     data, record = directory / standalone.WEIGHTS_FILE, directory / standalone.NETWORK_FILE
-    write_sealed(data, record, produce, lambda file: _is_sealed(directory, file))
+    with sealing(data, record, lambda file: _is_sealed(directory, file)) as made:
+        with writing(made.path):
+            write_tensors(made.path, weights)
+        made.record = {
+            "version": standalone.VERSION,
+            "weights_sha256": sha256_of(made.path),
+            "engine": info.to_json(),
+            **recording.description(),
+        }
 
 
 def _is_sealed(directory: Path, file: Path) -> bool:

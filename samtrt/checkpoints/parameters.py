@@ -23,7 +23,7 @@ from samtrt.checkpoints.shapes import (
 )
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.errors import CheckpointError, InputError
-from samtrt.files import read_sealed, read_whole, sealed_names, write_sealed, writing
+from samtrt.files import read_sealed, read_whole, sealed_names, sealing, writing
 from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, parse_record
 
@@ -119,17 +119,6 @@ def save_parameters(parameters: Parameters, folder: str | Path) -> None:
         )
     data, record = folder / PARAMETERS_FILE, folder / CONFIG_FILE
 
-    def produce(path: Path) -> dict[str, Any]:
-        raw = {name: RawTensor.of(tensor) for name, tensor in parameters.tensors.items()}
-        with writing(data):
-            write_tensors(path, raw)
-        return {
-            "encoder": parameters.encoder_config.to_json(),
-            "source_sha256": parameters.source_sha256,
-            "sha256": parameters.sha256,
-            "note": parameters.note,
-        }
-
     def is_sealed(path: Path) -> bool:
         try:
             _read(folder, path)
@@ -137,7 +126,16 @@ def save_parameters(parameters: Parameters, folder: str | Path) -> None:
             return False
         return True
 
-    write_sealed(data, record, produce, is_sealed)
+    with sealing(data, record, is_sealed) as made:
+        raw = {name: RawTensor.of(tensor) for name, tensor in parameters.tensors.items()}
+        with writing(data):
+            write_tensors(made.path, raw)
+        made.record = {
+            "encoder": parameters.encoder_config.to_json(),
+            "source_sha256": parameters.source_sha256,
+            "sha256": parameters.sha256,
+            "note": parameters.note,
+        }
 
 
 def is_parameter_folder(path: Path) -> bool:

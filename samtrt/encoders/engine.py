@@ -5,8 +5,9 @@ that does not belong to this library version, GPU or parameter set, or whose byt
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -19,7 +20,7 @@ from samtrt.checkpoints.parameters import CONFIG_FILE
 from samtrt.encoders import ATTENTIONS, BACKENDS, PRECISIONS
 from samtrt.encoders.tensorrt.library import LIBRARIES, import_tensorrt
 from samtrt.errors import EngineError
-from samtrt.files import read_sealed, read_whole, sha256_of, write_sealed
+from samtrt.files import read_sealed, read_whole, sealing, sha256_of
 from samtrt.hints import command
 from samtrt.records import SHA256, STRICT, one_of, parse_record
 
@@ -145,25 +146,28 @@ class EngineInfo:
         return {**asdict(self), "config": self.config.to_json()}
 
 
-def write_engine(folder: str | Path, produce: Callable[[Path], EngineInfo]) -> EngineInfo:
+@dataclass
+class NewEngine:
+    """An engine that is being written.
+
+    Attributes:
+        file: the engine file to fill.
+        info: what the sidecar will say, set before the block ends; afterwards what it says, with
+            the engine's hash.
+    """
+
+    file: Path
+    info: EngineInfo = field(init=False)
+
+
+@contextmanager
+def writing_engine(folder: str | Path) -> Iterator[NewEngine]:
     """Writes an engine folder whole, or leaves an earlier one as it was.
-
-    Args:
-        produce: fills the file that it is given and returns what the sidecar will say.
-
-    Returns:
-        The sidecar's content, with the engine's hash.
 
     Raises:
         SamtrtError: the folder cannot be written, or another process is writing it.
     """
     folder = Path(folder)
-    written = []
-
-    def fill(path: Path) -> dict[str, Any]:
-        info = produce(path)
-        written.append(replace(info, engine_sha256=sha256_of(path)))
-        return written[0].to_json()
 
     def is_sealed(path: Path) -> bool:
         try:
@@ -171,8 +175,11 @@ def write_engine(folder: str | Path, produce: Callable[[Path], EngineInfo]) -> E
         except (EngineError, OSError):
             return False
 
-    write_sealed(folder / ENGINE_FILE, folder / SIDECAR_FILE, fill, is_sealed)
-    return written[0]
+    with sealing(folder / ENGINE_FILE, folder / SIDECAR_FILE, is_sealed) as made:
+        engine = NewEngine(made.path)
+        yield engine
+        engine.info = replace(engine.info, engine_sha256=sha256_of(made.path))
+        made.record = engine.info.to_json()
 
 
 def read_engine_info(folder: str | Path) -> EngineInfo:

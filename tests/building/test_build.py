@@ -205,7 +205,7 @@ def test_without_pictures_the_gate_draws_its_own(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_read_is_told_before_the_build(
     tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "write_engine", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(build, "writing_engine", lambda *_: pytest.fail("it was built"))
     with pytest.raises(InputError, match="no picture at"):
         build_encoder(
             PARAMETERS, tmp_path, [*pictures, tmp_path / "none.png"], BuildOptions("cpu", "fp32")

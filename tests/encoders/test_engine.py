@@ -20,7 +20,7 @@ from samtrt.encoders.engine import (
     ParityResult,
     check_engine,
     read_engine_info,
-    write_engine,
+    writing_engine,
 )
 from samtrt.errors import EngineError, SamtrtError
 
@@ -28,11 +28,10 @@ INFO = EngineInfo("cpu", tiny_config(), "bf16", 4, "a" * 64, note="for a test")
 
 
 def write(folder: Path, info: EngineInfo = INFO, content: bytes = b"engine") -> EngineInfo:
-    def produce(path: Path) -> EngineInfo:
-        path.write_bytes(content)
-        return info
-
-    return write_engine(folder, produce)
+    with writing_engine(folder) as engine:
+        engine.file.write_bytes(content)
+        engine.info = info
+    return engine.info
 
 
 def refusal(folder: Path, **arguments: object) -> str:
@@ -68,12 +67,9 @@ def test_an_engine_that_belongs_here_is_taken(tmp_path: Path) -> None:
 def test_a_failed_build_leaves_the_earlier_engine(tmp_path: Path) -> None:
     earlier = write(tmp_path)
 
-    def fail(path: Path) -> EngineInfo:
-        path.write_bytes(b"half an eng")
+    with pytest.raises(EngineError, match="no"), writing_engine(tmp_path) as engine:
+        engine.file.write_bytes(b"half an eng")
         raise EngineError("no")
-
-    with pytest.raises(EngineError):
-        write_engine(tmp_path, fail)
     assert check_engine(tmp_path) == earlier
     assert {path.name for path in tmp_path.iterdir()} == {ENGINE_FILE, SIDECAR_FILE}
 

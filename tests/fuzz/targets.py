@@ -37,7 +37,7 @@ from samtrt.checkpoints.shapes import parameter_shapes
 from samtrt.decoders.export import export_decoder
 from samtrt.decoders.onnx import OnnxDecoder
 from samtrt.decoders.prompts import Prompt
-from samtrt.encoders.engine import EngineInfo, read_engine_info, write_engine
+from samtrt.encoders.engine import EngineInfo, read_engine_info, writing_engine
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.packed import write_packed
 from samtrt.errors import InputError, SamtrtError
@@ -264,12 +264,9 @@ def open_parameters(name: str, folder: Path) -> Case:
 
 def make_engine(folder: Path) -> None:
     info = EngineInfo("cpu", tiny_config(), "fp32", 2, parameters().sha256)
-
-    def produce(path: Path) -> EngineInfo:
-        write_packed(path, parameters().encoder(), info)
-        return info
-
-    write_engine(folder, produce)
+    with writing_engine(folder) as engine:
+        write_packed(engine.file, parameters().encoder(), info)
+        engine.info = info
 
 
 def open_engine(name: str, folder: Path) -> Case:

@@ -18,7 +18,7 @@ from samtrt.checkpoints.parameters import (
     save_parameters,
 )
 from samtrt.decoders.onnx import OnnxDecoder
-from samtrt.encoders.engine import EngineInfo, read_engine, write_engine
+from samtrt.encoders.engine import EngineInfo, read_engine, writing_engine
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.packed import write_packed
 
@@ -70,12 +70,9 @@ def _small_set(seed: int) -> Parameters:
 
 def _write_engine(made: Parameters, folder: Path) -> None:
     info = EngineInfo("cpu", made.encoder_config, "fp32", 1, made.sha256)
-
-    def produce(path: Path) -> EngineInfo:
-        write_packed(path, made.encoder(), info)
-        return info
-
-    write_engine(folder, produce)
+    with writing_engine(folder) as engine:
+        write_packed(engine.file, made.encoder(), info)
+        engine.info = info
 
 
 def _picture(seed: int) -> Image.Image:
