@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property
 
+import torch
+
 from samtrt.kernels.hopper import global_attention, linear, window_attention
 from samtrt.kernels.hopper.compiler import Program
-from samtrt.kernels.hopper.launch import launch
+from samtrt.kernels.hopper.launch import Launch, launch
 
 JITTER_SEED = 1
 Change = Callable[[Program], Program]
@@ -65,8 +67,8 @@ def programs_changed(change: Change) -> Iterator[None]:
     """Meanwhile all launches are of the changed programs."""
     modules = (linear, window_attention, global_attention)
 
-    def changed(program: Program, *arguments: object) -> None:
-        launch(change(program), *arguments)  # type: ignore[arg-type]
+    def changed(work: Launch, device: torch.device) -> None:
+        launch(replace(work, program=change(work.program)), device)
 
     for module in modules:
         module.launch = changed  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import stress
 from benchmarks.stressing import encoders, kernels, triton_kernels, variants
 from benchmarks.stressing.watch import SLOTS, Case, NoCorrectOutputError, Watched
+from samtrt.kernels.hopper.launch import Launch
 from samtrt.kernels.hopper.linear import RESIDUAL, TALL, WIDE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,11 +124,11 @@ def test_the_fault_is_put_back_in_the_residual_layers_alone() -> None:
 
 def test_launches_are_changed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
-    monkeypatch.setattr(variants, "launch", lambda program, *rest: launched.append(program.source))
+    monkeypatch.setattr(variants, "launch", lambda work, _: launched.append(work.program.source))
     program = WIDE.program(0, torch.float16)
     before = kernels.linear.launch
     with variants.programs_changed(variants.jittered):
-        kernels.linear.launch(program, (1, 1, 1), 1, 1, [])
+        kernels.linear.launch(Launch(program, (1, 1, 1), 1, 1, ()), torch.device("cuda", 0))
     assert "#define JITTER" in launched[0]
     assert kernels.linear.launch in (before, variants.launch)
 

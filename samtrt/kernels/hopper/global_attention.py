@@ -10,7 +10,7 @@ from torch import Tensor
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.compiler import Program
-from samtrt.kernels.hopper.launch import TensorMap, launch, matrix_map
+from samtrt.kernels.hopper.launch import Launch, TensorMap, launch, matrix_map
 
 TILE = 64  # tokens of a grid row, with padding; global_attention.cu
 CONSUMERS = 3  # warpgroups that multiply, a grid row of queries each at a time
@@ -85,6 +85,18 @@ def global_attention(
     Raises:
         EngineError: there is no kernel for these sizes, see ``supports``; or the driver refuses.
     """
+    work = global_launch(qkv, table_h, table_w, out, num_heads, multiprocessors(qkv.device))
+    launch(work, qkv.device)
+
+
+def global_launch(
+    qkv: Tensor, table_h: Tensor, table_w: Tensor, out: Tensor, num_heads: int, processors: int
+) -> Launch:
+    """How ``global_attention``, which has the same arguments, is launched.
+
+    Args:
+        processors: multiprocessors of the GPU.
+    """
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
     if not supports(height, width, head_dim):
@@ -102,17 +114,15 @@ def global_attention(
         (*strides[:2], 16),
         (16, TILE, 1, head_dim // 16),
     )
-    blocks = multiprocessors(qkv.device)
-    rows = chunk_rows(height, batch * num_heads, blocks)
+    rows = chunk_rows(height, batch * num_heads, processors)
     parts = _ceil_div(height, rows)
     chunks = batch * num_heads * parts
-    launch(
+    return Launch(
         global_attention_program(head_dim, qkv.dtype),
-        qkv.device,
-        (min(blocks, chunks), 1, 1),
+        (min(processors, chunks), 1, 1),
         THREADS,
         shared_bytes(head_dim),
-        [
+        (
             TensorMap(qkv, sizes, strides, (64, TILE, 1, 1)),
             TensorMap(qkv, sizes, strides, (tail, TILE, 1, 1)),
             value_blocks,
@@ -128,5 +138,5 @@ def global_attention(
             width,
             num_heads,
             head_dim**-0.5 * LOG2_E,
-        ],
+        ),
     )

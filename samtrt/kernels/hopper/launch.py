@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -38,14 +39,27 @@ def _loaded(program: Program, device: int, shared_bytes: int) -> Any:
     return function
 
 
-def launch(
-    program: Program,
-    device: torch.device,
-    grid: tuple[int, int, int],
-    threads: int,
-    shared_bytes: int,
-    arguments: list[Any],
-) -> None:
+@dataclass(frozen=True)
+class Launch:
+    """What is launched, and how: nothing of it needs a GPU until it is run.
+
+    Attributes:
+        program: the kernel.
+        grid: blocks along x, y, z.
+        threads: of a block.
+        shared_bytes: dynamic shared memory of a block.
+        arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats (fp32) and ``Struct``
+            objects, in the kernel's order.
+    """
+
+    program: Program
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    arguments: tuple[Any, ...]
+
+
+def launch(work: Launch, device: torch.device) -> None:
     """Launches on a GPU, on torch's current stream of it, whichever GPU is the current one.
 
     The kernel may start before its predecessors on the stream have finished: it must call
@@ -53,8 +67,6 @@ def launch(
 
     Args:
         device: the GPU, with its index, that the arguments are on.
-        arguments: tensors, ``TensorMap`` objects, ints (32 bits), floats and ctypes structures, in
-            the kernel's order.
 
     Raises:
         EngineError: NVRTC or the driver refuses.
@@ -65,74 +77,91 @@ def launch(
     dependent.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     dependent.value.programmaticStreamSerializationAllowed = 1
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared_bytes
+    config.gridDimX, config.gridDimY, config.gridDimZ = work.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = work.threads, 1, 1
+    config.sharedMemBytes = work.shared_bytes
     config.attrs = [dependent]
     config.numAttrs = 1
     config.hStream = torch.cuda.current_stream(device).cuda_stream
-    values = [_value(argument) for argument in arguments]
+    contents = [_content(argument) for argument in work.arguments]
+    values = [(ctypes.c_uint8 * len(content)).from_buffer_copy(content) for content in contents]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     with torch.cuda.device(device):
-        function = _function(program, device.index, shared_bytes)
+        function = _function(work.program, device.index, work.shared_bytes)
         result = driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0)
-    checked(result, f"launch of {program.function_name}")
+    checked(result, f"launch of {work.program.function_name}")
 
 
-def _value(argument: Any) -> Any:
+def _content(argument: Any) -> bytes:
+    """An argument's bytes, as the kernel takes them."""
     if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+        return bytes(ctypes.c_void_p(argument.data_ptr()))
     if isinstance(argument, TensorMap):
-        return argument.value
-    if isinstance(argument, ctypes.Structure):
-        return argument
+        return argument.encoded()
+    if isinstance(argument, Struct):
+        return b"".join(map(_content, argument.members)).ljust(argument.size, b"\0")
     if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    return ctypes.c_int32(argument)
+        return bytes(ctypes.c_float(argument))
+    return bytes(ctypes.c_int32(argument))
 
 
+@dataclass(frozen=True)
+class Struct:
+    """A C structure that a kernel takes by value.
+
+    Attributes:
+        members: as the arguments of a ``Launch``; they stand without gaps.
+        size: of the structure in bytes, with what stands after the last member.
+    """
+
+    members: tuple[Any, ...]
+    size: int
+
+
+@dataclass(frozen=True)
 class TensorMap:
-    """How the copy engine reads or writes boxes of a tensor of 16-bit elements (CUtensorMap)."""
+    """How the copy engine reads or writes boxes of a tensor of 16-bit elements (CUtensorMap).
 
-    def __init__(
-        self,
-        tensor: Tensor,
-        sizes: tuple[int, ...],
-        strides: tuple[int, ...],
-        box: tuple[int, ...],
-    ) -> None:
-        """
-        Args:
-            tensor: fp16 or bf16, on the GPU.
-            sizes: of its dimensions, the contiguous one first; elements beyond read as zero and
-                are not written.
-            strides: of all dimensions but the first, in elements, multiples of 8.
-            box: elements a copy moves along each dimension. The first is the swizzle: 16, 32 or
-                64 elements, rows of 32, 64 or 128 bytes.
+    Attributes:
+        tensor: fp16 or bf16.
+        sizes: of its dimensions, the contiguous one first; elements beyond read as zero and are
+            not written.
+        strides: of all dimensions but the first, in elements, multiples of 8.
+        box: elements a copy moves along each dimension. The first is the swizzle: 16, 32 or 64
+            elements, rows of 32, 64 or 128 bytes.
+    """
+
+    tensor: Tensor
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+
+    def encoded(self) -> bytes:
+        """The descriptor, 128 bytes; the tensor is on the GPU.
 
         Raises:
             EngineError: the driver refuses (a misaligned address or stride, for example).
         """
         driver, _ = bindings()
-        rank = len(sizes)
+        rank = len(self.sizes)
         types = driver.CUtensorMapDataType
         swizzles = driver.CUtensorMapSwizzle
         swizzle = {
             64: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
             32: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
             16: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
-        }[box[0]]
-        is_half = tensor.dtype == torch.float16
+        }[self.box[0]]
+        is_half = self.tensor.dtype == torch.float16
         encoded = checked(
             driver.cuTensorMapEncodeTiled(
                 types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                 if is_half
                 else types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 rank,
-                tensor.data_ptr(),
-                [driver.cuuint64_t(size) for size in sizes],
-                [driver.cuuint64_t(2 * stride) for stride in strides],
-                [driver.cuuint32_t(extent) for extent in box],
+                self.tensor.data_ptr(),
+                [driver.cuuint64_t(size) for size in self.sizes],
+                [driver.cuuint64_t(2 * stride) for stride in self.strides],
+                [driver.cuuint32_t(extent) for extent in self.box],
                 [driver.cuuint32_t(1)] * rank,
                 driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
                 swizzle,
@@ -141,8 +170,7 @@ class TensorMap:
             ),
             "cuTensorMapEncodeTiled",
         )
-        raw = ctypes.string_at(encoded.getPtr(), 128)
-        self.value = (ctypes.c_uint8 * 128).from_buffer_copy(raw)
+        return ctypes.string_at(encoded.getPtr(), 128)
 
 
 def matrix_map(matrix: Tensor, rows: int, columns: int) -> TensorMap:

@@ -1,6 +1,5 @@
 """Linear layers with the LayerNorm before them, or the residual sum after them, inside."""
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.compiler import Program
-from samtrt.kernels.hopper.launch import launch, matrix_map
+from samtrt.kernels.hopper.launch import Launch, Struct, launch, matrix_map
 
 BLOCK_K = 64
 PART_ROWS = 64  # of one product
@@ -17,6 +16,7 @@ SHARED_BANDWIDTH = 128  # bytes a cycle and multiprocessor
 CHUNK = 64  # linear_tile.cuh
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
+LAYER_BYTES = 832  # linear_tile.cuh, Layer
 REPEATED_ROWS = 64  # a residual that repeats has a multiple of so many rows
 # linear_epilogue.cuh, gelu: the largest x², and q's coefficients.
 GELU = {
@@ -89,30 +89,6 @@ class LinearTiles:
         return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype, headers)
 
 
-class _Layer(ctypes.Structure):
-    """linear_tile.cuh, Layer."""
-
-    _fields_ = (
-        ("a", ctypes.c_uint8 * 128),
-        ("weight", ctypes.c_uint8 * 128),
-        ("out", ctypes.c_uint8 * 128),
-        ("out_tail", ctypes.c_uint8 * 128),
-        ("residual", ctypes.c_uint8 * 128),
-        ("residual_tail", ctypes.c_uint8 * 128),
-        ("bias", ctypes.c_void_p),
-        ("statistics", ctypes.c_void_p),
-        ("residual_rows", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("columns", ctypes.c_int32),
-        ("inner", ctypes.c_int32),
-        ("tiles", ctypes.c_uint32),
-        ("group", ctypes.c_uint32),
-        ("blocks_n", ctypes.c_uint32),
-        ("eps", ctypes.c_float),
-        ("_padding", ctypes.c_uint8 * 16),  # to a multiple of 64 bytes
-    )
-
-
 @dataclass(frozen=True)
 class Linear:
     """A linear layer with the LayerNorm before it or the residual sum after it.
@@ -150,8 +126,8 @@ class Linear:
             return RESIDUAL
         return NORMALISED_GELU if self.gelu else NORMALISED
 
-    def packed(self, tiles: LinearTiles) -> _Layer:
-        """As the kernels take it."""
+    def packed(self, tiles: LinearTiles) -> Struct:
+        """As the kernels take it: linear_tile.cuh, ``Layer``."""
         (rows, inner), columns = self.a.shape, self.weight.shape[0]
         if inner % 8 or columns % 8:
             raise EngineError(
@@ -166,16 +142,16 @@ class Linear:
             )
         tail = tiles.columns % CHUNK or CHUNK
         blocks_m, blocks_n = tiles.grid(rows, columns)
-        return _Layer(
-            matrix_map(self.a, tiles.block_rows, BLOCK_K).value,
-            matrix_map(self.weight, tiles.columns, BLOCK_K).value,
+        members = (
+            matrix_map(self.a, tiles.block_rows, BLOCK_K),
+            matrix_map(self.weight, tiles.columns, BLOCK_K),
             *(
-                matrix_map(matrix, PART_ROWS, width).value
+                matrix_map(matrix, PART_ROWS, width)
                 for matrix in (self.out, residual)
                 for width in (CHUNK, tail)
             ),
-            self.bias.data_ptr(),
-            self.statistics.data_ptr(),
+            self.bias,
+            self.statistics,
             len(residual),
             rows,
             columns,
@@ -185,6 +161,7 @@ class Linear:
             blocks_n,
             self.eps,
         )
+        return Struct(members, LAYER_BYTES)
 
 
 # Of all that fit shared memory, these were the fastest (docs/performance.md).
@@ -220,9 +197,16 @@ def _duration(tiles: LinearTiles, rows: int, columns: int, processors: int) -> f
 
 
 def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
-    """One layer, one launch.
+    """One layer, one launch; see ``linear_launch``."""
+    device = layer.a.device
+    launch(linear_launch(layer, multiprocessors(device), tiles), device)
+
+
+def linear_launch(layer: Linear, processors: int, tiles: LinearTiles | None = None) -> Launch:
+    """How one layer is launched.
 
     Args:
+        processors: multiprocessors of the GPU.
         tiles: the launch configuration; measured ones by default.
 
     Raises:
@@ -231,7 +215,6 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
             rows cannot repeat.
     """
     (rows, columns), parts = layer.out.shape, layer.statistics.shape[0]
-    processors = multiprocessors(layer.a.device)
     if layer.epilogue == RESIDUAL:
         tiles = tiles or residual_tiles(rows, columns, processors)
         if tiles is None or parts * tiles.columns != columns:
@@ -243,9 +226,9 @@ def linear_layer(layer: Linear, tiles: LinearTiles | None = None) -> None:
     program = tiles.program(
         layer.epilogue, layer.a.dtype, 1 if layer.epilogue == RESIDUAL else parts
     )
-    packed = layer.packed(tiles)
-    blocks = min(processors, packed.tiles)
-    launch(program, layer.a.device, (blocks, 1, 1), THREADS, tiles.shared_bytes, [packed])
+    blocks_m, blocks_n = tiles.grid(rows, columns)
+    grid = (min(processors, blocks_m * blocks_n), 1, 1)
+    return Launch(program, grid, THREADS, tiles.shared_bytes, (layer.packed(tiles),))
 
 
 def can_write_statistics(channels: int) -> bool:

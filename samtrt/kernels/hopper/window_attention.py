@@ -8,7 +8,7 @@ from torch import Tensor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.hopper.compiler import Program
-from samtrt.kernels.hopper.launch import TensorMap, launch
+from samtrt.kernels.hopper.launch import Launch, TensorMap, launch
 
 MIN_WINDOW, MAX_WINDOW = 6, 14
 HEAD_DIMS = (64, 80)
@@ -173,6 +173,20 @@ def window_attention(
     Raises:
         EngineError: there is no kernel for these sizes, see ``supports``; or the driver refuses.
     """
+    work = window_launch(qkv, qkv_bias, table, schedule, out, window_size, num_heads)
+    launch(work, qkv.device)
+
+
+def window_launch(
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    table: Tensor,
+    schedule: Tensor,
+    out: Tensor,
+    window_size: int,
+    num_heads: int,
+) -> Launch:
+    """How ``window_attention``, which has the same arguments, is launched."""
     _, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
     program = window_attention_program(head_dim, window_size, qkv.dtype)
@@ -186,8 +200,8 @@ def window_attention(
     ]
     blocks, units, _ = schedule.shape
     scale = head_dim**-0.5 * LOG2_E
-    arguments = [*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale]
-    launch(program, qkv.device, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
+    arguments = (*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale)
+    return Launch(program, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
 
 
 def _boxes(tensor: Tensor, columns: int, box_width: int, box_height: int) -> TensorMap:
