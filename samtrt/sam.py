@@ -34,7 +34,7 @@ from samtrt.decoders.torch import TorchDecoder
 from samtrt.decoders.upscaling import cut_out
 from samtrt.encoders.accelerated import accelerate
 from samtrt.encoders.choice import default_device
-from samtrt.encoders.embedded import EmbeddedPicture, embed_frames, embed_picture, embed_pictures
+from samtrt.encoders.embedded import EmbeddedPicture, embed_frames, embed_pictures
 from samtrt.encoders.engine import SIDECAR_FILE, read_engine_info
 from samtrt.encoders.identity import ParametersIdentity
 from samtrt.encoders.load import encoder_from_parameters, load_encoder
@@ -56,7 +56,6 @@ from samtrt.modeling.prompted_decoder import (
 from samtrt.pictures.transforms import (
     MASK_THRESHOLD,
     Mark,
-    Size,
     normalize_and_pad,
     postprocess_masks,
     unmeasured,
@@ -167,50 +166,36 @@ class Sam(nn.Module):
         return f"{self.encoder.computed_by}, parameters {self.parameters_sha256}"
 
     def embed(self, image: np.ndarray, mark: Mark = unmeasured) -> EmbeddedPicture:
-        """Encodes a picture [H, W, 3] uint8 RGB; see ``embed_picture``."""
-        self._require_own_process()
-        statistics = self.pixel_mean, self.pixel_std
-        return self._identified(embed_picture(self.encoder, image, "", mark, statistics))
+        """Encodes a picture [H, W, 3] uint8 RGB; see ``encoders.embedded.embed_pictures``."""
+        return self.embed_pictures([image], mark)[0]
 
-    def embed_pictures(self, images: Sequence[np.ndarray]) -> list[EmbeddedPicture]:
-        """Encodes pictures [H, W, 3] uint8 RGB of any sizes as one batch; see ``embed_picture``."""
+    def embed_pictures(
+        self, images: Sequence[np.ndarray], mark: Mark = unmeasured
+    ) -> list[EmbeddedPicture]:
+        """Encodes pictures [H, W, 3] uint8 RGB of any sizes as one batch, or none."""
         self._require_own_process()
         if not images:
             return []
         statistics = self.pixel_mean, self.pixel_std
-        pictures = embed_pictures(self.encoder, images, statistics)
-        return [self._identified(picture) for picture in pictures]
+        return self._identified(embed_pictures(self.encoder, images, mark, statistics))
 
-    def _identified(self, picture: EmbeddedPicture) -> EmbeddedPicture:
+    def _identified(self, pictures: list[EmbeddedPicture]) -> list[EmbeddedPicture]:
         """With the parameters that the encoder has; a digest of them after each change."""
         known = self._identity.known(self) or self._identity.sha256(self)
-        return replace(picture, parameters_sha256=known)
+        return [replace(picture, parameters_sha256=known) for picture in pictures]
 
-    def embed_resized(self, image: Tensor, original_size: Size) -> EmbeddedPicture:
-        """Encodes a picture that ``ResizeLongestSide`` has resized already.
+    def embed_resized(
+        self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, ...]]
+    ) -> list[EmbeddedPicture]:
+        """Encodes pictures that ``ResizeLongestSide`` has resized already as one batch, or none.
 
         Args:
-            image: [1, 3, h, w] RGB, 0…255, its long side ``img_size`` pixels.
-            original_size: (H, W) before it was resized.
+            images: [1, 3, h, w] RGB each, 0…255, the long side ``img_size`` pixels.
+            original_sizes: (H, W) of each before it was resized.
 
         Raises:
             InputError: another shape.
         """
-        return self._embed_all([image], [original_size])[0]
-
-    def embed_batch(self, images: Tensor, original_size: tuple[int, ...]) -> list[EmbeddedPicture]:
-        """Encodes pictures of one size as one batch; see ``embed_resized``.
-
-        Args:
-            images: [B, 3, h, w].
-            original_size: (H, W) of each before it was resized.
-        """
-        return self._embed_all(list(images.split(1)), [original_size] * len(images))
-
-    def _embed_all(
-        self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, ...]]
-    ) -> list[EmbeddedPicture]:
-        """Encodes pictures [1, 3, h, w] of any sizes as one batch."""
         self._require_own_process()
         if not images:
             return []
@@ -225,8 +210,7 @@ class Sam(nn.Module):
             frames = torch.cat([self.preprocess(image) for image in images])
         sizes = [(image.shape[2], image.shape[3]) for image in images]
         originals = [(size[0], size[1]) for size in original_sizes]
-        pictures = embed_frames(self.encoder, frames, sizes, originals)
-        return [self._identified(picture) for picture in pictures]
+        return self._identified(embed_frames(self.encoder, frames, sizes, originals))
 
     def get_decoder(self, precision: str = "auto") -> Decoder:
         """The mask decoder that predictors and generators of this model share.
@@ -332,7 +316,7 @@ class Sam(nn.Module):
         sizes = [record["original_size"] for record in batched_input]
         decode = self.get_decoder("fp32")
         outputs = []
-        pictures = self._embed_all(images, sizes)
+        pictures = self.embed_resized(images, sizes)
         for record, picture in zip(batched_input, pictures, strict=True):
             prompts = Prompts.from_tensors(
                 picture,

@@ -1,4 +1,4 @@
-"""One embedded picture: what every decoder takes, and the one function that makes it."""
+"""One embedded picture: what every decoder takes, and where it is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,39 +69,21 @@ class EmbeddedPicture:
         return replace(self, features=self.features.to(device))
 
 
-def embed_picture(
-    encoder: ImageEncoder,
-    image: np.ndarray,
-    parameters_sha256: str = "",
-    mark: Mark = unmeasured,
-    statistics: Statistics | None = None,
-) -> EmbeddedPicture:
-    """Resizes, normalises, pads and encodes a picture; on a GPU it returns before that is done.
-
-    Args:
-        image: [H, W, 3] uint8 RGB, in host memory; read before the call returns.
-        parameters_sha256: the encoder's parameter set.
-        mark: called with ``"upload"``, ``"preprocess"`` and ``"encode"`` once each is queued.
-        statistics: mean and deviation of the channels; None for Meta's.
-
-    Raises:
-        InputError: anything but a uint8 picture.
-    """
-    check_picture(image)
-    with as_written():
-        frame, input_size = preprocess(image, encoder.img_size, encoder.device, mark, statistics)
-    size = (image.shape[0], image.shape[1])
-    picture = embed_frame(encoder, frame, input_size, size, parameters_sha256)
-    mark("encode")
-    return picture
-
-
 def embed_pictures(
     encoder: ImageEncoder,
     images: Sequence[np.ndarray],
+    mark: Mark = unmeasured,
     statistics: Statistics | None = None,
 ) -> list[EmbeddedPicture]:
-    """``embed_picture`` of several pictures of any sizes, as one batch.
+    """Resizes, normalises, pads and encodes pictures of any sizes as one batch.
+
+    On a GPU it returns before that is done.
+
+    Args:
+        images: [H, W, 3] uint8 RGB each, at least one, in host memory; read before the call
+            returns.
+        mark: called with ``"upload"``, ``"preprocess"`` and ``"encode"`` once each is queued.
+        statistics: mean and deviation of the channels; None for Meta's.
 
     Raises:
         InputError: anything but uint8 pictures, or more than the encoder takes at once.
@@ -110,23 +92,14 @@ def embed_pictures(
         check_picture(image)
     with as_written():
         made = [
-            preprocess(image, encoder.img_size, encoder.device, statistics=statistics)
+            preprocess(image, encoder.img_size, encoder.device, mark, statistics)
             for image in images
         ]
-        frames = torch.cat([frame for frame, _ in made])
+        frames = made[0][0] if len(made) == 1 else torch.cat([frame for frame, _ in made])
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    return embed_frames(encoder, frames, [input_size for _, input_size in made], sizes)
-
-
-def embed_frame(
-    encoder: ImageEncoder,
-    frame: Tensor,
-    input_size: Size,
-    original_size: Size,
-    parameters_sha256: str = "",
-) -> EmbeddedPicture:
-    """Encodes a frame [1, 3, S, S] that ``transforms`` has made of a picture of those sizes."""
-    return embed_frames(encoder, frame, [input_size], [original_size], parameters_sha256)[0]
+    pictures = embed_frames(encoder, frames, [input_size for _, input_size in made], sizes)
+    mark("encode")
+    return pictures
 
 
 def embed_frames(
@@ -134,21 +107,13 @@ def embed_frames(
     frames: Tensor,
     input_sizes: Sequence[Size],
     original_sizes: Sequence[Size],
-    parameters_sha256: str = "",
 ) -> list[EmbeddedPicture]:
-    """Encodes frames [B, 3, S, S] as one batch; see ``embed_frame``."""
-    features = encoder(frames)
+    """Encodes frames [B, 3, S, S] that ``transforms`` has made of pictures of those sizes."""
+    features, computed_by = encoder(frames), encoder.computed_by
     return [
-        EmbeddedPicture(
-            features[index : index + 1],
-            original_size,
-            input_size,
-            encoder.img_size,
-            encoder.computed_by,
-            parameters_sha256,
-        )
-        for index, (input_size, original_size) in enumerate(
-            zip(input_sizes, original_sizes, strict=True)
+        EmbeddedPicture(embedding, original_size, input_size, encoder.img_size, computed_by)
+        for embedding, input_size, original_size in zip(
+            features.split(1), input_sizes, original_sizes, strict=True
         )
     ]
 

@@ -25,63 +25,19 @@ from samtrt.masks.geometry import (
     is_box_near_crop_edge,
     layer_point_grids,
     mask_boxes,
-    nms,
     take_masks,
     uncrop_masks,
 )
+from samtrt.masks.kept import OUTPUT_MODES, KeptMasks
 from samtrt.masks.predictor import SamPredictor
-from samtrt.masks.runs import (
-    MaskRuns,
-    area_from_rle,
-    coco_encode_rle,
-    require_pycocotools,
-)
+from samtrt.masks.runs import MaskRuns, require_pycocotools
 from samtrt.masks.steps import GeneratorSteps, without_small_regions
 from samtrt.pictures.transforms import Size
 from samtrt.sam import Sam
 
-OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-
 _MAX_CROP_LAYERS = 8
 _MAX_POINTS_PER_SIDE = 1_000  # a million points, three masks each
-
-
-@dataclass
-class _Masks:
-    """Masks that have passed the filters so far, in the picture's frame, on the model's device.
-
-    Attributes:
-        runs: the N masks.
-        boxes: int64 [N, 4] XYXY.
-        scores: float32 [N] predicted IoUs.
-        stability: float32 [N].
-        points: float64 [N, 2], each mask's prompt.
-        crops: int64 [N, 4], the crop each was found in.
-    """
-
-    runs: MaskRuns
-    boxes: Tensor
-    scores: Tensor
-    stability: Tensor
-    points: Tensor
-    crops: Tensor
-
-    def select(self, indices: Tensor) -> "_Masks":
-        return _Masks(
-            self.runs.select(indices),
-            *(getattr(self, name)[indices] for name in _TENSORS),
-        )
-
-    @classmethod
-    def concatenate(cls, parts: "list[_Masks]") -> "_Masks":
-        return cls(
-            MaskRuns.concatenate([part.runs for part in parts]),
-            *(torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS),
-        )
-
-
 _RECORDS_AT_ONCE = 64
-_TENSORS = ("boxes", "scores", "stability", "points", "crops")
 
 
 @dataclass(frozen=True)
@@ -114,7 +70,7 @@ Found = Callable[[int, int, list[dict[str, Any]]], None]
 Progress = Callable[[int, int], None]
 
 # Called after each batch of a crop's points with how many it has, and with its masks.
-_Batch = Callable[[int, list[_Masks]], None]
+_Batch = Callable[[int, list[KeptMasks]], None]
 
 
 def _unwatched(masks: int, nbytes: int) -> None:
@@ -276,7 +232,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         ]
         done, total = 0, sum(len(self.point_grids[layer]) for _, layer in crops)
 
-        def advance(points: int, masks: list[_Masks]) -> None:
+        def advance(points: int, masks: list[KeptMasks]) -> None:
             nonlocal done
             done += points
             progress(done, total)
@@ -325,43 +281,43 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
         done, total = 0, len(self.point_grids[0])
 
-        def advance(points: int, masks: list[_Masks]) -> None:
+        def advance(points: int, masks: list[KeptMasks]) -> None:
             nonlocal done
             done += points
             progress(done, total)
             if found is not None:
-                found(done, total, self._few_records(self._without_duplicates(masks, crop)))
+                found(done, total, self._without_duplicates(masks, crop).records(self.output_mode))
 
         return self._finish([self._one_crop(crop, 0, check, advance)], check)
 
-    def _finish(self, parts: list[_Masks], check: Check) -> list[dict[str, Any]]:
+    def _finish(self, parts: list[KeptMasks], check: Check) -> list[dict[str, Any]]:
         """Records of the masks of all crops."""
-        masks = _Masks.concatenate(parts)
+        masks = KeptMasks.concatenate(parts)
         if len(parts) > 1:  # duplicates between crops: the smaller crop saw more detail
             preference = 1 / box_areas(masks.crops).float()
-            masks = masks.select(nms(masks.boxes.float(), preference, self.crop_nms_thresh))
-        if self.min_mask_region_area > 0 and len(masks.runs):
+            masks = masks.without_duplicates(preference, self.crop_nms_thresh)
+        if self.min_mask_region_area > 0 and len(masks):
             masks = self._without_small_regions(masks, check)
         return self._records(masks, check)
 
-    def _one_crop(self, crop: _Crop, layer: int, check: Check, advance: _Batch) -> _Masks:
+    def _one_crop(self, crop: _Crop, layer: int, check: Check, advance: _Batch) -> KeptMasks:
         height, width = crop.embedded.original_size
         points = self.point_grids[layer] * np.array([width, height])
-        parts: list[_Masks] = []
+        parts: list[KeptMasks] = []
         for start in range(0, len(points), self.points_per_batch):
             batch, before = points[start : start + self.points_per_batch], len(parts)
             self._one_batch(batch, crop, parts, check)
             advance(len(batch), parts[before:])
         return self._without_duplicates(parts, crop)
 
-    def _without_duplicates(self, parts: list[_Masks], crop: _Crop) -> _Masks:
+    def _without_duplicates(self, parts: list[KeptMasks], crop: _Crop) -> KeptMasks:
         if not parts:
-            return self._no_masks(crop)
-        masks = _Masks.concatenate(parts)
-        return masks.select(nms(masks.boxes.float(), masks.scores, self.box_nms_thresh))
+            return KeptMasks.none(crop.picture_size, self.predictor.device)
+        masks = KeptMasks.concatenate(parts)
+        return masks.without_duplicates(masks.scores, self.box_nms_thresh)
 
     def _one_batch(
-        self, points: np.ndarray, crop: _Crop, parts: list[_Masks], check: Check
+        self, points: np.ndarray, crop: _Crop, parts: list[KeptMasks], check: Check
     ) -> None:
         """Adds to ``parts`` the masks of points (in the crop's frame) that pass all filters."""
         check(*_held(parts))
@@ -378,7 +334,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
             runs, boxes, stability, kept = self._cut_out(few, crop)
             which = which[kept]
             parts.append(
-                _Masks(
+                KeptMasks(
                     runs,
                     boxes + corner.repeat(2),
                     scores[which],
@@ -430,14 +386,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         masks = uncrop_masks(masks, crop.box, height, width)
         return MaskRuns.from_masks(masks), boxes, stability[kept], kept
 
-    def _no_masks(self, crop: _Crop) -> _Masks:
-        device = self.predictor.device
-        none = torch.zeros(0, dtype=torch.float32, device=device)
-        boxes = torch.zeros(0, 4, dtype=torch.int64, device=device)
-        points = torch.zeros(0, 2, dtype=torch.float64, device=device)
-        return _Masks(MaskRuns.empty(crop.picture_size, device), boxes, none, none, points, boxes)
-
-    def _without_small_regions(self, masks: _Masks, check: Check) -> _Masks:
+    def _without_small_regions(self, masks: KeptMasks, check: Check) -> KeptMasks:
         """Fills small holes, removes small islands, then drops what has become a duplicate."""
         runs, boxes, unchanged = without_small_regions(
             masks.runs.to_coco(), self.min_mask_region_area, lambda: check(*_held([masks]))
@@ -448,54 +397,20 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         # Masks that needed no repair are preferred.
         preference = torch.tensor(unchanged, dtype=torch.float32, device=device)
         limit_iou = max(self.box_nms_thresh, self.crop_nms_thresh)
-        return masks.select(nms(masks.boxes.float(), preference, limit_iou))
+        return masks.without_duplicates(preference, limit_iou)
 
-    def _records(self, masks: _Masks, check: Check) -> list[dict[str, Any]]:
+    def _records(self, masks: KeptMasks, check: Check) -> list[dict[str, Any]]:
         records = []
         # A few at a time: as lists of Python's numbers, runs take five times their bytes.
-        for few in torch.arange(len(masks.runs), device=masks.boxes.device).split(_RECORDS_AT_ONCE):
+        for few in torch.arange(len(masks), device=masks.boxes.device).split(_RECORDS_AT_ONCE):
             check(*_held([masks]))
-            records += self._few_records(masks.select(few))
+            records += masks.select(few).records(self.output_mode)
         return records
 
-    def _few_records(self, masks: _Masks) -> list[dict[str, Any]]:
-        rles = masks.runs.to_coco()
-        segmentations: list[Any] = rles
-        if self.output_mode == "binary_mask":
-            segmentations = masks.runs.to_arrays()
-        elif self.output_mode == "coco_rle":
-            segmentations = [coco_encode_rle(rle) for rle in rles]
-        columns = zip(
-            segmentations,
-            rles,
-            _xywh(masks.boxes).tolist(),
-            masks.scores.tolist(),
-            masks.points.tolist(),
-            masks.stability.tolist(),
-            _xywh(masks.crops).tolist(),
-            strict=True,
-        )
-        return [
-            {
-                "segmentation": segmentation,
-                "area": area_from_rle(rle),
-                "bbox": box,
-                "predicted_iou": score,
-                "point_coords": [point],
-                "stability_score": stability,
-                "crop_box": crop,
-            }
-            for segmentation, rle, box, score, point, stability, crop in columns
-        ]
 
-
-def _held(parts: list[_Masks]) -> tuple[int, int]:
+def _held(parts: list[KeptMasks]) -> tuple[int, int]:
     """Masks, and the bytes of their run lengths."""
-    return sum(len(part.runs) for part in parts), sum(part.runs.nbytes for part in parts)
-
-
-def _xywh(boxes: Tensor) -> Tensor:
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    return sum(map(len, parts)), sum(part.runs.nbytes for part in parts)
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -120,7 +120,8 @@ class SamPredictor:
             InputError: another shape.
         """
         height, width = original_image_size
-        pictures = self.model.embed_batch(transformed_image, (height, width))
+        images = transformed_image.split(1)
+        pictures = self.model.embed_resized(images, [(height, width)] * len(images))
         self.reset_image()
         self._set_picture(pictures[0])
         if len(pictures) > 1:

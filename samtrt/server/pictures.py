@@ -11,7 +11,7 @@ from PIL import Image
 from samtrt.errors import InputError
 from samtrt.pictures.reading import load_image
 from samtrt.pictures.structure import check_structure
-from samtrt.server.problems import RequestError
+from samtrt.server.problems import RequestError, not_a_picture
 from samtrt.server.settings import PICTURE_TYPES, Settings
 
 
@@ -51,10 +51,7 @@ def _check_header(data: bytes, media_type: str, settings: Settings) -> None:
     except MemoryError as error:
         raise InputError("the picture takes more memory than there is; scale it down") from error
     except Exception:  # Pillow's decoders raise nearly anything on hostile bytes
-        raise RequestError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "the body is not a JPEG, PNG or WebP picture; convert it to one of these",
-        ) from None
+        raise not_a_picture() from None
     if found != PICTURE_TYPES[media_type]:
         raise RequestError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

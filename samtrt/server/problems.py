@@ -56,6 +56,14 @@ class RequestError(Exception):
         return b'{"problem": ' + bytes(self.response().body) + b"}\n"
 
 
+def not_a_picture() -> RequestError:
+    """What a body is answered that no picture is found in: 415."""
+    return RequestError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "the body is not a JPEG, PNG or WebP picture; convert it to one of these",
+    )
+
+
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route for OpenAPI."""
     schema = {"$ref": "#/components/schemas/ProblemDetails"}

@@ -16,7 +16,7 @@ from rich.table import Table
 from samtrt.decoders.prompts import Prompt
 from samtrt.decoders.protocol import Decoder, check_fits
 from samtrt.decoders.upscaling import cut_out
-from samtrt.encoders.embedded import embed_frame
+from samtrt.encoders.embedded import embed_frames
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.masks.runs import require_pycocotools
 from samtrt.masks.transfer import to_host
@@ -101,7 +101,7 @@ def segment(
     with times.stage("resize, normalise, pad", device):
         frame, input_size = preprocess(image, encoder.img_size, device)
     with times.stage("image encoder", device):
-        picture = embed_frame(encoder, frame, input_size, size)
+        (picture,) = embed_frames(encoder, frame, [input_size], [size])
     with times.stage("mask decoder", device):
         prompts = prompt.to_model_frame(picture)
         low_res, scores = decoder(picture, prompts, multimask_output)

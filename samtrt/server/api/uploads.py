@@ -7,7 +7,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from samtrt.server.problems import RequestError
+from samtrt.server.problems import RequestError, not_a_picture
 from samtrt.server.settings import PICTURE_TYPES
 
 OCTETS = "application/octet-stream"
@@ -32,10 +32,7 @@ def found_type(data: bytes) -> str:
         return "image/png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    raise RequestError(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        "the body is not a JPEG, PNG or WebP picture; convert it to one of these",
-    )
+    raise not_a_picture()
 
 
 async def uploaded(request: Request) -> tuple[bytes, str]:
