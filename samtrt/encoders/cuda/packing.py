@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders.cuda.quantisation import Fp8Plan, PackedLinear, quantise_weight
+from samtrt.kernels.hopper.linear import fold_layer_norm
 from samtrt.modeling.bound import stored_tensor
 from samtrt.modeling.image_encoder import resize_rel_pos
+
+_NORM_BEFORE = {"attn.qkv": "norm1", "mlp.lin1": "norm2"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,14 @@ class EncoderParameters:
         tensors: any float type, anywhere.
         dtype: the compute type, fp16 or bf16.
         device: where they go.
+        fp8: which linears are in e4m3; None for none.
     """
 
     config: EncoderConfig
     tensors: Mapping[str, np.ndarray | Tensor]
     dtype: torch.dtype
     device: torch.device
+    fp8: Fp8Plan | None = None
 
     def fp32(self, name: str) -> Tensor:
         return self._copied(name).float()
@@ -36,6 +42,51 @@ class EncoderParameters:
     def matrix(self, name: str) -> Tensor:
         """In the compute type, contiguous."""
         return self._copied(name).to(self.dtype).contiguous()
+
+    def linear(self, block: int, name: str) -> PackedLinear:
+        """One of ``LINEARS`` of a block, in e4m3 where ``fp8`` says so, with the norm before it
+        folded in, and ``attended_scale`` in the rows of ``attn.qkv`` that make V."""
+        plan, is_fp8 = self.fp8, self.fp8 is not None and (block, name) in self.fp8.linears
+        if plan is not None and (block, name) in plan.packed:
+            stored = plan.packed[block, name]
+            assert stored.scale is not None
+            weight, bias, scale = (
+                tensor.to(self.device, copy=True)
+                for tensor in (stored.weight, stored.bias, stored.scale)
+            )
+            return PackedLinear(weight.contiguous(), bias, scale)
+        weight, bias = self.folded(block, name)
+        if plan is None or not is_fp8:
+            return PackedLinear(weight.to(self.dtype).contiguous(), bias)
+        column_scale = plan.input_scale(block, name, self.config).to(self.device)
+        weight, scale = quantise_weight(weight, column_scale)
+        return PackedLinear(weight.contiguous(), bias, scale)
+
+    def folded(self, block: int, name: str) -> tuple[Tensor, Tensor]:
+        """What ``linear`` packs, [N, K] and [N] fp32."""
+        path = f"blocks.{block}."
+        weight, bias = self.fp32(f"{path}{name}.weight"), self.fp32(f"{path}{name}.bias")
+        if name in _NORM_BEFORE:
+            norm = path + _NORM_BEFORE[name]
+            norm_weight, norm_bias = self.fp32(norm + ".weight"), self.fp32(norm + ".bias")
+            weight, bias = fold_layer_norm(weight, bias, norm_weight, norm_bias)
+        if name == "attn.qkv":
+            scale = self._qkv_scale(block)
+            weight, bias = weight * scale[:, None], bias * scale
+        return weight, bias
+
+    def padding(self, block: int) -> Tensor:
+        """``attn.qkv``'s output of a padded token, [3 * heads * D] in the compute type."""
+        bias = self.fp32(f"blocks.{block}.attn.qkv.bias")
+        return (bias * self._qkv_scale(block)).to(self.dtype)
+
+    def _qkv_scale(self, block: int) -> Tensor:
+        """[3 * heads * D]: 1, and for V what ``attn.proj`` wants in e4m3."""
+        inner = len(self.tensors[f"blocks.{block}.attn.qkv.bias"]) // 3
+        scale = torch.ones(3 * inner, device=self.device)
+        if self.fp8 is not None and (block, "attn.proj") in self.fp8.linears:
+            scale[2 * inner :] = self.fp8.attended_scale[block]
+        return scale
 
     def _copied(self, name: str) -> Tensor:
         # To the device as it is: a GPU casts it faster than this side.

@@ -1,0 +1,144 @@
+"""E4m3 scales and weights against the table of all e4m3 values."""
+
+import numpy as np
+import torch
+from oracle import tiny_config
+from torch import Tensor
+from triton_kernels import DEVICE  # noqa: F401 (before the kernels: it chooses the interpreter)
+
+from samtrt.checkpoints.parameters import random_parameters
+from samtrt.encoders.cuda.packing import EncoderParameters
+from samtrt.encoders.cuda.quantisation import (
+    Fp8Plan,
+    all_linears,
+    in_order,
+    name_of,
+    quantise,
+    quantise_weight,
+    scale_for,
+)
+
+CONFIG = tiny_config(depth=2)
+
+
+def finite_values() -> np.ndarray:
+    """Every finite e4m3 number by its definition (OCP 8-bit floating point, 1.0): bias 7, no
+    infinities, S.1111.111 is NaN."""
+    values = []
+    for code in range(127):
+        exponent, mantissa = code >> 3, code & 7
+        if exponent:
+            values.append((1 + mantissa / 8) * 2.0 ** (exponent - 7))
+        else:
+            values.append(mantissa / 8 * 2.0**-6)
+    return np.array(sorted({*values, *(-value for value in values)}))
+
+
+def nearest_distance(values: Tensor) -> np.ndarray:
+    table = finite_values()
+    return np.abs(values.double().numpy().reshape(-1, 1) - table).min(1)
+
+
+def plan_for(linears: frozenset[tuple[int, str]]) -> Fp8Plan:
+    generator = torch.Generator().manual_seed(1)
+
+    def scales(*shape: int) -> Tensor:
+        return torch.exp2(torch.randint(-3, 4, shape, generator=generator).float())
+
+    depth, channels = CONFIG.depth, CONFIG.embed_dim
+    return Fp8Plan(linears, scales(depth, 2, channels), scales(depth, channels), scales(depth))
+
+
+def parameters(fp8: Fp8Plan | None) -> EncoderParameters:
+    tensors = random_parameters(CONFIG, 3).encoder()
+    return EncoderParameters(CONFIG, tensors, torch.float16, torch.device("cpu"), fp8)
+
+
+def test_values_are_rounded_to_the_nearest_and_saturate() -> None:
+    values = torch.cat([torch.randn(3000) * 30, torch.randn(1000) * 0.01, torch.zeros(1)])
+    rounded = quantise(values).float()
+    expected = nearest_distance(values.clamp(-448, 448))
+    np.testing.assert_allclose(
+        (rounded - values.clamp(-448, 448)).abs().double().numpy(), expected, atol=0, rtol=0
+    )
+    assert quantise(torch.tensor([449.0, 1e9, -1e9]), 2.0).float().tolist() == [448, 448, -448]
+    assert quantise(torch.tensor([3.0]), 0.25).float().item() == 0.75
+
+
+def test_weights_by_output_channel() -> None:
+    weight = torch.randn(20, 48) * torch.logspace(-3, 3, 20)[:, None]
+    weight[4] = 0
+    columns = torch.exp2(torch.randint(-4, 5, (48,)).float())
+    q, scale = quantise_weight(weight, columns)
+    assert q.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32
+    stored = weight / columns / scale[:, None]
+    # (a value near the middle of two may go either way: the quotient is rounded too)
+    found = (q.float() - stored).abs().double().numpy().reshape(-1)
+    assert (found <= nearest_distance(stored) + 1e-4).all()
+    assert (q.float().abs().amax(1)[torch.arange(20) != 4] == 448).all()
+    assert (q.float()[4] == 0).all() and torch.isfinite(scale).all()
+    assert torch.equal(quantise_weight(weight)[1], quantise_weight(weight, torch.ones(48))[1])
+
+
+def test_scales_are_powers_of_two_with_headroom() -> None:
+    largest = torch.tensor([1e-4, 0.3, 1.0, 14.0, 5000.0])
+    scales = scale_for(largest)
+    assert torch.equal(torch.exp2(torch.log2(scales).round()), scales)
+    placed = largest * scales
+    assert (placed <= 112).all() and (placed > 56).all()
+    assert scale_for(torch.zeros(2)).tolist() == [1, 1]
+
+
+def test_a_norm_and_its_linear_are_one_product_of_the_stream() -> None:
+    """Within what rounding both operands to e4m3 may do: 2^-4 of each, two of them."""
+    plan = plan_for(all_linears(CONFIG))
+    packed = parameters(plan)
+    x = torch.randn(50, CONFIG.embed_dim) * 2 + 0.3
+    sigma = (x.var(1, correction=0, keepdim=True) + CONFIG.layer_norm_eps).sqrt()
+    for index, (name, norm) in enumerate((("attn.qkv", "norm1"), ("mlp.lin1", "norm2"))):
+        linear = packed.linear(1, name)
+        assert linear.weight.dtype == torch.float8_e4m3fn and linear.scale is not None
+        scale = plan.residual_scale[1, index]
+        product = quantise(x, scale).float() @ linear.weight.float().T
+        found = product * linear.scale / sigma + linear.bias
+        fp32 = packed.fp32
+        weight, bias = fp32(f"blocks.1.{name}.weight"), fp32(f"blocks.1.{name}.bias")
+        normed = torch.nn.functional.layer_norm(
+            x, x.shape[1:], fp32(f"blocks.1.{norm}.weight"), fp32(f"blocks.1.{norm}.bias"), 1e-6
+        )
+        expected = normed @ weight.T + bias
+        folded, _ = parameters(None).folded(1, name)
+        bound = (x.abs() @ folded.abs().T) / sigma * (2 * 2**-4 + 2**-8) + 1e-3
+        if name == "attn.qkv":  # V as attn.proj wants it
+            inner = CONFIG.embed_dim
+            found[:, 2 * inner :] /= plan.attended_scale[1]
+        assert ((found - expected).abs() <= bound).all()
+        assert (found - expected).norm() <= 0.1 * expected.norm()
+
+
+def test_the_scale_of_attention_is_in_the_rows_of_v() -> None:
+    plain, inner = parameters(None), CONFIG.embed_dim
+    plan = plan_for(frozenset({(0, "attn.proj")}))
+    packed, scale = parameters(plan), plan.attended_scale[0]
+    expected, found = plain.linear(0, "attn.qkv"), packed.linear(0, "attn.qkv")
+    assert found.weight.dtype == torch.float16 and found.scale is None
+    assert torch.equal(found.weight[: 2 * inner], expected.weight[: 2 * inner])
+    assert torch.equal(found.weight[2 * inner :], expected.weight[2 * inner :] * scale[:, None])
+    assert torch.equal(found.bias[2 * inner :], expected.bias[2 * inner :] * scale)
+    assert torch.equal(packed.padding(0)[2 * inner :], plain.padding(0)[2 * inner :] * scale)
+    assert torch.equal(packed.padding(1), plain.matrix("blocks.1.attn.qkv.bias"))
+    proj = packed.linear(0, "attn.proj")
+    assert proj.scale is not None
+    restored = proj.weight.float() * proj.scale[:, None] * scale
+    weight = packed.fp32("blocks.0.attn.proj.weight")
+    # Subnormals end at half of 2^-9 of the scale.
+    bound = weight.abs() * 2**-4 + proj.scale[:, None] * scale * 2**-10
+    assert ((restored - weight).abs() <= bound * 1.001).all()
+    assert packed.linear(1, "attn.proj").weight.dtype == torch.float16
+
+
+def test_names_and_order() -> None:
+    linears = all_linears(CONFIG)
+    assert [name_of(linear) for linear in in_order(linears)][:5] == [
+        "0.attn.qkv", "0.attn.proj", "0.mlp.lin1", "0.mlp.lin2", "1.attn.qkv"
+    ]  # fmt: skip
