@@ -110,8 +110,11 @@ class Attention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, self.head_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = F.sides(x)
-        qkv = self.qkv(x)
+        return self.proj(self.attend(self.qkv(x)))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """What lies between the two linears: [B, H, W, 3·C] → [B, H, W, C]."""
+        height, width = F.sides(qkv)
         q, k, v = (self._split_heads(qkv, index) for index in range(3))
         if self.use_rel_pos:
             rel_h = relative_positions(height, self.rel_pos_h)
@@ -120,7 +123,7 @@ class Attention(nn.Module):
         else:
             x = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         x = F.permute(x, (0, 2, 1, 3))
-        return self.proj(F.view(x, (-1, height, width, self.num_heads * self.head_dim)))
+        return F.view(x, (-1, height, width, self.num_heads * self.head_dim))
 
     def _split_heads(self, qkv: Tensor, index: int) -> Tensor:
         """q, k or v of [B, H, W, 3·C] as [B, heads, H·W, head_dim]."""

@@ -46,34 +46,39 @@ class EncoderParameters:
     def linear(self, block: int, name: str) -> PackedLinear:
         """One of ``LINEARS`` of a block, in e4m3 where ``fp8`` says so, with the norm before it
         folded in, and ``attended_scale`` in the rows of ``attn.qkv`` that make V."""
-        plan, is_fp8 = self.fp8, self.fp8 is not None and (block, name) in self.fp8.linears
-        if plan is not None and (block, name) in plan.packed:
-            stored = plan.packed[block, name]
-            assert stored.scale is not None
-            weight, bias, scale = (
-                tensor.to(self.device, copy=True)
-                for tensor in (stored.weight, stored.bias, stored.scale)
-            )
-            return PackedLinear(weight.contiguous(), bias, scale)
-        weight, bias = self.folded(block, name)
-        if plan is None or not is_fp8:
+        if not self._is_fp8(block, name):
+            weight, bias = self.folded(block, name)
+            if name == "attn.qkv":
+                scale = self._qkv_scale(block)
+                weight, bias = weight * scale[:, None], bias * scale
             return PackedLinear(weight.to(self.dtype).contiguous(), bias)
-        column_scale = plan.input_scale(block, name, self.config).to(self.device)
-        weight, scale = quantise_weight(weight, column_scale)
-        return PackedLinear(weight.contiguous(), bias, scale)
+        linear = self.quantised(block, name)
+        if name != "attn.qkv" or linear.scale is None:
+            return linear
+        scale = self._qkv_scale(block)
+        return PackedLinear(linear.weight, linear.bias * scale, linear.scale * scale)
 
     def folded(self, block: int, name: str) -> tuple[Tensor, Tensor]:
-        """What ``linear`` packs, [N, K] and [N] fp32."""
+        """A linear with the norm before it folded in: weight [N, K] and bias [N] fp32."""
         path = f"blocks.{block}."
         weight, bias = self.fp32(f"{path}{name}.weight"), self.fp32(f"{path}{name}.bias")
-        if name in _NORM_BEFORE:
-            norm = path + _NORM_BEFORE[name]
-            norm_weight, norm_bias = self.fp32(norm + ".weight"), self.fp32(norm + ".bias")
-            weight, bias = fold_layer_norm(weight, bias, norm_weight, norm_bias)
-        if name == "attn.qkv":
-            scale = self._qkv_scale(block)
-            weight, bias = weight * scale[:, None], bias * scale
-        return weight, bias
+        if name not in _NORM_BEFORE:
+            return weight, bias
+        norm = path + _NORM_BEFORE[name]
+        return fold_layer_norm(weight, bias, self.fp32(norm + ".weight"), self.fp32(norm + ".bias"))
+
+    def quantised(self, block: int, name: str) -> PackedLinear:
+        """One of ``LINEARS`` in e4m3, before the rows of V are scaled."""
+        assert self.fp8 is not None
+        if (block, name) in self.fp8.packed:
+            return self.fp8.packed[block, name].to(self.device)
+        weight, bias = self.folded(block, name)
+        column_scale = self.fp8.input_scale(block, name, self.config).to(self.device)
+        values, scale = quantise_weight(weight, column_scale)
+        return PackedLinear(values.contiguous(), bias, scale)
+
+    def _is_fp8(self, block: int, name: str) -> bool:
+        return self.fp8 is not None and (block, name) in self.fp8.linears
 
     def padding(self, block: int) -> Tensor:
         """``attn.qkv``'s output of a padded token, [3 * heads * D] in the compute type."""
@@ -84,7 +89,7 @@ class EncoderParameters:
         """[3 * heads * D]: 1, and for V what ``attn.proj`` wants in e4m3."""
         inner = len(self.tensors[f"blocks.{block}.attn.qkv.bias"]) // 3
         scale = torch.ones(3 * inner, device=self.device)
-        if self.fp8 is not None and (block, "attn.proj") in self.fp8.linears:
+        if self.fp8 is not None and self._is_fp8(block, "attn.proj"):
             scale[2 * inner :] = self.fp8.attended_scale[block]
         return scale
 

@@ -38,6 +38,12 @@ class PackedLinear:
     bias: Tensor
     scale: Tensor | None = None
 
+    def to(self, device: torch.device) -> "PackedLinear":
+        """A copy on a device."""
+        scale = None if self.scale is None else self.scale.to(device, copy=True)
+        weight = self.weight.to(device, copy=True).contiguous()
+        return PackedLinear(weight, self.bias.to(device, copy=True), scale)
+
 
 @dataclass(frozen=True, eq=False)
 class Fp8Plan:
@@ -51,8 +57,8 @@ class Fp8Plan:
             the rows of ``attn.qkv`` that make V (``EncoderParameters.linear``), so that attention's
             output comes scaled: nothing is left to multiply.
         hidden_scale: [depth] fp32, of what ``mlp.lin2`` reads.
-        packed: the linears that were packed before, as an engine has them; the others' weights are
-            rounded to nearest.
+        packed: of ``linears``, those that were packed before, as an engine has them, the rows of V
+            without ``attended_scale``; the others' weights are rounded to nearest.
     """
 
     linears: frozenset[LinearName]
