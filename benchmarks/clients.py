@@ -228,7 +228,12 @@ def main() -> None:
     chosen = [client(name) for name in arguments.clients] or [
         found for found in CLIENTS if found.python.exists() and not found.after
     ]
-    for found in chosen:
+    for number, found in enumerate(chosen):
+        if found.after and client(found.after) not in chosen[:number]:
+            raise InputError(
+                f"{found.name} reads the files that {found.after} writes; name {found.after} "
+                f"before it: {found.after} {found.name}"
+            )
         if not found.python.exists():
             raise InputError(f"{found.name} is not set up; run make clients CLIENTS={found.name}")
     rows: list[dict[str, Any]] = []

@@ -17,12 +17,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.clients import clients  # noqa: E402 (of the checkout)
+from samtrt.console import run_script  # noqa: E402
+from samtrt.errors import SamtrtError  # noqa: E402
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
 def install(folder: Path) -> None:
-    """Makes the environment, unless it is there and its pins are the same."""
+    """Makes the environment, unless it is there and its pins are the same.
+
+    Raises:
+        SamtrtError: pip has failed, and said why.
+    """
     requirements = REQUIREMENTS / f"{folder.name}.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.prefix.encode()).hexdigest()
     installed = folder / "installed"
@@ -32,16 +38,24 @@ def install(folder: Path) -> None:
     venv.EnvBuilder(with_pip=True, clear=True).create(folder)
     packages = next(folder.glob("lib/python*/site-packages"))
     (packages / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run(
+    done = subprocess.run(
         [
             str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--no-deps",
             "--disable-pip-version-check", "--requirement", str(requirements),
-        ],
-        check=True,
+        ]
     )  # fmt: skip
+    if done.returncode:
+        raise SamtrtError(
+            f"pip has ended with {done.returncode} and {folder.name} is not set up; its lines "
+            "above have the reason"
+        )
     installed.write_text(digest, "utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
     for environment in dict.fromkeys(found.folder for found in clients(sys.argv[1:])):
         install(environment)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -5,12 +5,16 @@ skipped. ``SAMTRT_CLIENTS`` names those that must be there, or is ``all``.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks.clients
 from benchmarks.clients import CLIENTS, Client, agreement, client, clients, run_turn
+from samtrt.errors import InputError
 
 REQUIRED = [found.name for found in clients(os.environ.get("SAMTRT_CLIENTS", "").split())]
 TURNS = [(found, mode) for found in CLIENTS for mode in found.changes]
@@ -48,3 +52,20 @@ def test_masks_agree(found: Client, mode: str, folder: Path) -> None:
     assert agreed and min(agreed.values()) >= 0.999, agreed
     masks = np.load(folder / found.name / "own.npz").values()
     assert any(mask.dtype.kind in "biu" and mask.any() for mask in masks)
+
+
+def test_an_unknown_client_is_one_line() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("install.py")), "cellpose", "celpose"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: no client 'celpose'; expected some of transformers,")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("names", [["x-anylabeling"], ["x-anylabeling", "samexporter"]])
+def test_a_client_of_anothers_files_is_measured_after_it(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clients.py", *names])
+    with pytest.raises(InputError, match="name samexporter before it: samexporter x-anylabeling"):
+        benchmarks.clients.main()
