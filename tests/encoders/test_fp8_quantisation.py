@@ -1,5 +1,7 @@
 """E4m3 scales and weights against the table of all e4m3 values."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from oracle import tiny_config
@@ -46,7 +48,10 @@ def plan_for(linears: frozenset[tuple[int, str]]) -> Fp8Plan:
         return torch.exp2(torch.randint(-3, 4, shape, generator=generator).float())
 
     depth, channels = CONFIG.depth, CONFIG.embed_dim
-    return Fp8Plan(linears, scales(depth, 2, channels), scales(depth, channels), scales(depth))
+    mean = torch.randn(depth, channels, generator=generator)
+    return Fp8Plan(
+        linears, scales(depth, 2, channels), mean, scales(depth, channels), scales(depth)
+    )
 
 
 def parameters(fp8: Fp8Plan | None) -> EncoderParameters:
@@ -112,20 +117,24 @@ def test_a_norm_and_its_linear_are_one_product_of_the_stream() -> None:
         if name == "attn.qkv":  # V as attn.proj wants it
             inner = CONFIG.embed_dim
             found[:, 2 * inner :] /= plan.attended_scale[1]
+            found[:, 2 * inner :] += plan.attended_mean[1]
         assert ((found - expected).abs() <= bound).all()
         assert (found - expected).norm() <= 0.1 * expected.norm()
 
 
-def test_the_scale_of_attention_is_in_the_rows_of_v() -> None:
+def test_v_is_centred_and_scaled_for_proj() -> None:
     plain, inner = parameters(None), CONFIG.embed_dim
     plan = plan_for(frozenset({(0, "attn.proj")}))
-    packed, scale = parameters(plan), plan.attended_scale[0]
+    packed, scale, mean = parameters(plan), plan.attended_scale[0], plan.attended_mean[0]
+    v = slice(2 * inner, None)
     expected, found = plain.linear(0, "attn.qkv"), packed.linear(0, "attn.qkv")
     assert found.weight.dtype == torch.float16 and found.scale is None
     assert torch.equal(found.weight[: 2 * inner], expected.weight[: 2 * inner])
-    assert torch.equal(found.weight[2 * inner :], expected.weight[2 * inner :] * scale[:, None])
-    assert torch.equal(found.bias[2 * inner :], expected.bias[2 * inner :] * scale)
-    assert torch.equal(packed.padding(0)[2 * inner :], plain.padding(0)[2 * inner :] * scale)
+    assert torch.equal(found.weight[v], expected.weight[v] * scale[:, None])
+    assert torch.equal(found.bias[v], (expected.bias[v] - mean) * scale)
+    bias = packed.fp32("blocks.0.attn.qkv.bias")
+    assert torch.equal(packed.padding(0)[v], ((bias[v] - mean) * scale).half())
+    assert torch.equal(packed.padding(0)[: 2 * inner], bias[: 2 * inner].half())
     assert torch.equal(packed.padding(1), plain.matrix("blocks.1.attn.qkv.bias"))
     proj = packed.linear(0, "attn.proj")
     assert proj.scale is not None
@@ -134,7 +143,26 @@ def test_the_scale_of_attention_is_in_the_rows_of_v() -> None:
     # Subnormals end at half of 2^-9 of the scale.
     bound = weight.abs() * 2**-4 + proj.scale[:, None] * scale * 2**-10
     assert ((restored - weight).abs() <= bound * 1.001).all()
+    added = proj.bias - packed.fp32("blocks.0.attn.proj.bias")
+    torch.testing.assert_close(added, weight @ mean, rtol=1e-5, atol=1e-5)
     assert packed.linear(1, "attn.proj").weight.dtype == torch.float16
+
+
+def test_a_plan_survives_being_taken_apart() -> None:
+    plan = plan_for(all_linears(CONFIG))
+    packed = parameters(plan)
+    kept = plan.linears - {(1, "mlp.lin1")}
+    plan = replace(plan, packed={name: packed.quantised(*name) for name in plan.linears})
+    tensors = plan.only(kept).to_tensors()
+    again = Fp8Plan.from_tensors(tensors, kept)
+    assert again.linears == kept == again.packed.keys()
+    assert torch.equal(again.residual_scale, plan.residual_scale)
+    for name in kept:
+        expected, found = parameters(plan).linear(*name), parameters(again).linear(*name)
+        assert torch.equal(found.weight.float(), expected.weight.float())
+        assert torch.equal(found.bias, expected.bias) and found.scale is not None
+        assert expected.scale is not None and torch.equal(found.scale, expected.scale)
+    assert not any("1.mlp.lin1" in name for name in tensors)
 
 
 def test_names_and_order() -> None:

@@ -32,12 +32,30 @@ class _Input:
     """What one linear read.
 
     Attributes:
-        largest: [K] magnitude by channel.
+        rows: how many.
+        smallest, largest: [K] value by channel.
+        total: [K] sum.
         products: [K, K] Σ a aᵀ, of rows a as the product's output has them: times 1 / σ.
     """
 
+    rows: int
+    smallest: Tensor
     largest: Tensor
+    total: Tensor
     products: Tensor
+
+    def magnitude(self, offset: Tensor | float = 0.0) -> Tensor:
+        """[K] the largest of |a − offset|."""
+        return torch.maximum(self.largest - offset, offset - self.smallest)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.rows
+
+    @property
+    def centred_products(self) -> Tensor:
+        """[K, K] Σ (a − mean)(a − mean)ᵀ."""
+        return self.products - torch.outer(self.total, self.mean)
 
 
 @dataclass
@@ -47,15 +65,16 @@ class _Observed:
     inputs: dict[LinearName, _Input] = field(default_factory=dict)
 
     def __call__(self, name: LinearName, x: Tensor, factor: Tensor | None) -> None:
-        largest = x.abs().amax(0)
         weighted = x if factor is None else x * factor
-        products = weighted.T @ weighted
-        if name in self.inputs:
-            known = self.inputs[name]
-            torch.maximum(known.largest, largest, out=known.largest)
-            known.products += products
-        else:
-            self.inputs[name] = _Input(largest, products)
+        found = _Input(len(x), *x.aminmax(dim=0), x.sum(0), weighted.T @ weighted)
+        known = self.inputs.setdefault(name, found)
+        if known is found:
+            return
+        known.rows += found.rows
+        torch.minimum(known.smallest, found.smallest, out=known.smallest)
+        torch.maximum(known.largest, found.largest, out=known.largest)
+        known.total += found.total
+        known.products += found.products
 
 
 def calibrated_plan(
@@ -94,22 +113,35 @@ def _plan(
     device: torch.device,
     announce: Announce,
 ) -> Fp8Plan:
-    def scales(name: str) -> Tensor:
-        return torch.stack([scale_for(inputs[b, name].largest) for b in range(config.depth)])
+    def each_block(value: Callable[[int], Tensor]) -> Tensor:
+        return torch.stack([value(block) for block in range(config.depth)])
 
-    hidden = torch.stack(
-        [scale_for(inputs[b, "mlp.lin2"].largest.max()) for b in range(config.depth)]
+    def of_stream(name: str) -> Tensor:
+        return each_block(lambda block: scale_for(inputs[block, name].magnitude()))
+
+    mean = each_block(lambda block: inputs[block, "attn.proj"].mean)
+    plan = Fp8Plan(
+        all_linears(config),
+        residual_scale=torch.stack([of_stream("attn.qkv"), of_stream("mlp.lin1")], 1),
+        attended_mean=mean,
+        attended_scale=each_block(
+            lambda block: scale_for(inputs[block, "attn.proj"].magnitude(mean[block]))
+        ),
+        hidden_scale=each_block(
+            lambda block: scale_for(inputs[block, "mlp.lin2"].magnitude().max())
+        ),
     )
-    residual = torch.stack([scales("attn.qkv"), scales("mlp.lin1")], 1)
-    plan = Fp8Plan(all_linears(config), residual, scales("attn.proj"), hidden)
-    parameters = EncoderParameters(config, tensors, torch.float32, device)
+    parameters = EncoderParameters(config, tensors, torch.float32, device, plan)
     packed = {}
     for block, name in in_order(plan.linears):
         if name == LINEARS[0]:
             announce(f"rounding the weights of block {block}")
         weight, bias = parameters.folded(block, name)
+        read = inputs[block, name]
         rounded, scale = round_weight(
-            weight, plan.input_scale(block, name, config), inputs[block, name].products
+            weight,
+            plan.input_scale(block, name, config),
+            read.centred_products if name == "attn.proj" else read.products,
         )
         packed[block, name] = PackedLinear(rounded, bias, scale)
     return replace(plan, packed=packed)

@@ -103,6 +103,8 @@ class Fp8Reference:
         )
         packed = parameters.quantised(*name)
         assert packed.scale is not None
+        if name[1] == "attn.proj":
+            x = x - self.plan.attended_mean[name[0]].to(self.device)
         stored = quantise(x, self.plan.input_scale(*name, self.config).to(self.device))
         return F.linear(stored.float(), packed.weight.float()) * packed.scale, packed.bias
 

@@ -45,30 +45,33 @@ class EncoderParameters:
 
     def linear(self, block: int, name: str) -> PackedLinear:
         """One of ``LINEARS`` of a block, in e4m3 where ``fp8`` says so, with the norm before it
-        folded in, and ``attended_scale`` in the rows of ``attn.qkv`` that make V."""
-        if not self._is_fp8(block, name):
-            weight, bias = self.folded(block, name)
-            if name == "attn.qkv":
-                scale = self._qkv_scale(block)
-                weight, bias = weight * scale[:, None], bias * scale
-            return PackedLinear(weight.to(self.dtype).contiguous(), bias)
-        linear = self.quantised(block, name)
-        if name != "attn.qkv" or linear.scale is None:
-            return linear
-        scale = self._qkv_scale(block)
-        return PackedLinear(linear.weight, linear.bias * scale, linear.scale * scale)
+        folded in, and the rows of ``attn.qkv`` that make V as ``attn.proj`` wants them."""
+        is_fp8 = self._is_fp8(block, name)
+        linear = self.quantised(block, name) if is_fp8 else PackedLinear(*self.folded(block, name))
+        weight, bias, scale = linear.weight, linear.bias, linear.scale
+        if name == "attn.qkv":
+            mean, factor = self._attended(block)
+            bias = (bias - mean) * factor
+            if scale is None:
+                weight = weight * factor[:, None]
+            else:
+                scale = scale * factor
+        return PackedLinear(weight if is_fp8 else weight.to(self.dtype), bias, scale)
 
     def folded(self, block: int, name: str) -> tuple[Tensor, Tensor]:
-        """A linear with the norm before it folded in: weight [N, K] and bias [N] fp32."""
+        """A linear with the norm before it folded in, or what is subtracted from its input: weight
+        [N, K] and bias [N] fp32."""
         path = f"blocks.{block}."
         weight, bias = self.fp32(f"{path}{name}.weight"), self.fp32(f"{path}{name}.bias")
+        if self.fp8 is not None and name == "attn.proj" and self._is_fp8(block, name):
+            bias = bias + (weight * self.fp8.attended_mean[block].to(self.device)).sum(1)
         if name not in _NORM_BEFORE:
             return weight, bias
         norm = path + _NORM_BEFORE[name]
         return fold_layer_norm(weight, bias, self.fp32(norm + ".weight"), self.fp32(norm + ".bias"))
 
     def quantised(self, block: int, name: str) -> PackedLinear:
-        """One of ``LINEARS`` in e4m3, before the rows of V are scaled."""
+        """One of ``LINEARS`` in e4m3, the rows of V as they are."""
         assert self.fp8 is not None
         if (block, name) in self.fp8.packed:
             return self.fp8.packed[block, name].to(self.device)
@@ -82,16 +85,18 @@ class EncoderParameters:
 
     def padding(self, block: int) -> Tensor:
         """``attn.qkv``'s output of a padded token, [3 * heads * D] in the compute type."""
-        bias = self.fp32(f"blocks.{block}.attn.qkv.bias")
-        return (bias * self._qkv_scale(block)).to(self.dtype)
+        mean, factor = self._attended(block)
+        return ((self.fp32(f"blocks.{block}.attn.qkv.bias") - mean) * factor).to(self.dtype)
 
-    def _qkv_scale(self, block: int) -> Tensor:
-        """[3 * heads * D]: 1, and for V what ``attn.proj`` wants in e4m3."""
-        inner = len(self.tensors[f"blocks.{block}.attn.qkv.bias"]) // 3
-        scale = torch.ones(3 * inner, device=self.device)
+    def _attended(self, block: int) -> tuple[Tensor, Tensor]:
+        """What is subtracted from ``attn.qkv``'s output, and the factor after that; [3 * heads * D]
+        each: 0 and 1, but for V where ``attn.proj`` is in e4m3."""
+        columns = len(self.tensors[f"blocks.{block}.attn.qkv.bias"])
+        mean, factor = (self.empty(columns, dtype=torch.float32).fill_(v) for v in (0.0, 1.0))
         if self.fp8 is not None and self._is_fp8(block, "attn.proj"):
-            scale[2 * inner :] = self.fp8.attended_scale[block]
-        return scale
+            mean[columns // 3 * 2 :] = self.fp8.attended_mean[block]
+            factor[columns // 3 * 2 :] = self.fp8.attended_scale[block]
+        return mean, factor
 
     def _copied(self, name: str) -> Tensor:
         # To the device as it is: a GPU casts it faster than this side.

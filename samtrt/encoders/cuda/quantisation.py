@@ -6,7 +6,7 @@ So scales are powers of two, which makes v · s and a weight over s exact in 16 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ HEADROOM = 4.0  # what an activation may grow beyond those that were measured, a
 LINEARS = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
 
 LinearName = tuple[int, str]  # block, one of LINEARS
+
+_PREFIX = "fp8."
+_SCALES = ("residual_scale", "attended_mean", "attended_scale", "hidden_scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +56,11 @@ class Fp8Plan:
         linears: (block, one of ``LINEARS``); the others stay in the compute type.
         residual_scale: [depth, 2, C] fp32, by channel of the residual stream, where ``attn.qkv``
             and where ``mlp.lin1`` reads it.
-        attended_scale: [depth, heads * D] fp32, by channel of what ``attn.proj`` reads. It is in
-            the rows of ``attn.qkv`` that make V (``EncoderParameters.linear``), so that attention's
-            output comes scaled: nothing is left to multiply.
+        attended_mean: [depth, heads * D] fp32, of what ``attn.proj`` reads; it is subtracted before
+            that is rounded, and ``attn.proj``'s bias has it.
+        attended_scale: [depth, heads * D] fp32, likewise by channel. Both are in the rows of
+            ``attn.qkv`` that make V (``EncoderParameters.linear``): attention's output is a mean of
+            V's rows, so it comes centred and scaled, and nothing is left to do.
         hidden_scale: [depth] fp32, of what ``mlp.lin2`` reads.
         packed: of ``linears``, those that were packed before, as an engine has them, the rows of V
             without ``attended_scale``; the others' weights are rounded to nearest.
@@ -63,9 +68,14 @@ class Fp8Plan:
 
     linears: frozenset[LinearName]
     residual_scale: Tensor
+    attended_mean: Tensor
     attended_scale: Tensor
     hidden_scale: Tensor
     packed: Mapping[LinearName, PackedLinear] = field(default_factory=dict)
+
+    def only(self, linears: Iterable[LinearName]) -> "Fp8Plan":
+        """The plan with these of its linears, and the others in the compute type."""
+        return replace(self, linears=self.linears & frozenset(linears))
 
     def input_scale(self, block: int, linear: str, config: EncoderConfig) -> Tensor:
         """[K] fp32 of what a linear reads, by channel."""
@@ -74,6 +84,36 @@ class Fp8Plan:
         if linear == "attn.proj":
             return self.attended_scale[block]
         return self.residual_scale[block, LINEARS.index(linear) // 2]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All but ``linears``, by names that no parameter has."""
+        tensors = {f"{_PREFIX}{name}": getattr(self, name) for name in _SCALES}
+        for linear in in_order(self.linears & self.packed.keys()):
+            packed, path = self.packed[linear], _PREFIX + name_of(linear)
+            assert packed.scale is not None
+            tensors |= {
+                f"{path}.weight": packed.weight, f"{path}.scale": packed.scale,
+                f"{path}.bias": packed.bias,
+            }  # fmt: skip
+        return tensors
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], linears: Iterable[LinearName]
+    ) -> "Fp8Plan":
+        """The plan that ``to_tensors`` took apart.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        linears = frozenset(linears)
+        packed = {}
+        for linear in linears:
+            path = _PREFIX + name_of(linear)
+            parts = (tensors[f"{path}.{part}"] for part in ("weight", "bias", "scale"))
+            packed[linear] = PackedLinear(*parts)
+        scales = {name: tensors[_PREFIX + name] for name in _SCALES}
+        return cls(linears, **scales, packed=packed)
 
 
 def all_linears(config: EncoderConfig) -> frozenset[LinearName]:
