@@ -3,16 +3,19 @@
     python benchmarks/structure.py          the counts
     python benchmarks/structure.py --hops   and each hop
 
-A hop is a call from a function in one module to a function in another that leads on: to further
-modules, or into the network. Each pair counts once; calls that end where they lead (checks,
-properties, conversions) are counted beside them. Upward are hops into a module that the caller
-does not import; depth is how many modules are entered one inside the other. The network itself
-(``modeling/`` and the sizes it reads) is one module: what goes on inside it is SAM, not our
-plumbing. A tiny model on the CPU is what runs.
+A hop is a call from a function in one module to a function in another that leads on: to a further
+module, at once or by way of functions of its own. Each pair counts once; calls that end where they
+lead (checks, properties, conversions) are counted beside them. The network itself (``modeling/``
+and the sizes it reads) is one module: what goes on inside it is SAM, not our plumbing, and a call
+into it is a hop where it leads on inside. "To network" are the hops from which it is reached;
+upward are those into a module that the caller does not import; depth is how many modules are
+entered one inside the other. A comprehension is its function's. A tiny model on the CPU is what
+runs.
 """
 
 import argparse
 import ast
+import re
 import sys
 import tempfile
 import threading
@@ -92,37 +95,56 @@ def longest_chain() -> list[str]:
     return list(max(map(below, known), key=len))
 
 
+Call = tuple[Function, Function]  # caller, callee
+
+
 @dataclass
 class Journey:
     """How a call went through the package.
 
     Attributes:
-        calls: (caller, callee) of different modules, each pair once.
+        calls: of one function by another, each pair once.
         depth: modules that are entered one inside the other, at most.
     """
 
-    calls: set[tuple[Function, Function]] = field(default_factory=set)
+    calls: set[Call] = field(default_factory=set)
     depth: int = 0
 
     @property
-    def hops(self) -> set[tuple[Function, Function]]:
-        """The calls that lead on."""
-        callers = {caller for caller, _ in self.calls}
-        return {
-            (caller, callee)
-            for caller, callee in self.calls
-            if callee in callers or callee[0] == NETWORK
-        }
+    def crossing(self) -> set[Call]:
+        """The calls from one module into another."""
+        return {call for call in self.calls if _place(call[0]) != _place(call[1])}
 
-    def upward(self) -> set[tuple[Function, Function]]:
+    def hops(self) -> set[Call]:
+        """The calls into another module that lead on."""
+        own = {call for call in self.calls if call[0][0] == call[1][0]}
+        leading = _before({caller for caller, _ in self.calls - own}, own)
+        return {call for call in self.crossing if call[1] in leading}
+
+    def to_network(self) -> set[Call]:
+        """The hops from which the network is reached."""
+        hops = self.hops()
+        entered = {callee for _, callee in hops if _place(callee) == NETWORK}
+        reaching = _before(entered, self.calls)
+        return {call for call in hops if call[1] in reaching}
+
+    def upward(self) -> set[Call]:
         """The hops against the imports: the caller does not know the callee's module, which has
         handed it a function or an object."""
         below = {name: reach(name) for name in modules()}
         return {
             (caller, callee)
-            for caller, callee in self.hops
-            if NETWORK not in (caller[0], callee[0]) and callee[0] not in below[caller[0]]
+            for caller, callee in self.hops()
+            if NETWORK not in (_place(caller), _place(callee)) and callee[0] not in below[caller[0]]
         }
+
+
+def _before(ends: set[Function], calls: set[Call]) -> set[Function]:
+    """The functions, and those that call them, and so on."""
+    found = set(ends)
+    while more := {caller for caller, callee in calls if callee in found} - found:
+        found |= more
+    return found
 
 
 def journey_of(call: Callable[[], Any]) -> Journey:
@@ -130,17 +152,17 @@ def journey_of(call: Callable[[], Any]) -> Journey:
     found = Journey()
 
     def trace(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or frame.f_code.co_name.startswith("<"):
+        if event != "call":
             return
         callee = _function(frame.f_code)
         if callee is None:
             return
         functions = _functions_above(frame)
         caller = next(functions, None)
-        if caller is None or caller[0] == callee[0]:
+        if caller is None or caller == callee:
             return
         found.calls.add((caller, callee))
-        entered = [callee[0], caller[0], *(module for module, _ in functions)]
+        entered = map(_place, (callee, caller, *functions))
         found.depth = max(found.depth, len(list(groupby(entered))))
 
     threading.setprofile(trace)
@@ -164,11 +186,22 @@ def _functions_above(frame: FrameType) -> Iterator[Function]:
 @cache
 def _function(code: CodeType) -> Function | None:
     path = Path(code.co_filename)
-    if not path.is_relative_to(PACKAGE):
+    if not path.is_relative_to(PACKAGE) or code.co_name == "<module>":
         return None
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    is_network = module.startswith(NETWORK + ".") or module == SIZES
-    return NETWORK if is_network else module, code.co_qualname
+    return module, named(code.co_qualname)
+
+
+def named(qualified: str) -> str:
+    """A function's name; a comprehension's, which most have until Python 3.12, is that of the
+    function around it."""
+    return re.sub(r"(\.<locals>\.<(listcomp|setcomp|dictcomp|genexpr)>)+$", "", qualified)
+
+
+def _place(function: Function) -> str:
+    """Its module, or the network as a whole."""
+    module, _ = function
+    return NETWORK if module.startswith(NETWORK + ".") or module == SIZES else module
 
 
 def journeys(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -223,15 +256,17 @@ def main() -> None:
     print(f"longest chain of imports       {len(chain)}")
     if show:
         print("  " + " → ".join(chain))
-    print("                               hops  other calls  upward  depth")
+    print("                               hops  to network  upward  depth  other calls")
     with tempfile.TemporaryDirectory() as name:
         for what, call in journeys(Path(name)).items():
             journey = journey_of(call)
-            upward = journey.upward()
-            others = len(journey.calls) - len(journey.hops)
-            print(f"{what:30s}{len(journey.hops):5d}{others:13d}{len(upward):8d}{journey.depth:7d}")
+            hops, upward = journey.hops(), journey.upward()
+            print(
+                f"{what:30s}{len(hops):5d}{len(journey.to_network()):12d}{len(upward):8d}"
+                f"{journey.depth:7d}{len(journey.crossing) - len(hops):13d}"
+            )
             if show:
-                for caller, callee in sorted(journey.hops):
+                for caller, callee in sorted(hops):
                     arrow = "↑" if (caller, callee) in upward else "→"
                     print(f"  {'.'.join(caller)} {arrow} {'.'.join(callee)}")
 
