@@ -19,6 +19,10 @@ DECODER_DEPTH = 2
 DECODER_NUM_HEADS = 8
 DECODER_MLP_DIM = 2048
 
+# Layers after the neck that only some models have, by the names of those that do.
+STRIDED_LAYERS = ("net_2", "net_3")  # DeepEncoder's
+READOUT_LAYER = "out"  # Cellpose-SAM's
+
 
 # What is read from files is held against these; a ViT-H has 1,280 channels and 32 blocks.
 _Channels = Annotated[int, Ge(1), Le(1 << 16)]

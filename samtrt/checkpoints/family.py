@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from samtrt.checkpoints.config import READOUT_LAYER, STRIDED_LAYERS
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.checkpoints.shapes import (
     ENCODER_PREFIX,
-    READOUT_LAYER,
-    STRIDED_LAYERS,
     check_tensors,
 )
 from samtrt.checkpoints.unwrapping import shown

@@ -6,13 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from samtrt.checkpoints import config as sizes
-from samtrt.checkpoints.config import EncoderConfig
+from samtrt.checkpoints.config import READOUT_LAYER, STRIDED_LAYERS, EncoderConfig
 from samtrt.console import track
 from samtrt.errors import CheckpointError
 
 ENCODER_PREFIX = "image_encoder."
-STRIDED_LAYERS = ("net_2", "net_3")  # of the image encoder, DeepEncoder's names
-READOUT_LAYER = "out"  # Cellpose-SAM's
 HQ_TOKEN = "mask_decoder.hf_token.weight"  # SAM-HQ's
 _DECODERS = ("prompt_encoder.", "mask_decoder.")
 _SHOWN = 8  # faults in a message

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samtrt.checkpoints.config import EncoderConfig
-from samtrt.checkpoints.shapes import READOUT_LAYER
+from samtrt.checkpoints.config import READOUT_LAYER, EncoderConfig
 from samtrt.errors import InputError
 from samtrt.modeling.image_encoder import ImageEncoderViT
 from samtrt.modeling.layers import is_hooked

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from samtrt.checkpoints.config import EncoderConfig
-from samtrt.checkpoints.shapes import READOUT_LAYER, STRIDED_LAYERS
+from samtrt.checkpoints.config import READOUT_LAYER, STRIDED_LAYERS, EncoderConfig
 from samtrt.modeling import functional as F
 from samtrt.modeling.functional import Tensor
 

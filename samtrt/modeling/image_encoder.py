@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional
 from torch import nn
 
-from samtrt.checkpoints.config import EncoderConfig
-from samtrt.checkpoints.shapes import READOUT_LAYER
+from samtrt.checkpoints.config import READOUT_LAYER, EncoderConfig
 from samtrt.modeling import functional as F
 from samtrt.modeling.functional import Tensor
 from samtrt.modeling.heads import heads, read_out
