@@ -44,7 +44,7 @@ from samtrt.encoders.watch import version_of
 from samtrt.errors import EngineError, InputError
 from samtrt.modeling.bound import trainable_encoder
 from samtrt.modeling.image_encoder import build_image_encoder
-from samtrt.modeling.layers import are_plain, touched_layer
+from samtrt.modeling.layers import Layers, are_plain, touched_layer
 from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.mask_decoder_hq import MaskDecoderHQ
 from samtrt.modeling.prompt_encoder import PromptEncoder
@@ -119,6 +119,7 @@ class Sam(nn.Module):
         self._lock = threading.RLock()
         self._graphed: dict[torch.dtype, GraphedDecoder] = {}
         self._normalised: tuple[Any, str] = (None, "")
+        self._untouched: Layers | None = None  # the decoder's, when they were last walked through
 
     @property
     def device(self) -> torch.device:
@@ -232,7 +233,7 @@ class Sam(nn.Module):
             are_plain(kind, self.mask_decoder) for kind in (MaskDecoder, MaskDecoderHQ)
         )
         if precision in _HALF or (precision == "auto" and self.device.type == "cuda"):
-            touched = touched_layer(self.decoder) if is_ours else "mask_decoder"
+            touched = self._touched_layer() if is_ours else "mask_decoder"
             if touched is None:
                 return self._graphed_decoder(_HALF.get(precision, torch.float16))
             if precision != "auto":
@@ -243,6 +244,17 @@ class Sam(nn.Module):
         if not is_ours:
             return ModuleDecoder(self.prompt_encoder, self.mask_decoder, self.img_size, self.note)
         return TorchDecoder(self.decoder, self._identity.known(self), self.note)
+
+    def _touched_layer(self) -> str | None:
+        """A layer of the decoder that was replaced or hooked; asked before each call."""
+        parts = self.prompt_encoder, self.mask_decoder
+        seen = self._untouched
+        if seen is not None and seen.are_of(*parts) and seen.are_untouched():
+            return None
+        layers = Layers(*parts)  # before the walk: a change meanwhile is seen by either
+        found = touched_layer(self.decoder)
+        self._untouched = layers if found is None else None
+        return found
 
     def _graphed_decoder(self, dtype: torch.dtype) -> GraphedDecoder:
         with self._lock:
@@ -278,7 +290,7 @@ class Sam(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs and locks, which a copy or another process makes for itself."""
         known = self._identity.known(self, thoroughly=True)
-        transient = ("_lock", "_graphed")
+        transient = ("_lock", "_graphed", "_untouched")
         state = {name: value for name, value in self.__dict__.items() if name not in transient}
         return {**state, "_identity": known}
 

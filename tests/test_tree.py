@@ -281,6 +281,45 @@ def test_a_precision_that_was_asked_for_is_not_dropped(sam: Sam) -> None:
         SamPredictor(sam, decoder_precision="fp16")
 
 
+def own_forward(model: Any) -> Any:
+    layer = model.mask_decoder.output_hypernetworks_mlps[2].layers[0]
+    layer.forward = torch.relu
+    return lambda: delattr(layer, "forward")
+
+
+def hook_of_a_call(model: Any) -> Any:
+    layer = model.prompt_encoder.point_embeddings[1]
+    return layer.register_forward_pre_hook(lambda module, given: given).remove
+
+
+def other_class(model: Any) -> Any:
+    layer = model.mask_decoder.iou_prediction_head.layers[1]
+    layer.__class__ = type("Scaled", (nn.Linear,), {})
+    return lambda: setattr(layer, "__class__", nn.Linear)
+
+
+def child_of_a_sequential(model: Any) -> Any:
+    sequential = model.mask_decoder.output_upscaling
+    sequential.append(LowRank(nn.Linear(1, 1)))
+    return lambda: sequential.__delitem__(-1)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [own_forward, hook_of_a_call, other_class, child_of_a_sequential],
+    ids=lambda f: f.__name__,
+)
+def test_a_decoder_that_is_in_use_is_looked_at_before_each_call(sam: Sam, touch: Any) -> None:
+    in_use = sam.get_decoder("fp16")
+    assert sam.get_decoder("fp16") is in_use
+    undo = touch(sam)
+    for _ in range(2):
+        with pytest.raises(InputError, match="was replaced or hooked"):
+            sam.get_decoder("fp16")
+    undo()
+    assert sam.get_decoder("fp16") is in_use
+
+
 def test_a_batch_of_pictures(sam: Sam, meta: Any) -> None:
     theirs = import_segment_anything().SamPredictor(meta)
     ours = SamPredictor(sam)

@@ -21,7 +21,7 @@ from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
 from samtrt.kernels.graph import GraphedWork
-from samtrt.modeling.layers import LayerNorm2d
+from samtrt.modeling.layers import LayerNorm2d, Layers
 from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
 from samtrt.modeling.prompted_decoder import PromptedMaskDecoder
@@ -260,7 +260,8 @@ class _Copy:
 
 
 def _hq_token_only(module: PromptedMaskDecoder) -> bool:
-    return bool(getattr(module.mask_decoder, "hq_token_only", False))
+    # (`getattr` would have `nn.Module` make an error of an attribute that is not there.)
+    return bool(vars(module.mask_decoder).get("hq_token_only", False))
 
 
 def _freely(work: Callable[..., _Result], *given: Any) -> _Result:
@@ -289,25 +290,26 @@ class _Graph:
 
 
 class _Watch:
-    """Sees whether a module's parameters, buffers and children are still the same objects, and in
+    """Sees whether a module's parameters, buffers and layers are still the same objects, and in
     the same memory."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._children: list[tuple[dict[str, Any], str, Any]] = []
+        self._layers = Layers(module)
+        self._absent: list[tuple[dict[str, Any], str]] = []
         self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
         for part in module.modules():
-            modules: dict[str, Any] = part._modules
-            self._children += [(modules, name, child) for name, child in modules.items()]
             for owner in (part._parameters, part._buffers):
-                self._tensors += [
-                    (owner, name, tensor, tensor.data_ptr())
-                    for name, tensor in owner.items()
-                    if tensor is not None
-                ]
+                for name, tensor in owner.items():
+                    if tensor is None:  # such as the bias of a layer without
+                        self._absent.append((owner, name))
+                    else:
+                        self._tensors.append((owner, name, tensor, tensor.data_ptr()))
 
     def is_unchanged(self) -> bool:
-        for modules, name, child in self._children:  # loops: generators take twice as long
-            if modules.get(name) is not child:
+        if not self._layers.are_in_place():
+            return False
+        for owner, name in self._absent:  # loops: generators take twice as long
+            if owner.get(name) is not None:
                 return False
         for owner, name, tensor, address in self._tensors:
             if owner.get(name) is not tensor or tensor.data_ptr() != address:

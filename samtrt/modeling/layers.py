@@ -3,6 +3,7 @@
 others may have replaced, wrapped or hooked it."""
 
 from collections.abc import Callable
+from operator import is_
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,41 @@ def touched_layer(module: nn.Module) -> str | None:
         if not type(layer).__module__.startswith(_OWN) or is_hooked(layer):
             return path or type(layer).__name__
     return None
+
+
+class Layers:
+    """The layers at and below modules, as they are now, to be looked at before each call:
+    ``touched_layer`` walks the tree, which takes longer than a small call computes."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self._modules = modules
+        layers = [layer for module in modules for layer in module.modules()]
+        self._kinds = [*map(type, layers)]
+        self._layers = layers
+        self._seen = [(layer.__dict__, (*layer._modules.values(),)) for layer in layers]
+
+    def are_of(self, *modules: nn.Module) -> bool:
+        """Whether it is these modules whose layers they are."""
+        return len(modules) == len(self._modules) and all(map(is_, modules, self._modules))
+
+    def are_in_place(self) -> bool:
+        """Whether none was added, taken out or replaced since."""
+        # (Modules equal themselves alone.)
+        return all((*own["_modules"].values(),) == children for own, children in self._seen)
+
+    def are_untouched(self) -> bool:
+        """Whether all are in place and of their classes, and none is hooked (``is_hooked``)."""
+        if [*map(type, self._layers)] != self._kinds:
+            return False
+        for own, children in self._seen:  # a loop: generators take twice as long
+            if (
+                own["_forward_hooks"]
+                or own["_forward_pre_hooks"]
+                or "forward" in own
+                or (*own["_modules"].values(),) != children
+            ):
+                return False
+        return True
 
 
 _OWN = ("samtrt.modeling.", "torch.nn.modules.")

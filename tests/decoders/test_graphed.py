@@ -133,6 +133,16 @@ def test_the_watch_is_quiet_while_nothing_changes() -> None:
     assert watch.is_unchanged()
 
 
+def test_a_parameter_that_was_not_there_is_seen() -> None:
+    module = make_module()
+    projection: Any = module.mask_decoder.transformer.final_attn_token_to_image.q_proj
+    bias, projection.bias = projection.bias, None
+    watch = _Watch(module)
+    assert watch.is_unchanged()
+    projection.bias = bias
+    assert not watch.is_unchanged()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_threads_and_streams_get_their_own_answers(device: str) -> None:
     decoder = GraphedDecoder(make_module(device), DTYPES[device])
