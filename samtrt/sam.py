@@ -380,7 +380,8 @@ def load_sam(
         backend: ``"auto"``, ``"tensorrt"``, ``"cuda"`` or ``"cpu"``; see ``load_encoder``.
         device: where to compute; by default a GPU where there is one and the backend uses it.
         precision: of an encoder made from parameters, ``"fp16"``, ``"bf16"``, ``"fp32"`` or
-            ``"auto"`` (see ``encoder_from_parameters``); an engine has its own.
+            ``"auto"`` (see ``encoder_from_parameters``); an engine has its own, and ``"fp8"`` is
+            an engine's only.
 
     Raises:
         CheckpointError: parameters that are missing, damaged or not a SAM's.

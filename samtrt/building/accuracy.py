@@ -112,8 +112,8 @@ class Picture:
         return EmbeddedPicture(features, self.original_size, self.input_size, self.img_size)
 
 
-def load_pictures(paths: Sequence[str | Path], img_size: int) -> list[Picture]:
-    """Reads pictures from files, at least one.
+def load_pictures(paths: Sequence[PictureSource], img_size: int) -> list[Picture]:
+    """Reads pictures from files or takes arrays (``load_picture``), at least one.
 
     Raises:
         InputError: none was given, or one is missing or not a picture.

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samtrt.building.accuracy import PictureSource, load_picture
-from samtrt.building.gate_pictures import drawn_pictures
+import torch
+
+from samtrt.building.accuracy import PictureSource, load_picture, load_pictures
+from samtrt.building.gate_pictures import calibration_pictures, drawn_pictures
 from samtrt.building.parity import LIMITS, check_parity
 from samtrt.checkpoints.parameters import Parameters
-from samtrt.encoders import PRECISIONS
-from samtrt.encoders.choice import fastest_backend
+from samtrt.encoders.choice import CUDA_PRECISIONS, fastest_backend, why_not_cuda
 from samtrt.encoders.cpu import CPU_PRECISIONS
 from samtrt.encoders.engine import (
     FAILED,
@@ -30,7 +31,9 @@ from samtrt.errors import EngineError
 from samtrt.files import read_whole, writing
 from samtrt.modeling.image_encoder import AttentionKind
 
-BACKEND_PRECISIONS = {"tensorrt": PRECISIONS, "cuda": ("fp16", "bf16"), "cpu": CPU_PRECISIONS}
+BACKEND_PRECISIONS = {
+    "tensorrt": ("fp16", "bf16", "fp32"), "cuda": CUDA_PRECISIONS, "cpu": CPU_PRECISIONS
+}  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,17 @@ class BuildOptions:
 
     Attributes:
         backend: ``tensorrt``, ``cuda``, ``cpu``; ``auto`` is the fastest that runs here.
-        precision: ``fp16``, ``bf16``, ``fp32``; ``auto`` is fp16 on GPUs, and on CPUs bf16 where
-            that is fast and passes the parity gate, else fp32.
+        precision: ``fp16``, ``bf16``, ``fp32``, ``fp8`` (cuda, on compute capability 9.0);
+            ``auto`` is fp16 on GPUs, and on CPUs bf16 where that is fast and passes the parity
+            gate, else fp32.
         max_batch_size: the engine takes 1…max_batch_size pictures.
         attention: ``fused`` or ``plain`` attention in a TensorRT network.
         compute_capability: of the GPU to build for, as "8.9"; None for this machine's.
         skip_parity_gate: do not compare the engine with fp32; recorded in the sidecar.
+        calibrate: pictures that an fp8 engine's scales come from, as ``build_encoder`` takes them;
+            without any it draws four.
+        fp8_keep: linear layers of an fp8 engine that stay in fp16: blocks and linears with commas
+            between them, as "7,15.mlp.lin2"; "none"; "auto" for those that have to.
     """
 
     backend: str = "auto"
@@ -55,6 +63,8 @@ class BuildOptions:
     attention: AttentionKind = "fused"
     compute_capability: str | None = None
     skip_parity_gate: bool = False
+    calibrate: Sequence[PictureSource] = ()
+    fp8_keep: str = "auto"
 
 
 def build_encoder(
@@ -134,6 +144,10 @@ def _refuse_impossible(options: BuildOptions) -> None:
             "--compute-capability and --attention plain are for --backend tensorrt; "
             f"the {backend} backend has no compiled engine"
         )
+    if precision != "fp8" and (options.calibrate or options.fp8_keep != "auto"):
+        raise EngineError(
+            f"--calibrate and --fp8-keep are for --precision fp8; {precision} has no scales"
+        )
 
 
 def _build(
@@ -143,6 +157,8 @@ def _build(
     options: BuildOptions,
 ) -> EngineInfo:
     _refuse_impossible(options)
+    if options.precision == "fp8":
+        return _build_fp8(parameters, output_dir, pictures, options)
     with writing_engine(output_dir) as engine:
         start = time.perf_counter()
         if options.backend == "tensorrt":
@@ -156,7 +172,63 @@ def _build(
     return engine.info
 
 
-def _info(parameters: Parameters, options: BuildOptions, **made: str | None) -> EngineInfo:
+def _build_fp8(
+    parameters: Parameters,
+    output_dir: Path,
+    pictures: Sequence[PictureSource],
+    options: BuildOptions,
+) -> EngineInfo:
+    """Tries with ever more linear layers in fp16, until the gate is passed."""
+    device = require_fp8(parameters)
+    from samtrt.building.fp8 import calibrations, kept_linears
+
+    keep = kept_linears(options.fp8_keep, parameters)
+    sources = options.calibrate or calibration_pictures()
+    calibrate = load_pictures(sources, parameters.encoder_config.img_size)
+    start = time.perf_counter()
+    failed: ParityError | None = None
+    with writing_engine(output_dir) as engine:
+        for calibrated in calibrations(parameters, calibrate, keep, LIMITS["fp8"], device):
+            plan, record = calibrated.plan, calibrated.record
+            info = _info(parameters, options, compute_capability="9.0", fp8=record)
+            write_packed(
+                engine.file, plan.not_packed(parameters.encoder()), info, plan.to_tensors()
+            )
+            info = replace(info, build_seconds=round(time.perf_counter() - start, 3))
+            try:
+                parity = _gate(engine.file, info, parameters, pictures, options)
+            except ParityError as error:
+                logger.info("fp8: %s", error.result)
+                failed = error
+                continue
+            engine.info = replace(info, parity=parity)
+            break
+        else:
+            assert failed is not None
+            raise failed
+    return engine.info
+
+
+def require_fp8(parameters: Parameters) -> torch.device:
+    """The device that an FP8 engine is calibrated, checked and run on.
+
+    Raises:
+        EngineError: this machine has none, or the encoder has sizes that no FP8 kernel knows.
+    """
+    lacking = why_not_cuda()
+    if lacking is not None:
+        raise EngineError(
+            "an fp8 engine is built on the GPU that it runs on, an H100 or H200, and here "
+            f"{lacking}; build it there, or take --precision fp16"
+        )
+    from samtrt.encoders.cuda.encoder import check_fp8
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_fp8(parameters.encoder_config, device)
+    return device
+
+
+def _info(parameters: Parameters, options: BuildOptions, **made: object) -> EngineInfo:
     return EngineInfo(
         options.backend,
         parameters.encoder_config,

@@ -1,4 +1,5 @@
-"""Pictures for the parity gate where its user gives none: drawn, the same on every machine."""
+"""Pictures for the parity gate and for calibration, where a user gives none: drawn, the same on
+every machine."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,12 @@ def drawn_pictures() -> list[npt.NDArray[np.uint8]]:
     Objects overlap, are of all sizes, and touch the border: what masks are decoded from.
     """
     return [_draw(np.random.default_rng(seed), *size) for seed, size in enumerate(_SIZES)]
+
+
+def calibration_pictures() -> list[npt.NDArray[np.uint8]]:
+    """Four like ``drawn_pictures``, and others."""
+    sizes = zip(range(len(_SIZES), len(_SIZES) + 4), 2 * _SIZES, strict=True)
+    return [_draw(np.random.default_rng(seed), *size) for seed, size in sizes]
 
 
 def _draw(generator: np.random.Generator, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from samtrt.checkpoints.parameters import Parameters
 from samtrt.checkpoints.tensor_file import Dtype, RawTensor, write_tensors
-from samtrt.encoders import PRECISIONS
 from samtrt.encoders.engine import EngineInfo
 from samtrt.encoders.tensorrt import standalone
-from samtrt.encoders.tensorrt.builder import raw_weights, record_network
+from samtrt.encoders.tensorrt.builder import DTYPES, raw_weights, record_network
 from samtrt.errors import EngineError
 from samtrt.files import replacing, sealing, sha256_of, writing
 from samtrt.modeling.image_encoder import AttentionKind
@@ -36,8 +35,8 @@ def write_network(
         EngineError: another precision.
         SamtrtError: the folder cannot be written.
     """
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision}; expected {', '.join(PRECISIONS)}")
+    if precision not in DTYPES:
+        raise EngineError(f"unknown precision {precision}; expected {', '.join(DTYPES)}")
     recording = record_network(
         parameters.encoder_config, parameters.encoder(), precision, attention
     )

@@ -22,7 +22,8 @@ def add_options(options: Options) -> None:
         "--precision",
         choices=("auto", *PRECISIONS),
         default="auto",
-        help="default: auto, fp16 on GPUs, and on CPUs bf16 where that is fast and right",
+        help="default: auto, fp16 on GPUs, and on CPUs bf16 where that is fast and right; fp8 is "
+        "for --backend cuda on an H100 or H200",
     )
     options.add(
         "--max-batch-size",
@@ -41,6 +42,19 @@ def add_options(options: Options) -> None:
         choices=ATTENTIONS,
         default="fused",
         help="TensorRT's own attention layer, or matmul-softmax-matmul (default: fused)",
+    )
+    options.add(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="the pictures that an fp8 engine's scales come from (default: four drawn ones)",
+    )
+    options.add(
+        "--fp8-keep",
+        default="auto",
+        metavar="LIST",
+        help="linear layers of an fp8 engine that stay in fp16: blocks, or layers as 7.mlp.lin2, "
+        "with commas between them, or none (default: auto, those that would fail the parity gate)",
     )
     options.add_pictures(
         "--pictures", "what the engine is compared with fp32 on; without any, two drawn ones"
@@ -77,10 +91,25 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.attention,
         arguments.compute_capability,
         arguments.skip_parity_gate,
+        _calibration(arguments),
+        arguments.fp8_keep,
     )
     info = build_encoder(load_parameters(params), output_dir, arguments.pictures, options)
     print(info.summary())
     print(f"written to  {output_dir}")
+
+
+def _calibration(arguments: argparse.Namespace) -> list[Path]:
+    """The pictures to calibrate on."""
+    if arguments.calibrate is None:
+        return []
+    from samtrt.jobs.sources import find_sources
+
+    folder = arguments.calibrate
+    if not folder.is_dir():
+        raise InputError(f"--calibrate {folder} is no folder; name one with pictures in it")
+    places = find_sources([folder]).pictures.values()
+    return [place for place in places if isinstance(place, Path)]
 
 
 def _write_network(arguments: argparse.Namespace, params: Path) -> None:
@@ -92,6 +121,8 @@ def _write_network(arguments: argparse.Namespace, params: Path) -> None:
         "--compute-capability": arguments.compute_capability,
         "--skip-parity-gate": arguments.skip_parity_gate,
         "--max-batch-size": arguments.max_batch_size != 1,
+        "--calibrate": arguments.calibrate,
+        "--fp8-keep": arguments.fp8_keep != "auto",
         f"--backend {arguments.backend}": arguments.backend not in ("auto", "tensorrt"),
     }
     given = [flag for flag, value in others.items() if value]

@@ -6,5 +6,5 @@ Imports modeling, checkpoints and kernels. Entry points: ``load.load_encoder`` f
 
 # What an engine may be. Here, because the console names them without torch.
 BACKENDS = ("tensorrt", "cuda", "cpu")
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
 ATTENTIONS = ("fused", "plain")

@@ -10,6 +10,7 @@ from samtrt.errors import EngineError
 from samtrt.hints import install
 
 MIN_CUDA_CAPABILITY = 8.0
+CUDA_PRECISIONS = ("fp16", "bf16", "fp8")  # fp8 on 9.0 only
 logger = logging.getLogger(__name__)
 
 

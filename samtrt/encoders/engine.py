@@ -77,6 +77,39 @@ class ParityResult:
         )
 
 
+_LINEAR = r"^\d{1,4}\.(attn\.(qkv|proj)|mlp\.lin[12])$"
+
+
+@dataclass(frozen=True)
+class Fp8Record:
+    """How an FP8 engine came to its numbers.
+
+    Attributes:
+        linears: how many linear layers the encoder's blocks have.
+        fp16_linears: those that stayed in fp16, as ``7.mlp.lin2``, by block.
+        automatic: whether they were chosen by what each costs in accuracy, or by hand.
+        calibration_sha256: SHA-256 of the pictures that the scales are from, in the model's frame.
+        errors: what each linear alone, in FP8, moves the embedding by (relative L2) on these; empty
+            where nothing was to be chosen.
+    """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    linears: Annotated[int, Ge(4), Le(4096)]
+    fp16_linears: tuple[Annotated[str, Field(pattern=_LINEAR)], ...]
+    automatic: bool
+    calibration_sha256: Annotated[str, SHA256]
+    errors: dict[Annotated[str, Field(pattern=_LINEAR)], float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kept = self.fp16_linears
+        if not kept:
+            return f"all {self.linears} linear layers in e4m3"
+        count = f"{len(kept)} of {self.linears} linear layers stay in fp16"
+        how = "what they cost in accuracy" if self.automatic else "as asked for"
+        return f"{count} ({how}): {', '.join(kept)}"
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """The sidecar: what an engine is and what it needs.
@@ -94,6 +127,7 @@ class EngineInfo:
         build_seconds: wall time of the build without the parity gate.
         parity: the parity gate's result.
         note: what a user must know of the parameters (``Parameters.note``).
+        fp8: of an engine in fp8.
         engine_sha256: SHA-256 of the engine file.
         version: of this record.
     """
@@ -112,17 +146,22 @@ class EngineInfo:
     build_seconds: float = 0.0
     parity: ParityResult = ParityResult(NOT_CHECKED)
     note: str = ""
+    fp8: Fp8Record | None = None
     engine_sha256: Annotated[str, SHA256] = ""
     version: Literal[1] = SIDECAR_VERSION
 
     def __post_init__(self) -> None:
         if (self.backend == "tensorrt") != (self.library in LIBRARIES):
             raise ValueError(f"library {self.library} for the {self.backend} backend")
+        if (self.precision == "fp8") != (self.fp8 is not None) or (
+            self.fp8 is not None and (self.backend, self.compute_capability) != ("cuda", "9.0")
+        ):
+            raise ValueError(f"precision {self.precision} without what belongs to it")
 
     @property
     def content(self) -> dict[str, Any]:
         """What a packed engine's own file says too: all that its output depends on."""
-        return {
+        content: dict[str, Any] = {
             "backend": self.backend,
             "config": self.config.to_json(),
             "precision": self.precision,
@@ -130,6 +169,9 @@ class EngineInfo:
             "parameters_sha256": self.parameters_sha256,
             "note": self.note,
         }
+        if self.fp8 is not None:
+            content["fp16_linears"] = list(self.fp8.fp16_linears)
+        return content
 
     def summary(self) -> str:
         """What a person wants to know after a build, a line each."""
@@ -139,11 +181,16 @@ class EngineInfo:
             f"build time  {self.build_seconds:.1f} s",
             f"parity      {self.parity}",
         ]
+        if self.fp8 is not None:
+            lines.append(f"fp8         {self.fp8}")
         return "\n".join([*lines, f"note        {self.note}"] if self.note else lines)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that ``json`` can write and ``parse_record`` reads back."""
-        return {**asdict(self), "config": self.config.to_json()}
+        record = {**asdict(self), "config": self.config.to_json()}
+        if self.fp8 is None:
+            del record["fp8"]
+        return record
 
 
 @dataclass

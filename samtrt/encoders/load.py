@@ -22,6 +22,7 @@ from samtrt.encoders.engine import (
 )
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError
+from samtrt.hints import command
 from samtrt.kernels.device import resolved
 
 logger = logging.getLogger(__name__)
@@ -76,13 +77,11 @@ def open_encoder(
         return TensorRTImageEncoder(content, info, device)
     from samtrt.encoders.packed import read_packed
 
+    tensors = read_packed(content, info)
+    if info.fp8 is not None:
+        return _fp8_encoder(tensors, info, device)
     return _packed_encoder(
-        info.backend,
-        info.config,
-        read_packed(content, info),
-        info.precision,
-        device,
-        info.max_batch_size,
+        info.backend, info.config, tensors, info.precision, device, info.max_batch_size
     )
 
 
@@ -127,7 +126,8 @@ def encoder_from_parameters(
         backend: ``cuda`` or ``cpu``; ``auto`` goes by the device, or takes the GPU where there
             is one that the cuda backend runs on. A TensorRT engine has to be built first.
         precision: ``fp16``, ``bf16`` or ``fp32``; ``auto`` is fp16 on a GPU, and on a CPU bf16
-            where that is fast and fp32 elsewhere.
+            where that is fast and fp32 elsewhere. (``fp8`` runs from an engine: it is calibrated
+            and checked when that is built.)
         max_batch_size: how many pictures run at once on a GPU. A call may have more, which then
             take turns.
 
@@ -155,6 +155,12 @@ def encoder_from_tensors(
     if backend not in ("cuda", "cpu"):
         raise EngineError(
             f"the {backend} backend runs engines only; build one, or take cuda or cpu"
+        )
+    if precision == "fp8" and backend == "cuda":
+        raise EngineError(
+            "fp8 runs from an engine: its scales come from pictures, and its masks are compared "
+            f"with fp32's, when that is built; build one with `{command('build')} --backend cuda "
+            "--precision fp8` and load its folder"
         )
     target = _device(backend, target)
     precision = default_precision(backend) if precision == "auto" else precision
@@ -185,6 +191,23 @@ def _device(backend: str, device: torch.device | None) -> torch.device:
     if device.type != kind:
         raise EngineError(f"the {backend} backend runs on {kind}, not on {device}")
     return resolved(device)
+
+
+def _fp8_encoder(
+    tensors: dict[str, Tensor], info: EngineInfo, device: torch.device
+) -> ImageEncoder:
+    from samtrt.encoders.cuda import FusedImageEncoder
+    from samtrt.encoders.cuda.quantisation import Fp8Plan, all_linears, parse_linears
+
+    assert info.fp8 is not None
+    linears = all_linears(info.config) - parse_linears(info.fp8.fp16_linears, info.config)
+    try:
+        plan = Fp8Plan.from_tensors(tensors, linears)
+    except KeyError as error:
+        raise EngineError(
+            f"the engine's packed parameters are damaged ({error} is missing); build it again"
+        ) from None
+    return FusedImageEncoder(info.config, tensors, "fp8", device, info.max_batch_size, fp8=plan)
 
 
 def _packed_encoder(

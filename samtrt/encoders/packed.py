@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoints.shapes import ENCODER_PREFIX, infer_encoder_config
-from samtrt.checkpoints.tensor_file import Dtype, RawTensor, read_tensors, write_tensors
+from samtrt.checkpoints.tensor_file import FLOATS, Dtype, RawTensor, read_tensors, write_tensors
 from samtrt.encoders.engine import EngineInfo
 from samtrt.errors import CheckpointError, EngineError
 from samtrt.files import writing
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# Of what is not in e4m3 in an fp8 engine: fp16.
+DTYPES = {
+    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16
+}  # fmt: skip
 _STORED: dict[torch.dtype, Dtype] = {
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32",
+    torch.float8_e4m3fn: "F8_E4M3",
 }  # fmt: skip
 _LOADED = {stored: dtype for dtype, stored in _STORED.items()}
 _CONTENT = "samtrt"  # key of the metadata
@@ -30,8 +34,16 @@ _MATRICES = tuple(
 )
 
 
-def write_packed(path: Path, tensors: Mapping[str, np.ndarray], info: EngineInfo) -> None:
+def write_packed(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    info: EngineInfo,
+    as_they_are: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes the encoder's tensors (``Parameters.encoder()``) in the engine's precision.
+
+    Args:
+        as_they_are: further ones, each in its own type.
 
     Raises:
         EngineError: a value is beyond the precision's range (float16 ends at 65,504).
@@ -47,10 +59,15 @@ def write_packed(path: Path, tensors: Mapping[str, np.ndarray], info: EngineInfo
                 f"parameter {name} does not fit {info.precision}: its largest magnitude is "
                 f"{tensor.abs().max():.3g}; build with --precision bf16"
             )
-        content = stored.reshape(-1).view(torch.uint8).numpy()
-        packed[name] = RawTensor(_STORED[dtype], tuple(stored.shape), content)
+        packed[name] = _raw(stored)
+    packed |= {name: _raw(tensor) for name, tensor in (as_they_are or {}).items()}
     with writing(path):
         write_tensors(path, packed, {_CONTENT: json.dumps(info.content)})
+
+
+def _raw(tensor: Tensor) -> RawTensor:
+    content = tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+    return RawTensor(_STORED[tensor.dtype], tuple(tensor.shape), content)
 
 
 def read_packed(content: bytearray, info: EngineInfo) -> dict[str, Tensor]:
@@ -63,7 +80,7 @@ def read_packed(content: bytearray, info: EngineInfo) -> dict[str, Tensor]:
         EngineError: the content is damaged, or is not what the sidecar says.
     """
     try:
-        raw, metadata = read_tensors(content)
+        raw, metadata = read_tensors(content, _LOADED if info.fp8 is not None else FLOATS)
         said = json.loads(metadata[_CONTENT]) if _CONTENT in metadata else None
     except ValueError as error:
         raise EngineError(

@@ -159,4 +159,5 @@ def meta_decoder(parameters: Parameters) -> Decode:
 def _runs_here(backend: str, precision: str) -> bool:
     if backend == "cpu":
         return precision == "fp32" or has_fast_bf16()
-    return why_not_cuda() is None
+    # (fp8 runs from an engine only)
+    return precision != "fp8" and why_not_cuda() is None

@@ -162,7 +162,15 @@ def test_auto_backend_without_gpu_is_the_cpu(tmp_path: Path, pictures: list[Path
     ("flags", "message"),
     [
         (["--backend", "cpu", "--precision", "fp16"], "computes in bf16 or fp32, not in fp16"),
-        (["--backend", "cuda", "--precision", "fp32"], "computes in fp16 or bf16, not in fp32"),
+        (
+            ["--backend", "cuda", "--precision", "fp32"],
+            "computes in fp16 or bf16 or fp8, not in fp32",
+        ),
+        (["--backend", "cpu", "--precision", "fp8"], "computes in bf16 or fp32, not in fp8"),
+        (["--backend", "tensorrt", "--precision", "fp8"], "fp16 or bf16 or fp32, not in fp8"),
+        (["--backend", "cpu", "--fp8-keep", "3"], "--fp8-keep are for --precision fp8"),
+        (["--backend", "cpu", "--calibrate", str(Path(__file__).parent)], "no pictures in"),
+        (["--backend", "cpu", "--calibrate", "nowhere"], "--calibrate nowhere is no folder"),
         (["--backend", "cpu", "--max-batch-size", "0"], "at least 1, not 0"),
         (["--backend", "cpu", "--attention", "plain"], "are for --backend tensorrt"),
         (["--backend", "cpu", "--compute-capability", "8.9"], "are for --backend tensorrt"),

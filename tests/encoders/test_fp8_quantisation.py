@@ -48,10 +48,7 @@ def plan_for(linears: frozenset[tuple[int, str]]) -> Fp8Plan:
         return torch.exp2(torch.randint(-3, 4, shape, generator=generator).float())
 
     depth, channels = CONFIG.depth, CONFIG.embed_dim
-    mean = torch.randn(depth, channels, generator=generator)
-    return Fp8Plan(
-        linears, scales(depth, 2, channels), mean, scales(depth, channels), scales(depth)
-    )
+    return Fp8Plan(linears, scales(depth, 2, channels), scales(depth, channels), scales(depth))
 
 
 def parameters(fp8: Fp8Plan | None) -> EncoderParameters:
@@ -117,23 +114,22 @@ def test_a_norm_and_its_linear_are_one_product_of_the_stream() -> None:
         if name == "attn.qkv":  # V as attn.proj wants it
             inner = CONFIG.embed_dim
             found[:, 2 * inner :] /= plan.attended_scale[1]
-            found[:, 2 * inner :] += plan.attended_mean[1]
         assert ((found - expected).abs() <= bound).all()
         assert (found - expected).norm() <= 0.1 * expected.norm()
 
 
-def test_v_is_centred_and_scaled_for_proj() -> None:
+def test_v_is_scaled_for_proj() -> None:
     plain, inner = parameters(None), CONFIG.embed_dim
     plan = plan_for(frozenset({(0, "attn.proj")}))
-    packed, scale, mean = parameters(plan), plan.attended_scale[0], plan.attended_mean[0]
+    packed, scale = parameters(plan), plan.attended_scale[0]
     v = slice(2 * inner, None)
     expected, found = plain.linear(0, "attn.qkv"), packed.linear(0, "attn.qkv")
     assert found.weight.dtype == torch.float16 and found.scale is None
     assert torch.equal(found.weight[: 2 * inner], expected.weight[: 2 * inner])
     assert torch.equal(found.weight[v], expected.weight[v] * scale[:, None])
-    assert torch.equal(found.bias[v], (expected.bias[v] - mean) * scale)
+    assert torch.equal(found.bias[v], expected.bias[v] * scale)
     bias = packed.fp32("blocks.0.attn.qkv.bias")
-    assert torch.equal(packed.padding(0)[v], ((bias[v] - mean) * scale).half())
+    assert torch.equal(packed.padding(0)[v], (bias[v] * scale).half())
     assert torch.equal(packed.padding(0)[: 2 * inner], bias[: 2 * inner].half())
     assert torch.equal(packed.padding(1), plain.matrix("blocks.1.attn.qkv.bias"))
     proj = packed.linear(0, "attn.proj")
@@ -143,8 +139,7 @@ def test_v_is_centred_and_scaled_for_proj() -> None:
     # Subnormals end at half of 2^-9 of the scale.
     bound = weight.abs() * 2**-4 + proj.scale[:, None] * scale * 2**-10
     assert ((restored - weight).abs() <= bound * 1.001).all()
-    added = proj.bias - packed.fp32("blocks.0.attn.proj.bias")
-    torch.testing.assert_close(added, weight @ mean, rtol=1e-5, atol=1e-5)
+    assert torch.equal(proj.bias, packed.fp32("blocks.0.attn.proj.bias"))
     assert packed.linear(1, "attn.proj").weight.dtype == torch.float16
 
 

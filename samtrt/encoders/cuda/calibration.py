@@ -17,7 +17,6 @@ from samtrt.encoders.cuda.quantisation import (
     PackedLinear,
     all_linears,
     in_order,
-    name_of,
     scale_for,
 )
 from samtrt.encoders.cuda.rounding import round_weight
@@ -32,30 +31,12 @@ class _Input:
     """What one linear read.
 
     Attributes:
-        rows: how many.
-        smallest, largest: [K] value by channel.
-        total: [K] sum.
+        largest: [K] magnitude by channel.
         products: [K, K] Σ a aᵀ, of rows a as the product's output has them: times 1 / σ.
     """
 
-    rows: int
-    smallest: Tensor
     largest: Tensor
-    total: Tensor
     products: Tensor
-
-    def magnitude(self, offset: Tensor | float = 0.0) -> Tensor:
-        """[K] the largest of |a − offset|."""
-        return torch.maximum(self.largest - offset, offset - self.smallest)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.rows
-
-    @property
-    def centred_products(self) -> Tensor:
-        """[K, K] Σ (a − mean)(a − mean)ᵀ."""
-        return self.products - torch.outer(self.total, self.mean)
 
 
 @dataclass
@@ -66,15 +47,11 @@ class _Observed:
 
     def __call__(self, name: LinearName, x: Tensor, factor: Tensor | None) -> None:
         weighted = x if factor is None else x * factor
-        found = _Input(len(x), *x.aminmax(dim=0), x.sum(0), weighted.T @ weighted)
+        found = _Input(x.abs().amax(0), weighted.T @ weighted)
         known = self.inputs.setdefault(name, found)
-        if known is found:
-            return
-        known.rows += found.rows
-        torch.minimum(known.smallest, found.smallest, out=known.smallest)
-        torch.maximum(known.largest, found.largest, out=known.largest)
-        known.total += found.total
-        known.products += found.products
+        if known is not found:
+            torch.maximum(known.largest, found.largest, out=known.largest)
+            known.products += found.products
 
 
 def calibrated_plan(
@@ -93,7 +70,7 @@ def calibrated_plan(
         tensors: the encoder's parameters by Meta's names without ``image_encoder.``.
         pictures: [1, 3, S, S] fp32 each, normalised and padded, at least one.
         device: where it computes, in fp32.
-        announce: is called some times for each block.
+        announce: is called for each picture, then for each block.
     """
     observed = _Observed()
     encoder = Fp8Reference(config, tensors, device=device, observe=observed)
@@ -113,35 +90,24 @@ def _plan(
     device: torch.device,
     announce: Announce,
 ) -> Fp8Plan:
-    def each_block(value: Callable[[int], Tensor]) -> Tensor:
-        return torch.stack([value(block) for block in range(config.depth)])
+    def scales(name: str) -> Tensor:
+        return torch.stack([scale_for(inputs[b, name].largest) for b in range(config.depth)])
 
-    def of_stream(name: str) -> Tensor:
-        return each_block(lambda block: scale_for(inputs[block, name].magnitude()))
-
-    mean = each_block(lambda block: inputs[block, "attn.proj"].mean)
     plan = Fp8Plan(
         all_linears(config),
-        residual_scale=torch.stack([of_stream("attn.qkv"), of_stream("mlp.lin1")], 1),
-        attended_mean=mean,
-        attended_scale=each_block(
-            lambda block: scale_for(inputs[block, "attn.proj"].magnitude(mean[block]))
-        ),
-        hidden_scale=each_block(
-            lambda block: scale_for(inputs[block, "mlp.lin2"].magnitude().max())
-        ),
+        residual_scale=torch.stack([scales("attn.qkv"), scales("mlp.lin1")], 1),
+        attended_scale=scales("attn.proj"),
+        # Of all channels, the smallest scale.
+        hidden_scale=scales("mlp.lin2").amin(1),
     )
-    parameters = EncoderParameters(config, tensors, torch.float32, device, plan)
+    parameters = EncoderParameters(config, tensors, torch.float32, device)
     packed = {}
     for block, name in in_order(plan.linears):
         if name == LINEARS[0]:
             announce(f"rounding the weights of block {block}")
         weight, bias = parameters.folded(block, name)
-        read = inputs[block, name]
         rounded, scale = round_weight(
-            weight,
-            plan.input_scale(block, name, config),
-            read.centred_products if name == "attn.proj" else read.products,
+            weight, plan.input_scale(block, name, config), inputs[block, name].products
         )
         packed[block, name] = PackedLinear(rounded, bias, scale)
     return replace(plan, packed=packed)
@@ -165,7 +131,8 @@ def sensitivities(
     expected = [encoder(picture) for picture in pictures]
     found = {}
     for linear in in_order(plan.linears):
-        announce(f"sensitivity of {name_of(linear)}")
+        if linear[1] == LINEARS[0]:
+            announce(f"what each linear layer of block {linear[0]} costs in FP8")
         encoder.plan = replace(plan, linears=frozenset({linear}))
         squares = [
             ((encoder(picture) - output).norm() / output.norm()).square()

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.encoders.choice import MIN_CUDA_CAPABILITY
+from samtrt.encoders.choice import CUDA_PRECISIONS, MIN_CUDA_CAPABILITY
 from samtrt.encoders.cuda.ends import End, Taps, convolve
 from samtrt.encoders.cuda.hopper import HopperTrunk
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.cuda.portable import PortableTrunk
+from samtrt.encoders.cuda.quantisation import Fp8Plan
 from samtrt.encoders.packed import DTYPES
 from samtrt.encoders.protocol import (
     NotCopied,
@@ -75,25 +76,35 @@ class FusedImageEncoder(NotCopied):
         device: str | torch.device = "cuda",
         max_batch_size: int = 1,
         any_batch_size: bool = False,
+        fp8: Fp8Plan | None = None,
     ) -> None:
         """
         Args:
             config: sizes of the encoder.
             tensors: its parameters under Meta's names without ``image_encoder.``, any float type.
-            precision: ``fp16`` or ``bf16``: weights and activations; sums are fp32 always.
+            precision: ``fp16`` or ``bf16``: weights and activations; sums are fp32 always. Or
+                ``fp8``: e4m3 where ``fp8`` says so, and fp16 elsewhere; on compute capability 9.0.
             device: a CUDA device of compute capability 8.0 or newer. ``cpu`` works in Triton's
                 interpreter (``TRITON_INTERPRET=1``), for tests.
             max_batch_size: pictures that run at once; buffers are made for as many.
             any_batch_size: whether a call may have more pictures than that, which then run so many
                 at a time.
+            fp8: which linears are in e4m3 and their scales (``calibration.calibrated_plan``); with
+                that precision, and only then. Of those that it has packed, no weight is needed in
+                ``tensors``.
 
         Raises:
             EngineError: the configuration, precision or device is not supported.
         """
-        if precision not in ("fp16", "bf16"):
+        if precision not in CUDA_PRECISIONS:
             raise EngineError(
-                f"the cuda backend computes in fp16 or bf16, not in {precision}; "
+                f"the cuda backend computes in {' or '.join(CUDA_PRECISIONS)}, not in {precision}; "
                 "use one of them, or the cpu backend for fp32"
+            )
+        if (precision == "fp8") != (fp8 is not None):
+            raise EngineError(
+                f"precision {precision} {'without' if fp8 is None else 'with'} a plan of its "
+                "scales; give `fp8` with precision fp8, and only then"
             )
         if max_batch_size < 1:
             raise EngineError(f"max_batch_size must be at least 1, not {max_batch_size}")
@@ -110,7 +121,7 @@ class FusedImageEncoder(NotCopied):
         self._lock = threading.Lock()
         self._graphed: dict[int, GraphedWork[Tensor]] = {}
         with as_written(), torch.cuda.device(self._index):
-            self._prepare(EncoderParameters(config, tensors, self.dtype, self.device))
+            self._prepare(EncoderParameters(config, tensors, self.dtype, self.device, fp8))
         self.computed_by = " ".join(
             ("cuda", precision, self._trunk.name, architecture(self.device), kernels_digest())
         )
@@ -229,6 +240,30 @@ def check_sizes(config: EncoderConfig) -> None:
     split_head_dim(config.head_dim)
 
 
+def check_fp8(config: EncoderConfig, device: torch.device) -> None:
+    """Refuses what has no kernels in FP8.
+
+    Raises:
+        EngineError: the device is not of compute capability 9.0, or the encoder has sizes that the
+            kernels for it do not know.
+    """
+    found = "a CPU"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found = f"compute capability {major}.{minor}"
+    if found != "compute capability 9.0":
+        raise EngineError(
+            f"fp8 needs a GPU of compute capability 9.0 (H100, H200), and this is {found}; take "
+            "--precision fp16, or bf16 on a CPU"
+        )
+    check_sizes(config)
+    if not HopperTrunk.supports(config):
+        raise EngineError(
+            f"the cuda backend has no FP8 kernels for an encoder of {config.embed_dim} channels, "
+            f"heads of {config.head_dim} and windows of {config.window_size}; take --precision fp16"
+        )
+
+
 def _range(size: Callable[[int], int], config: EncoderConfig) -> str:
     sizes = {size(block) for block in range(config.depth)}
     return str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
@@ -236,6 +271,8 @@ def _range(size: Callable[[int], int], config: EncoderConfig) -> str:
 
 def _trunk_for(parameters: EncoderParameters, products: Products, max_batch_size: int) -> Trunk:
     device = parameters.device
+    if parameters.fp8 is not None:
+        check_fp8(parameters.config, device)
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return PortableTrunk(parameters, products, max_batch_size)
     if device.type != "cuda":

@@ -31,6 +31,7 @@ class Fp8Reference:
     Attributes:
         plan: may be set anew; of linears that are not in ``plan.packed`` the weights are rounded
             at every call.
+        stream: what the residual stream is kept in: fp16, or fp32, as if nothing were rounded.
         observe: is told of every linear.
     """
 
@@ -46,7 +47,7 @@ class Fp8Reference:
     ) -> None:
         self.config, self.img_size = config, config.img_size
         self.device = torch.device(device)
-        self.plan, self.observe = plan, observe
+        self.plan, self.observe, self.stream = plan, observe, torch.float16
         self._tensors = tensors
         with as_written():
             self._encoder = bound_encoder(config, tensors).to(self.device)
@@ -69,7 +70,7 @@ class Fp8Reference:
     def _block(self, index: int, block: Block, x: Tensor) -> Tensor:
         """``Block.forward`` on tokens [B, H, W, C]."""
         config, side = self.config, self.config.grid_size
-        x = _in_fp16(x)
+        x = self._kept(x)
         qkv = self._linear((index, "attn.qkv"), x, norm=True)
         window = 0 if config.is_global(index) else config.window_size
         if window:
@@ -79,9 +80,9 @@ class Fp8Reference:
         attended = block.attn.attend(qkv)
         if window:
             attended = window_unpartition(attended, window, (side, side))
-        x = _in_fp16(x + self._linear((index, "attn.proj"), attended))
+        x = self._kept(x + self._linear((index, "attn.proj"), attended))
         hidden = F.gelu(self._linear((index, "mlp.lin1"), x, norm=True))
-        return _in_fp16(x + self._linear((index, "mlp.lin2"), hidden))
+        return self._kept(x + self._linear((index, "mlp.lin2"), hidden))
 
     def _linear(self, name: LinearName, x: Tensor, norm: bool = False) -> Tensor:
         factor = None
@@ -103,11 +104,8 @@ class Fp8Reference:
         )
         packed = parameters.quantised(*name)
         assert packed.scale is not None
-        if name[1] == "attn.proj":
-            x = x - self.plan.attended_mean[name[0]].to(self.device)
         stored = quantise(x, self.plan.input_scale(*name, self.config).to(self.device))
         return F.linear(stored.float(), packed.weight.float()) * packed.scale, packed.bias
 
-
-def _in_fp16(x: Tensor) -> Tensor:
-    return x.half().float()
+    def _kept(self, x: Tensor) -> Tensor:
+        return x.to(self.stream).float()

@@ -50,8 +50,8 @@ class EncoderParameters:
         linear = self.quantised(block, name) if is_fp8 else PackedLinear(*self.folded(block, name))
         weight, bias, scale = linear.weight, linear.bias, linear.scale
         if name == "attn.qkv":
-            mean, factor = self._attended(block)
-            bias = (bias - mean) * factor
+            factor = self._attended_scale(block)
+            bias = bias * factor
             if scale is None:
                 weight = weight * factor[:, None]
             else:
@@ -59,12 +59,9 @@ class EncoderParameters:
         return PackedLinear(weight if is_fp8 else weight.to(self.dtype), bias, scale)
 
     def folded(self, block: int, name: str) -> tuple[Tensor, Tensor]:
-        """A linear with the norm before it folded in, or what is subtracted from its input: weight
-        [N, K] and bias [N] fp32."""
+        """A linear with the norm before it folded in: weight [N, K] and bias [N] fp32."""
         path = f"blocks.{block}."
         weight, bias = self.fp32(f"{path}{name}.weight"), self.fp32(f"{path}{name}.bias")
-        if self.fp8 is not None and name == "attn.proj" and self._is_fp8(block, name):
-            bias = bias + (weight * self.fp8.attended_mean[block].to(self.device)).sum(1)
         if name not in _NORM_BEFORE:
             return weight, bias
         norm = path + _NORM_BEFORE[name]
@@ -85,18 +82,17 @@ class EncoderParameters:
 
     def padding(self, block: int) -> Tensor:
         """``attn.qkv``'s output of a padded token, [3 * heads * D] in the compute type."""
-        mean, factor = self._attended(block)
-        return ((self.fp32(f"blocks.{block}.attn.qkv.bias") - mean) * factor).to(self.dtype)
+        bias = self.fp32(f"blocks.{block}.attn.qkv.bias")
+        return (bias * self._attended_scale(block)).to(self.dtype)
 
-    def _attended(self, block: int) -> tuple[Tensor, Tensor]:
-        """What is subtracted from ``attn.qkv``'s output, and the factor after that; [3 * heads * D]
-        each: 0 and 1, but for V where ``attn.proj`` is in e4m3."""
+    def _attended_scale(self, block: int) -> Tensor:
+        """The factor of ``attn.qkv``'s output [3 * heads * D]: 1, but for V where ``attn.proj`` is
+        in e4m3."""
         columns = len(self.tensors[f"blocks.{block}.attn.qkv.bias"])
-        mean, factor = (self.empty(columns, dtype=torch.float32).fill_(v) for v in (0.0, 1.0))
+        factor = self.empty(columns, dtype=torch.float32).fill_(1.0)
         if self.fp8 is not None and self._is_fp8(block, "attn.proj"):
-            mean[columns // 3 * 2 :] = self.fp8.attended_mean[block]
             factor[columns // 3 * 2 :] = self.fp8.attended_scale[block]
-        return mean, factor
+        return factor
 
     def _copied(self, name: str) -> Tensor:
         # To the device as it is: a GPU casts it faster than this side.

@@ -7,11 +7,13 @@ So scales are powers of two, which makes v · s and a weight over s exact in 16 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.errors import InputError
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # finite value of e4m3
@@ -20,8 +22,9 @@ LINEARS = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
 
 LinearName = tuple[int, str]  # block, one of LINEARS
 
+_Value = TypeVar("_Value")
 _PREFIX = "fp8."
-_SCALES = ("residual_scale", "attended_mean", "attended_scale", "hidden_scale")
+_SCALES = ("residual_scale", "attended_scale", "hidden_scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +59,9 @@ class Fp8Plan:
         linears: (block, one of ``LINEARS``); the others stay in the compute type.
         residual_scale: [depth, 2, C] fp32, by channel of the residual stream, where ``attn.qkv``
             and where ``mlp.lin1`` reads it.
-        attended_mean: [depth, heads * D] fp32, of what ``attn.proj`` reads; it is subtracted before
-            that is rounded, and ``attn.proj``'s bias has it.
-        attended_scale: [depth, heads * D] fp32, likewise by channel. Both are in the rows of
-            ``attn.qkv`` that make V (``EncoderParameters.linear``): attention's output is a mean of
-            V's rows, so it comes centred and scaled, and nothing is left to do.
+        attended_scale: [depth, heads * D] fp32, by channel of what ``attn.proj`` reads. It is in
+            the rows of ``attn.qkv`` that make V (``EncoderParameters.linear``), so that attention's
+            output comes scaled: nothing is left to multiply.
         hidden_scale: [depth] fp32, of what ``mlp.lin2`` reads.
         packed: of ``linears``, those that were packed before, as an engine has them, the rows of V
             without ``attended_scale``; the others' weights are rounded to nearest.
@@ -68,7 +69,6 @@ class Fp8Plan:
 
     linears: frozenset[LinearName]
     residual_scale: Tensor
-    attended_mean: Tensor
     attended_scale: Tensor
     hidden_scale: Tensor
     packed: Mapping[LinearName, PackedLinear] = field(default_factory=dict)
@@ -84,6 +84,13 @@ class Fp8Plan:
         if linear == "attn.proj":
             return self.attended_scale[block]
         return self.residual_scale[block, LINEARS.index(linear) // 2]
+
+    def not_packed(self, tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+        """An encoder's tensors without the weights that are packed here."""
+        packed = {
+            f"blocks.{block}.{name}.weight" for block, name in self.linears & self.packed.keys()
+        }
+        return {name: value for name, value in tensors.items() if name not in packed}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All but ``linears``, by names that no parameter has."""
@@ -124,6 +131,25 @@ def all_linears(config: EncoderConfig) -> frozenset[LinearName]:
 def name_of(linear: LinearName) -> str:
     """As users write it: ``7.mlp.lin2``."""
     return f"{linear[0]}.{linear[1]}"
+
+
+def parse_linears(texts: Iterable[str], config: EncoderConfig) -> frozenset[LinearName]:
+    """What users name: ``7`` is all linears of that block, ``7.mlp.lin2`` one of them.
+
+    Raises:
+        InputError: there is no such block or linear.
+    """
+    found: set[LinearName] = set()
+    for text in texts:
+        block, _, name = text.strip().partition(".")
+        names = LINEARS if not name else (name,)
+        if not block.isdecimal() or int(block) >= config.depth or not set(names) <= set(LINEARS):
+            raise InputError(
+                f"{text.strip() or 'nothing'} is no linear layer of this encoder; expected a block "
+                f"from 0 to {config.depth - 1}, or one of its layers, as 0.{', 0.'.join(LINEARS)}"
+            )
+        found |= {(int(block), each) for each in names}
+    return frozenset(found)
 
 
 def in_order(linears: Iterable[LinearName]) -> list[LinearName]:
