@@ -154,6 +154,8 @@ class _Copy:
             mine, theirs = self._pairs.setdefault(kind, ([], []))
             mine.append(own[name].detach())
             theirs.append(tensor.detach())
+        positions = self._prompt_encoder.pe_layer
+        self._centres = positions.centres(self._prompt_encoder.image_embedding_size)
         self._image_pe = self._prompt_encoder.get_dense_pe().to(dtype)
         _, _, height, width = self._image_pe.shape
         channels = self._mask_decoder.embedding_chans
@@ -179,7 +181,7 @@ class _Copy:
         """Takes over the parameters and buffers as they are now."""
         for own, live in self._pairs.values():
             torch._foreach_copy_(own, live)
-        self._image_pe.copy_(self._prompt_encoder.get_dense_pe())
+        self._image_pe.copy_(self._prompt_encoder.pe_layer.of_centres(self._centres))
 
     def decode(
         self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
@@ -199,6 +201,7 @@ class _Copy:
             torch.empty(count, kinds, side, side, dtype=torch.float32, device=self.device),
             torch.empty(count, kinds, dtype=torch.float32, device=self.device),
         )
+        labelled = torch.cat((prompts.coords, prompts.labels[..., None]), dim=-1)
         with torch.cuda.device(self.device), self._in_turn():
             self._refreshing(partial(_freely, self._refresh))
             self._features.copy_(picture.features, non_blocking=True)
@@ -208,9 +211,8 @@ class _Copy:
                 start += size
                 mask = None if prompts.mask_input is None else prompts.mask_input[part]
                 graph = self._graph(size, points, mask is not None)
-                graph.fill(prompts.coords[part], prompts.labels[part], mask)
-                given = graph.coords, graph.labels, graph.mask_input
-                masks, scores = graph.work(partial(_freely, self._forward, *given))
+                graph.fill(labelled[part], mask)
+                masks, scores = graph.work(partial(_freely, self._of, graph))
                 used = part.stop - part.start
                 answers = self._mask_decoder.select(masks[:used], scores[:used], multimask_output)
                 for out, answer in zip(found, answers, strict=True):
@@ -237,6 +239,9 @@ class _Copy:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
+    def _of(self, graph: "_Graph") -> tuple[Tensor, Tensor]:
+        return self._forward(graph.labelled[..., :2], graph.labelled[..., 2], graph.mask_input)
+
     def _forward(
         self, coords: Tensor, labels: Tensor, mask_input: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -254,9 +259,8 @@ class _Copy:
             return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
         side = 4 * self._features.shape[-1]
-        given = zeros(batch, points, 2), zeros(batch, points)
         mask_input = zeros(batch, 1, side, side) if has_mask else None
-        return _Graph(GraphedWork(self.device, self._pool), *given, mask_input)
+        return _Graph(GraphedWork(self.device, self._pool), zeros(batch, points, 3), mask_input)
 
 
 def _hq_token_only(module: PromptedMaskDecoder) -> bool:
@@ -271,22 +275,24 @@ def _freely(work: Callable[..., _Result], *given: Any) -> _Result:
 
 @dataclass
 class _Graph:
-    """A call and its buffers, which are filled before each."""
+    """A call and its buffers, which are filled before each.
+
+    Attributes:
+        labelled: [B, N, 3], x, y and label of each point: one buffer is one transfer.
+    """
 
     work: GraphedWork[tuple[Tensor, Tensor]]
-    coords: Tensor
-    labels: Tensor
+    labelled: Tensor
     mask_input: Tensor | None
 
-    def fill(self, coords: Tensor, labels: Tensor, mask_input: Tensor | None) -> None:
+    def fill(self, labelled: Tensor, mask_input: Tensor | None) -> None:
         """With at most as many prompts as there is room for."""
-        count = len(coords)
-        self.coords[:count].copy_(coords, non_blocking=True)
-        self.labels[:count].copy_(labels, non_blocking=True)
+        count = len(labelled)
+        self.labelled[:count].copy_(labelled, non_blocking=True)
         if self.mask_input is not None and mask_input is not None:
             self.mask_input[:count].copy_(mask_input, non_blocking=True)
-        if count < len(self.coords):
-            self.labels[count:].fill_(LABEL_PADDING)
+        if count < len(self.labelled):
+            self.labelled[count:, :, 2].fill_(LABEL_PADDING)
 
 
 class _Watch:

@@ -24,8 +24,6 @@ from samtrt.modeling.prompt_encoder import (
 )
 from samtrt.pictures.transforms import ResizeLongestSide, Size
 
-_LABELS = (LABEL_PADDING, LABEL_BACKGROUND, LABEL_FOREGROUND)
-
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
@@ -139,19 +137,20 @@ class Prompts:
                 without labels or labels without points.
         """
         transform = ResizeLongestSide(picture.img_size)
-        coords = labels = boxes = mask = None
+        given: dict[str, np.ndarray | Tensor] = {}
         if point_coords is not None:
             array = _array("point_coords", point_coords)
             if point_labels is None:
                 raise _points_without_labels()
-            given = _array("point_labels", point_labels)
-            if array.ndim != 2 or array.shape[1] != 2 or given.shape != array.shape[:1]:
+            labels = _array("point_labels", point_labels)
+            if array.ndim != 2 or array.shape[1] != 2 or labels.shape != array.shape[:1]:
                 raise InputError(
-                    f"point_coords {list(array.shape)} and point_labels {list(given.shape)} do "
+                    f"point_coords {list(array.shape)} and point_labels {list(labels.shape)} do "
                     "not fit; expected [N, 2] and [N]"
                 )
-            coords = _tensor(transform.apply_coords(array, picture.original_size))[None]
-            labels = _tensor(given)[None]
+            coords = transform.apply_coords(array, picture.original_size)
+            given["point_coords"] = _float32(coords)[None]
+            given["point_labels"] = _float32(labels)[None]
         elif point_labels is not None:
             raise _labels_without_points()
         if box is not None:
@@ -161,7 +160,7 @@ class Prompts:
                     f"box has shape {list(array.shape)}, expected [4] (x0, y0, x1, y1); "
                     "several boxes at once go to predict_torch"
                 )
-            boxes = _tensor(transform.apply_boxes(array, picture.original_size))
+            given["boxes"] = _float32(transform.apply_boxes(array, picture.original_size))
         if mask_input is not None:
             array = _array("mask_input", mask_input)
             side = picture.mask_side
@@ -170,8 +169,8 @@ class Prompts:
                     f"mask_input has shape {list(array.shape)}, expected [1, {side}, {side}]: one "
                     "mask of the low resolution logits that an earlier call returned"
                 )
-            mask = _tensor(array)[None]
-        return cls.from_tensors(picture, coords, labels, boxes, mask)
+            given["mask_input"] = torch.from_numpy(_float32(array))[None]
+        return cls._checked(picture, given)
 
     @classmethod
     def from_tensors(
@@ -208,9 +207,17 @@ class Prompts:
             "boxes": boxes,
             "mask_input": mask_input,
         }
-        tensors = {
-            name: _checked_tensor(name, value) for name, value in given.items() if value is not None
-        }
+        return cls._checked(
+            picture,
+            {name: _numbers(name, value) for name, value in given.items() if value is not None},
+        )
+
+    @classmethod
+    def _checked(
+        cls, picture: EmbeddedPicture, given: "dict[str, np.ndarray | Tensor]"
+    ) -> "Prompts":
+        """Float32 parts of a batch: points and boxes in host memory, where looking at a few numbers
+        takes no launches; masks where they are."""
         side = picture.mask_side
         shapes = {
             "point_coords": ("B", "N", 2),
@@ -218,24 +225,28 @@ class Prompts:
             "boxes": ("B", 4),
             "mask_input": ("B", 1, side, side),
         }
-        for name, tensor in tensors.items():
-            _check_shape(name, tensor, shapes[name])
-        if points_are_given := "point_coords" in tensors:
-            found, labelled = tensors["point_coords"].shape, tensors["point_labels"].shape
+        for name, part in given.items():
+            _check_shape(name, part, shapes[name])
+        if points_are_given := "point_coords" in given:
+            found, labelled = given["point_coords"].shape, given["point_labels"].shape
             if found[:2] != labelled:
                 raise InputError(
                     f"point_coords {list(found)} and point_labels {list(labelled)} do not fit; "
                     "expected [B, N, 2] and [B, N]"
                 )
-        batch = _batch({name: len(tensor) for name, tensor in tensors.items()})
-        _check_values(tensors)
+        batch = _batch({name: len(part) for name, part in given.items()})
+        for name, part in given.items():
+            _check_values(name, part)
 
+        tensors = {
+            name: part if isinstance(part, Tensor) else torch.from_numpy(part)
+            for name, part in given.items()
+        }
         points = (tensors["point_coords"], tensors["point_labels"]) if points_are_given else None
         coords, labels = prompt_points(points, tensors.get("boxes"))
         if coords is None or labels is None:
-            like = tensors.get("mask_input", picture.features)
-            coords = torch.empty(batch, 0, 2, dtype=torch.float32, device=like.device)
-            labels = torch.empty(batch, 0, dtype=torch.float32, device=like.device)
+            coords = torch.empty(batch, 0, 2, dtype=torch.float32, device="cpu")
+            labels = torch.empty(batch, 0, dtype=torch.float32, device="cpu")
         mask = tensors.get("mask_input")
         return cls(coords, labels, None if mask is None else mask.expand(batch, -1, -1, -1))
 
@@ -378,27 +389,29 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """float32 in host memory; also of views with negative strides."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Contiguous, whatever strides it has."""
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _checked_tensor(name: str, value: Any) -> Tensor:
+def _numbers(name: str, value: Any) -> np.ndarray | Tensor:
+    """A tensor as float32: a mask where it is, anything smaller in host memory."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}, expected a torch tensor")
     if value.is_complex() or value.layout != torch.strided:
         raise InputError(f"{name} is a {value.layout} tensor of {value.dtype}, expected numbers")
-    return value.detach().float()
+    value = value.detach().float()
+    return value if name == "mask_input" else value.numpy(force=True)
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    fits = tensor.ndim == len(shape) and all(
+def _check_shape(name: str, part: np.ndarray | Tensor, shape: tuple[int | str, ...]) -> None:
+    fits = part.ndim == len(shape) and all(
         isinstance(expected, str) or found == expected
-        for found, expected in zip(tensor.shape, shape, strict=True)
+        for found, expected in zip(part.shape, shape, strict=True)
     )
     if not fits:
         expected = ", ".join(map(str, shape))
-        raise InputError(f"{name} has shape {list(tensor.shape)}, expected [{expected}]")
+        raise InputError(f"{name} has shape {list(part.shape)}, expected [{expected}]")
 
 
 def _batch(sizes: dict[str, int]) -> int:
@@ -411,26 +424,16 @@ def _batch(sizes: dict[str, int]) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def _check_values(tensors: dict[str, Tensor]) -> None:
-    """Finite numbers and known labels; on a GPU one wait for all."""
-    faults = {}
-    for name, tensor in tensors.items():
-        if name == "point_labels":
-            known = torch.stack([tensor == label for label in _LABELS]).any(dim=0)
-            faults[name] = ~known.all()
-        else:
-            faults[name] = ~tensor.isfinite().all()
-    if not faults:
-        return
-    device = next(iter(faults.values())).device
-    if not torch.stack([found.to(device) for found in faults.values()]).any():
-        return
-    name = next(name for name, found in faults.items() if found)
+def _check_values(name: str, part: np.ndarray | Tensor) -> None:
+    """Finite numbers and known labels; of a mask on a GPU it waits for the device."""
     if name == "point_labels":
-        labels = tensors[name].flatten()
-        wrong = next(label for label in labels.tolist() if label not in _LABELS)
-        raise InputError(
-            f"a point has the label {wrong:g}; expected 1 for foreground, 0 for background or "
-            "-1 for a point that does not count (a box goes into its own argument)"
-        )
-    raise InputError(f"{name} holds a number that is not finite")
+        assert isinstance(part, np.ndarray)
+        known = (part == LABEL_PADDING) | (part == LABEL_BACKGROUND) | (part == LABEL_FOREGROUND)
+        if not known.all():
+            raise InputError(
+                f"a point has the label {part[~known][0]:g}; expected 1 for foreground, 0 for "
+                "background or -1 for a point that does not count (a box goes into its own "
+                "argument)"
+            )
+    elif not (part.isfinite() if isinstance(part, Tensor) else np.isfinite(part)).all():
+        raise InputError(f"{name} holds a number that is not finite")

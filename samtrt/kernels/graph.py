@@ -50,14 +50,14 @@ class GraphedWork(Generic[_Result]):
             run: queues the work on the current stream and does not wait for it; the same work in
                 every call. (Not kept: it mostly belongs to who keeps this.)
         """
-        with torch.cuda.device(self._device):
-            if self._recorded is None:
+        if self._recorded is None:
+            with torch.cuda.device(self._device):
                 self._recorded = _recording(run, self._pool)
-            if self._recorded is None:
-                return run()
-            graph, result = self._recorded
-            graph.replay()
-            return result
+                if self._recorded is None:
+                    return run()
+        graph, result = self._recorded
+        graph.replay()  # on its own device, whichever is the current one
+        return result
 
 
 class _VoidedError(Exception):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Page-locked memory that a transfer goes through, in bytes.
-_PART_BYTES = 1 << 20
+# What is copied out of page-locked memory at once, in bytes: each part costs an event and a start
+# of all CPU threads, and the last one's time comes after the transfer's.
+_PART_BYTES = 2 << 20
 
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -14,37 +15,62 @@ def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     From a GPU in parts: one is copied out of page-locked memory by all CPU threads while the
     next crosses the bus. Page-locked blocks are never handed out: held masks would pin memory
     that the system can then neither move nor swap.
+
+    Args:
+        tensors: bool or float32.
     """
     # NumPy asks the system for huge pages for large arrays: far fewer page faults.
     found: tuple[np.ndarray, ...] = tuple(
         np.empty(tensor.shape, dtype=_NUMPY[tensor.dtype]) for tensor in tensors
     )
-    under_way = []
-    for tensor, array in zip(tensors, found, strict=True):
-        target = torch.from_numpy(array).view(-1)
-        source = tensor.detach().contiguous().view(-1)
+    pairs = [
+        (_bytes(tensor.detach()), _bytes(torch.from_numpy(array)))
+        for tensor, array in zip(tensors, found, strict=True)
+    ]
+    under_way: list[_Arrival] = []
+    for device in dict.fromkeys(source.device for source, _ in pairs if source.is_cuda):
+        under_way += _start([pair for pair in pairs if pair[0].device == device])
+    for source, target in pairs:
         if source.is_cuda:
-            under_way += _start(source, target)
             target.zero_()  # the pages are mapped by all CPU threads while the GPU is at work
         else:
             target.copy_(source)
-    for part, locked, arrived in under_way:
+    for arrived, parts in under_way:
         arrived.synchronize()
-        part.copy_(locked)
+        for locked, target in parts:
+            target.copy_(locked)
     return found
 
 
-def _start(source: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, torch.cuda.Event]]:
-    """Queues the transfer of [n] numbers: parts of the target, page-locked ones, arrivals."""
-    locked = torch.empty(len(source), dtype=source.dtype, device="cpu", pin_memory=True)
-    step = max(1, _PART_BYTES // source.element_size())
-    under_way = []
-    with torch.cuda.device(source.device):
-        for parts in zip(*(x.split(step) for x in (source, target, locked)), strict=True):
-            parts[2].copy_(parts[0], non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-            under_way.append((parts[1], parts[2], arrived))
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
+# An event, and what is in page-locked memory after it: [n] bytes each, and where they belong.
+_Arrival = tuple[torch.cuda.Event, list[tuple[Tensor, Tensor]]]
+
+
+def _start(pairs: list[tuple[Tensor, Tensor]]) -> list[_Arrival]:
+    """Queues the transfer of sources, on one GPU, to targets, [n] bytes each; small ones first."""
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))
+    device, total = pairs[0][0].device, sum(len(source) for source, _ in pairs)
+    block = torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=True)
+    under_way: list[_Arrival] = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    first = since = 0
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        for source, target in pairs:
+            for few, own in zip(source.split(_PART_BYTES), target.split(_PART_BYTES), strict=True):
+                locked = block[first : first + len(few)]
+                locked.copy_(few, non_blocking=True)
+                parts.append((locked, own))
+                first += len(few)
+                if first - since >= _PART_BYTES or first == total:
+                    arrived = torch.cuda.Event()
+                    arrived.record(stream)
+                    under_way.append((arrived, parts))
+                    parts, since = [], first
     return under_way
 
 

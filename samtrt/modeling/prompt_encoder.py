@@ -41,12 +41,19 @@ class PositionEmbeddingRandom(nn.Module):
 
     def forward(self, size: tuple[int, int]) -> Tensor:
         """Of the centres of a grid of (h, w): [2 · num_pos_feats, h, w]."""
+        return self.of_centres(self.centres(size))
+
+    def centres(self, size: tuple[int, int]) -> Tensor:
+        """The centres (x, y) of a grid of (h, w) in the unit square, [h, w, 2]."""
         height, width = size
         device = self.positional_encoding_gaussian_matrix.device
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
-        return self._pe_encoding(grid).permute(2, 0, 1)
+        return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
+
+    def of_centres(self, centres: Tensor) -> Tensor:
+        """Of ``centres`` [h, w, 2]: [2 · num_pos_feats, h, w]."""
+        return self._pe_encoding(centres).permute(2, 0, 1)
 
     def forward_with_coords(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Of points [..., 2] (x, y) in pixels of a frame of (H, W): [..., 2 · num_pos_feats]."""

@@ -86,7 +86,7 @@ def test_it_is_recorded_on_a_stream_of_that_gpu(monkeypatch: pytest.MonkeyPatch)
     ]
     recorder.log.clear()
     assert work(recorder.run) == "result"
-    assert recorder.log == ["device cuda:1", "replay"]
+    assert recorder.log == ["replay"]  # which torch does on the graph's own device
 
 
 def test_a_voided_recording_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-from samtrt.kernels.device import launches
-
 _BLOCK = 32  # side of an output tile, in pixels
 
 
@@ -80,7 +78,6 @@ def _cut_kernel(
         tl.atomic_add(areas_ptr + 2 * mask_index + 1, outer)
 
 
-@launches
 def cut_masks(
     logits: torch.Tensor,
     input_size: tuple[int, int],
