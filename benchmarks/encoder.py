@@ -4,8 +4,9 @@
     python benchmarks/encoder.py --models vit_h --peers fast-bf16 --append --output …/h200.json
 
 A row is refused, and gets an error instead of a time, if one picture of one batch is too far from
-Meta's code in float64, or if an output differs by a bit from that of an earlier call with the same
-pictures, before the timing or after it.
+Meta's code in float64 (in fp8: further than a reference in torch that rounds alike), or if an
+output differs by a bit from that of an earlier call with the same pictures, before the timing or
+after it.
 Each row has two times, on a rested GPU and under sustained load (``benchmarks/timing.py``). The
 peers are segment_anything in eager mode, torch.compile(mode="max-autotune") of it, and
 segment_anything_fast where it is installed; the last two compile for minutes, so they can be added
@@ -37,17 +38,23 @@ from benchmarks.timing import PROTOCOLS, Call, measure
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters
+from samtrt.encoders.choice import CUDA_PRECISIONS
 from samtrt.encoders.cuda import FusedImageEncoder
+from samtrt.encoders.cuda.calibration import calibrated_plan
+from samtrt.encoders.cuda.fp8_reference import Fp8Reference
+from samtrt.encoders.cuda.quantisation import Fp8Plan
 from samtrt.errors import InputError
 from samtrt.files import write_json
 from samtrt.modeling.image_encoder import encoder_arguments
 from samtrt.reports.peers import meta_image_encoder
 
 INPUTS = 6  # distinct batches, taken in turn
+CALIBRATION = 2  # pictures that the scales of fp8 come from
 REPEATS = 3  # calls of each batch before the timing, all with the same output
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# Ours may be so many times as far from float64 as Meta's own code in the same precision.
-ERROR_RATIO = 2.0
+# Ours may be so many times as far from float64 as Meta's own code in the same precision, or in fp8
+# as the reference in torch that rounds by the same plan.
+ERROR_RATIO = {"fp16": 2.0, "bf16": 2.0, "fp32": 2.0, "fp8": 1.2}
 # segment_anything_fast ships tuned attention for one GPU, the A100: these rows, columns and warps.
 FAST_TILES = ((64, 64, 4), (128, 64, 4), (64, 128, 4), (128, 64, 8))
 
@@ -57,7 +64,7 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--models", nargs="+", default=["vit_h"], choices=("vit_b", "vit_l", "vit_h")
     )
-    parser.add_argument("--precisions", nargs="+", default=["fp16"], choices=("fp16", "bf16"))
+    parser.add_argument("--precisions", nargs="+", default=["fp16"], choices=CUDA_PRECISIONS)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument(
         "--peers",
@@ -125,9 +132,19 @@ class ModelBenchmark:
         with torch.no_grad():
             self.references = self.meta_outputs(torch.float64)
             self.meta_errors = {}
-            for precision in {*arguments.precisions, *map(precision_of, arguments.peers)}:
+            wanted = {*arguments.precisions, *map(precision_of, arguments.peers)}
+            for precision in wanted - {"fp8"}:
                 outputs = self.meta_outputs(DTYPES[precision])
                 self.meta_errors[precision] = self.errors(outputs, range(count))
+        self.plan: Fp8Plan | None = None
+        if "fp8" in wanted:
+            # Every linear layer: random weights have no masks that some could be kept for.
+            self.plan = calibrated_plan(
+                config, self.tensors, self.pictures[:CALIBRATION].split(1), self.device
+            )
+            reference = Fp8Reference(config, self.tensors, self.plan, self.device)
+            outputs = torch.cat([reference(picture) for picture in self.pictures.split(1)])
+            self.meta_errors["fp8"] = self.errors(outputs, range(count))
         free_memory()
 
     def meta_encoder(self, dtype: torch.dtype, make: Any = meta_image_encoder) -> Any:
@@ -177,7 +194,7 @@ class ModelBenchmark:
         ]
         error, of_meta = max(checked, key=lambda pair: badness(*pair))
         row["relative_l2"], row["meta_relative_l2"] = error, of_meta
-        bound = ERROR_RATIO * of_meta
+        bound = ERROR_RATIO[precision] * of_meta
         if not error <= bound:  # (NaN too)
             row["refused"] = f"relative L2 {error:.2e} above {bound:.2e}: not timed"
             return row
@@ -217,19 +234,32 @@ class ModelBenchmark:
             free_memory()
             before = torch.cuda.memory_allocated()
             encoder = FusedImageEncoder(
-                self.config, self.tensors, precision, self.device, max_batch_size=batch_size
+                self.config,
+                self.tensors,
+                precision,
+                self.device,
+                max_batch_size=batch_size,
+                fp8=self.plan if precision == "fp8" else None,
             )
             torch.cuda.reset_peak_memory_stats()
             encoder(self.pictures[:batch_size])
-            weights = 2 * sum(tensor.numel() for tensor in self.tensors.values())
+            weights = self.weight_bytes(precision)
             held = torch.cuda.max_memory_allocated() - before - weights
             row = self.row("samtrt", precision, batch_size, encoder)
+            row["weights_mb"] = weights / 1e6
             row["memory_above_weights_mb"] = held / 1e6
             del encoder
             if is_new and batch_size == 1 and not self.arguments.no_startup:
                 free_memory()
-                row.update(start_up(self.config, self.parameters.encoder(), precision))
+                plan = self.plan if precision == "fp8" else None
+                row.update(start_up(self.config, self.parameters.encoder(), precision, plan))
             yield row
+
+    def weight_bytes(self, precision: str) -> int:
+        """Two of each parameter, one where it is in e4m3."""
+        halved = self.plan.packed.values() if self.plan is not None and precision == "fp8" else ()
+        total = 2 * sum(tensor.numel() for tensor in self.tensors.values())
+        return total - sum(packed.weight.numel() for packed in halved)
 
     def peer(self, name: str) -> Iterator[Row]:
         precision = precision_of(name)

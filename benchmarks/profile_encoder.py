@@ -31,7 +31,9 @@ from benchmarks.timing import (
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import random_parameters
+from samtrt.encoders.choice import CUDA_PRECISIONS
 from samtrt.encoders.cuda import FusedImageEncoder
+from samtrt.encoders.cuda.calibration import calibrated_plan
 from samtrt.errors import SamtrtError
 from samtrt.files import write_json
 from samtrt.reports.benchmarking import environment, markdown_table
@@ -77,7 +79,7 @@ class Launch:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("vit_b", "vit_l", "vit_h"), default="vit_h")
-    parser.add_argument("--precision", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--precision", choices=CUDA_PRECISIONS, default="fp16")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
@@ -252,10 +254,14 @@ def main() -> None:
         sys.exit("error: this profile needs an NVIDIA GPU, and there is none")
     config: EncoderConfig = getattr(sizes, arguments.model)()
     batch = arguments.batch_size
-    encoder = FusedImageEncoder(
-        config, random_parameters(config).encoder(), arguments.precision, max_batch_size=batch
-    )
+    tensors = random_parameters(config).encoder()
     x = torch.randn(batch, 3, config.img_size, config.img_size, device="cuda")
+    plan = (
+        calibrated_plan(config, tensors, [x[:1]], "cuda") if arguments.precision == "fp8" else None
+    )
+    encoder = FusedImageEncoder(
+        config, tensors, arguments.precision, max_batch_size=batch, fp8=plan
+    )
     try:
         times = breakdown(profiled(encoder, x), config.depth)
     except SamtrtError as error:

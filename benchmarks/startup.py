@@ -6,12 +6,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from samtrt.checkpoints.config import EncoderConfig
-from samtrt.encoders.engine import EngineInfo, writing_engine
+from samtrt.encoders.cuda.quantisation import Fp8Plan
+from samtrt.encoders.engine import EngineInfo, Fp8Record, writing_engine
 from samtrt.encoders.packed import write_packed
 from samtrt.kernels.hopper.code_cache import CACHE_VARIABLE
 
@@ -26,14 +28,23 @@ assert out.isfinite().all().item()
 
 
 def start_up(
-    config: EncoderConfig, tensors: Mapping[str, np.ndarray], precision: str
+    config: EncoderConfig,
+    tensors: Mapping[str, np.ndarray],
+    precision: str,
+    plan: Fp8Plan | None = None,
 ) -> dict[str, float]:
     """Once with empty kernel caches (cold), and the better of two starts with full ones (warm)."""
-    info = EngineInfo("cuda", config, precision, 1, parameters_sha256="0" * 64)
+    info, extra = EngineInfo("cuda", config, "fp16", 1, parameters_sha256="0" * 64), None
+    if plan is None:
+        info = replace(info, precision=precision)
+    else:
+        record = Fp8Record(len(plan.linears), (), False, "0" * 64)
+        info = replace(info, precision=precision, compute_capability="9.0", fp8=record)
+        tensors, extra = plan.not_packed(tensors), plan.to_tensors()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with writing_engine(folder) as engine:
-            write_packed(engine.file, tensors, info)
+            write_packed(engine.file, tensors, info, extra)
             engine.info = info
         environ = cache_variables(folder)
         command = [sys.executable, "-c", FIRST_EMBEDDING, str(folder)]

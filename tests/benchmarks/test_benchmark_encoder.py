@@ -20,7 +20,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import encoder, record, timing  # noqa: E402
 from benchmarks.startup import cache_variables  # noqa: E402
 from samtrt.checkpoints.config import EncoderConfig  # noqa: E402
+from samtrt.checkpoints.parameters import random_parameters  # noqa: E402
 from samtrt.encoders.cuda import FusedImageEncoder  # noqa: E402
+from samtrt.encoders.cuda.fp8_reference import Fp8Reference  # noqa: E402
 from samtrt.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,6 +102,33 @@ def test_our_own_encoder_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     made, refused = run(tmp_path / "record.json", "--batch-sizes", "1", "--peers")
     assert refused == [] and "timings" in made["rows"][0]
     assert made["rows"][0]["relative_l2"] > 1e-4  # of fp16
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("off", [0.0, 0.05])
+def test_fp8_is_held_against_a_reference_that_rounds_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    plans = []
+
+    class Rounding(Fp8Reference):
+        def __init__(self, config: EncoderConfig, tensors: Any, *_: Any, **options: Any) -> None:
+            super().__init__(config, tensors, options["fp8"])
+            plans.append(options["fp8"])
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return (1 + off) * super().__call__(x)
+
+    monkeypatch.setattr(encoder, "FusedImageEncoder", Rounding)
+    options = ("--batch-sizes", "1", "2", "--peers", "--precisions", "fp8")
+    made, refused = run(tmp_path / "record.json", *options)
+    assert len(made["rows"]) == 2 and len(refused) == (2 if off else 0)
+    for row in made["rows"]:
+        assert row["precision"] == "fp8" and ("timings" in row) == (not off)
+        assert 1e-2 < row["meta_relative_l2"] < 0.2
+    count = sum(t.size for t in random_parameters(CONFIG, 0).encoder().values())
+    matrices = sum(packed.weight.numel() for packed in plans[0].packed.values())
+    assert made["rows"][0]["weights_mb"] == (2 * count - matrices) / 1e6
 
 
 def alter(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, torch.Tensor], None]) -> None:

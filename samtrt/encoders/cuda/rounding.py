@@ -33,7 +33,7 @@ def round_weight(weight: Tensor, column_scale: Tensor, products: Tensor) -> tupl
     order = hessian.diagonal().argsort(descending=True, stable=True)
     rest = (weight / scale[:, None])[:, order].double()
     factor = _inverse_factor(hessian[order][:, order])
-    found = torch.empty_like(rest, dtype=E4M3)
+    codes = torch.empty_like(rest, dtype=torch.uint8)  # (not every device indexes e4m3)
     columns = rest.shape[1]
     for first in range(0, columns, _COLUMNS):
         last = min(first + _COLUMNS, columns)
@@ -41,14 +41,12 @@ def round_weight(weight: Tensor, column_scale: Tensor, products: Tensor) -> tupl
         for column in range(first, last):
             value = rest[:, column]
             rounded = value.float().clamp(-LARGEST, LARGEST).to(E4M3)
-            found[:, column] = rounded
+            codes[:, column] = rounded.view(torch.uint8)
             error = (value - rounded.double()) / factor[column, column]
             errors[:, column - first] = error
             rest[:, column + 1 : last] -= error[:, None] * factor[column, column + 1 : last]
         rest[:, last:] -= errors @ factor[first:last, last:]
-    q = torch.empty_like(found)
-    q[:, order] = found
-    return q, scale
+    return codes[:, order.argsort()].view(E4M3), scale
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
