@@ -48,11 +48,14 @@ class _Crop:
         box: XYXY in the picture.
         embedded: the crop.
         picture_size: (H, W) of the picture.
+        on_device: int64 [4], the box beside the embedding: the host waits for each number that it
+            sends to a GPU.
     """
 
     box: list[int]
     embedded: EmbeddedPicture
     picture_size: Size
+    on_device: Tensor
 
 
 # Called now and then with how many masks the crop at work holds, and their run lengths' bytes; what
@@ -242,7 +245,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
             x0, y0, x1, y1 = box
             check(0, 0)
             embedded = self.predictor.model.embed(image[y0:y1, x0:x1])
-            crop = _Crop(box, embedded, (height, width))
+            crop = self._crop(box, embedded, (height, width))
             parts.append(self._one_crop(crop, layer, check, advance))
         return self._finish(parts, check)
 
@@ -278,7 +281,8 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
                 "picture has none; call generate, or take crop_n_layers=0"
             )
         height, width = picture.original_size
-        crop = _Crop([0, 0, width, height], picture.to(self.predictor.device), (height, width))
+        picture = picture.to(self.predictor.device)
+        crop = self._crop([0, 0, width, height], picture, (height, width))
         done, total = 0, len(self.point_grids[0])
 
         def advance(points: int, masks: list[KeptMasks]) -> None:
@@ -289,6 +293,10 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
                 found(done, total, self._without_duplicates(masks, crop).records(self.output_mode))
 
         return self._finish([self._one_crop(crop, 0, check, advance)], check)
+
+    def _crop(self, box: list[int], embedded: EmbeddedPicture, picture_size: Size) -> _Crop:
+        on_device = torch.tensor(box, dtype=torch.int64, device=embedded.features.device)
+        return _Crop(box, embedded, picture_size, on_device)
 
     def _finish(self, parts: list[KeptMasks], check: Check) -> list[dict[str, Any]]:
         """Records of the masks of all crops."""
@@ -303,11 +311,12 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
     def _one_crop(self, crop: _Crop, layer: int, check: Check, advance: _Batch) -> KeptMasks:
         height, width = crop.embedded.original_size
         points = self.point_grids[layer] * np.array([width, height])
+        on_device = torch.from_numpy(points).to(crop.on_device.device)
         parts: list[KeptMasks] = []
         for start in range(0, len(points), self.points_per_batch):
-            batch, before = points[start : start + self.points_per_batch], len(parts)
-            self._one_batch(batch, crop, parts, check)
-            advance(len(batch), parts[before:])
+            few, before = slice(start, start + self.points_per_batch), len(parts)
+            self._one_batch(points[few], on_device[few], crop, parts, check)
+            advance(len(points[few]), parts[before:])
         return self._without_duplicates(parts, crop)
 
     def _without_duplicates(self, parts: list[KeptMasks], crop: _Crop) -> KeptMasks:
@@ -317,15 +326,22 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         return masks.without_duplicates(masks.scores, self.box_nms_thresh)
 
     def _one_batch(
-        self, points: np.ndarray, crop: _Crop, parts: list[KeptMasks], check: Check
+        self,
+        points: np.ndarray,
+        on_device: Tensor,
+        crop: _Crop,
+        parts: list[KeptMasks],
+        check: Check,
     ) -> None:
-        """Adds to ``parts`` the masks of points (in the crop's frame) that pass all filters."""
+        """Adds to ``parts`` the masks of points (in the crop's frame; and the same beside the
+        embedding) that pass all filters."""
         check(*_held(parts))
         low_res, chosen, scores = self._decode(points, crop.embedded)
         masks_a_point = scores.shape[1]
         scores = scores.flatten()
-        prompts = torch.from_numpy(points).to(scores.device)
-        corner = torch.tensor(crop.box[:2], device=scores.device)
+        # (Nothing is sent, unless a decoder of the caller's computes elsewhere.)
+        prompts, crop_box = on_device.to(scores.device), crop.on_device.to(scores.device)
+        corner = crop_box[:2]
         at_once = masks_at_once(scores.device, crop.embedded)
         for few, which in zip(low_res.split(at_once), chosen.split(at_once), strict=True):
             if not len(which):
@@ -340,7 +356,7 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
                     scores[which],
                     stability,
                     prompts[which // masks_a_point] + corner,
-                    boxes.new_tensor(crop.box).expand(len(which), 4),
+                    crop_box.expand(len(which), 4),
                 )
             )
 
@@ -380,9 +396,10 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         boxes = mask_boxes(masks)
         height, width = crop.picture_size
         picture_box = [0, 0, width, height]
-        inside = (~is_box_near_crop_edge(boxes, crop.box, picture_box)).nonzero()[:, 0]
-        if len(inside) < len(kept):
-            masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
+        if crop.box != picture_box:  # which has no border of its own
+            inside = (~is_box_near_crop_edge(boxes, crop.box, picture_box)).nonzero()[:, 0]
+            if len(inside) < len(kept):
+                masks, boxes, kept = take_masks(masks, inside), boxes[inside], kept[inside]
         masks = uncrop_masks(masks, crop.box, height, width)
         return MaskRuns.from_masks(masks), boxes, stability[kept], kept
 

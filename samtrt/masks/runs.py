@@ -62,10 +62,10 @@ class MaskRuns:
         change = torch.empty_like(columns)
         change[:, :1] = columns[:, :1]
         torch.ne(columns[:, 1:], columns[:, :-1], out=change[:, 1:])
-        flat = change.view(-1).nonzero().view(-1)
-        mask_of = torch.div(flat, max(height * width, 1), rounding_mode="floor")
-        lengths = torch.bincount(mask_of, minlength=count)
-        return cls((height, width), flat - mask_of * (height * width), lengths)
+        flat, pixels = change.view(-1).nonzero().view(-1), max(height * width, 1)
+        # Counted without a look at the numbers, which the host would wait for.
+        ends = torch.searchsorted(flat, pixels * torch.arange(count + 1, device=flat.device))
+        return cls((height, width), flat.remainder(pixels), ends.diff())
 
     @classmethod
     def concatenate(cls, parts: "list[MaskRuns]") -> "MaskRuns":

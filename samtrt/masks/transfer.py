@@ -31,14 +31,9 @@ def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     for device in dict.fromkeys(source.device for source, _ in pairs if source.is_cuda):
         under_way += _start([pair for pair in pairs if pair[0].device == device])
     for source, target in pairs:
-        if source.is_cuda:
-            target.zero_()  # the pages are mapped by all CPU threads while the GPU is at work
-        else:
+        if not source.is_cuda:
             target.copy_(source)
-    for arrived, parts in under_way:
-        arrived.synchronize()
-        for locked, target in parts:
-            target.copy_(locked)
+    _copy_out(under_way)
     return found
 
 
@@ -72,6 +67,22 @@ def _start(pairs: list[tuple[Tensor, Tensor]]) -> list[_Arrival]:
                     under_way.append((arrived, parts))
                     parts, since = [], first
     return under_way
+
+
+def _copy_out(under_way: list[_Arrival]) -> None:
+    """Waits for each part and copies it to its target; while it waits, it zeroes targets to come,
+    so that all CPU threads map their pages."""
+    targets = [target for _, parts in under_way for _, target in parts]
+    mapped = copied = 0
+    for arrived, parts in under_way:
+        while mapped < len(targets) and not arrived.query():
+            targets[mapped].zero_()
+            mapped += 1
+        arrived.synchronize()
+        for locked, target in parts:
+            target.copy_(locked)
+        copied += len(parts)
+        mapped = max(mapped, copied)
 
 
 _NUMPY = {torch.bool: np.bool_, torch.float32: np.float32}

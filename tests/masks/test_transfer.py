@@ -63,6 +63,35 @@ def test_every_byte_is_in_its_place_after_its_event(
         assert torch.equal(found, expected)
 
 
+class Arrival:
+    """An event that is not there for so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.waited = False
+
+    def query(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+@pytest.mark.parametrize(
+    "looks", [[0, 0, 0], [1, 0, 2], [0, 1, 9], [0, 9, 0], [2, 2, 2], [9, 9, 9]]
+)
+def test_pages_are_mapped_before_their_bytes_are_there_and_never_after(looks: list[int]) -> None:
+    locked = [torch.full((4,), value, dtype=torch.uint8) for value in (1, 2, 3, 4)]
+    targets = [torch.full((4,), 77, dtype=torch.uint8) for _ in locked]
+    pairs = list(zip(locked, targets, strict=True))
+    events: list[Any] = [Arrival(count) for count in looks]
+    transfer._copy_out(list(zip(events, (pairs[:2], pairs[2:3], pairs[3:]), strict=True)))
+    assert all(event.waited for event in events)
+    for own, found in pairs:
+        assert torch.equal(found, own)
+
+
 def test_nothing_is_transferred_without_a_byte(events: list[int]) -> None:
     (_, parts), *others = transfer._start([(transfer._bytes(MASKS[:0]),) * 2])
     assert sum(len(locked) for locked, _ in parts) == 0 and not others
