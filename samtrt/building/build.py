@@ -27,6 +27,7 @@ from samtrt.encoders.engine import (
 )
 from samtrt.encoders.load import default_precision, open_encoder
 from samtrt.encoders.packed import write_packed
+from samtrt.encoders.tensorrt.standalone import PLUGINS_NEED
 from samtrt.errors import EngineError
 from samtrt.files import read_whole, writing
 from samtrt.modeling.image_encoder import AttentionKind
@@ -49,6 +50,7 @@ class BuildOptions:
             gate, else fp32.
         max_batch_size: the engine takes 1…max_batch_size pictures.
         attention: ``fused`` or ``plain`` attention in a TensorRT network.
+        plugins: ``none``, ``attention`` or ``all``: what is our kernels in a TensorRT engine.
         compute_capability: of the GPU to build for, as "8.9"; None for this machine's.
         skip_parity_gate: do not compare the engine with fp32; recorded in the sidecar.
         calibrate: pictures that an fp8 engine's scales come from, as ``build_encoder`` takes them;
@@ -61,6 +63,7 @@ class BuildOptions:
     precision: str = "auto"
     max_batch_size: int = 1
     attention: AttentionKind = "fused"
+    plugins: str = "none"
     compute_capability: str | None = None
     skip_parity_gate: bool = False
     calibrate: Sequence[PictureSource] = ()
@@ -91,8 +94,10 @@ def build_encoder(
     """
     backend = options.backend
     if backend == "auto":
-        # Only TensorRT compiles for a GPU, or has attention of two kinds.
-        wants_tensorrt = options.compute_capability or options.attention != "fused"
+        # Only TensorRT compiles for a GPU, has attention of two kinds, or plugins.
+        wants_tensorrt = (
+            options.compute_capability or options.attention != "fused" or options.plugins != "none"
+        )
         backend = "tensorrt" if wants_tensorrt else fastest_backend(builds=True)
     precision = options.precision
     if precision == "auto":
@@ -139,14 +144,23 @@ def _refuse_impossible(options: BuildOptions) -> None:
             f"the largest batch must be at most {MAX_BATCH_SIZE} and at least 1, "
             f"not {options.max_batch_size}"
         )
-    if backend != "tensorrt" and (options.compute_capability or options.attention != "fused"):
+    if backend != "tensorrt" and (
+        options.compute_capability or options.attention != "fused" or options.plugins != "none"
+    ):
         raise EngineError(
-            "--compute-capability and --attention plain are for --backend tensorrt; "
+            "--compute-capability, --attention plain and --plugins are for --backend tensorrt; "
             f"the {backend} backend has no compiled engine"
         )
     if precision != "fp8" and (options.calibrate or options.fp8_keep != "auto"):
         raise EngineError(
             f"--calibrate and --fp8-keep are for --precision fp8; {precision} has no scales"
+        )
+    if options.plugins != "none" and compute_capability() != PLUGINS_NEED:
+        found = compute_capability()
+        raise EngineError(
+            f"the plugins' machine code is for compute capability {PLUGINS_NEED}, and "
+            f"{f'this GPU has {found}' if found else 'torch finds no GPU here'}; leave --plugins "
+            "out, or write the network with --write-network"
         )
 
 
@@ -243,6 +257,7 @@ def _info(parameters: Parameters, options: BuildOptions, **made: object) -> Engi
 def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOptions) -> EngineInfo:
     from samtrt.encoders.tensorrt.builder import build_engine
     from samtrt.encoders.tensorrt.library import import_tensorrt
+    from samtrt.encoders.tensorrt.plugin_library import sources_sha256
 
     trt = import_tensorrt()
     engine = build_engine(
@@ -251,6 +266,7 @@ def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOpt
         precision=options.precision,
         max_batch_size=options.max_batch_size,
         attention=options.attention,
+        plugins=options.plugins,
         compute_capability=options.compute_capability,
     )
     with writing(engine_file):
@@ -264,6 +280,8 @@ def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOpt
         library_version=trt.__version__,
         compute_capability=options.compute_capability or here,
         attention=options.attention,
+        plugins=options.plugins,
+        plugins_sha256=sources_sha256() if options.plugins != "none" else None,
     )
 
 

@@ -13,7 +13,13 @@ from samtrt.files import replacing, sealing, sha256_of, writing
 from samtrt.modeling.image_encoder import AttentionKind
 
 SCRIPT = "build_engine.py"
-_DTYPES: dict[str, Dtype] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES: dict[str, Dtype] = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint8": "U8",
+}
 
 
 def write_network(
@@ -21,6 +27,8 @@ def write_network(
     directory: str | Path,
     precision: str = "fp16",
     attention: AttentionKind = "plain",
+    plugins: str = "none",
+    max_batch_size: int = 1,
 ) -> None:
     """Writes a folder that ``build_engine.py`` in it makes an engine of.
 
@@ -30,26 +38,34 @@ def write_network(
     Args:
         precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
         attention: "plain" for every TensorRT, "fused" for 10.14 and later.
+        plugins: "none", "attention" or "all": what is our kernels.
+        max_batch_size: with plugins, the network is for 1…max_batch_size pictures.
 
     Raises:
-        EngineError: another precision.
+        EngineError: another precision, or no plugins for it or for these sizes.
         SamtrtError: the folder cannot be written.
     """
     if precision not in DTYPES:
         raise EngineError(f"unknown precision {precision}; expected {', '.join(DTYPES)}")
     recording = record_network(
-        parameters.encoder_config, parameters.encoder(), precision, attention
+        parameters.encoder_config,
+        parameters.encoder(),
+        precision,
+        attention,
+        plugins,
+        max_batch_size,
     )
     # The script fills in what is known where it runs.
     info = EngineInfo(
         "tensorrt",
         parameters.encoder_config,
         precision,
-        1,
+        max_batch_size,
         parameters.sha256,
         library="tensorrt",
         library_version="0",
         attention=attention,
+        plugins=plugins,
         note=parameters.note,
     )
     weights = {

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from samtrt.cli.options import Options, log_to_stderr, required
-from samtrt.encoders import ATTENTIONS, BACKENDS, PRECISIONS
+from samtrt.encoders import ATTENTIONS, BACKENDS, PLUGINS, PRECISIONS
 from samtrt.errors import InputError
 
 
@@ -56,6 +56,13 @@ def add_options(options: Options) -> None:
         help="linear layers of an fp8 engine that stay in fp16: blocks, or layers as 7.mlp.lin2, "
         "with commas between them, or none (default: auto, those that would fail the parity gate)",
     )
+    options.add(
+        "--plugins",
+        choices=PLUGINS,
+        default="none",
+        help="what is our kernels in a TensorRT engine on compute capability 9.0 (default: none; "
+        "`samtrt build-plugins` compiles their library)",
+    )
     options.add_pictures(
         "--pictures", "what the engine is compared with fp32 on; without any, two drawn ones"
     )
@@ -69,7 +76,7 @@ def add_options(options: Options) -> None:
         type=Path,
         metavar="DIR",
         help="write the TensorRT network there, with a script that builds it where there is no "
-        "torch, in place of an engine (with --precision and --attention)",
+        "torch, in place of an engine (with --precision, --attention and --plugins)",
     )
 
 
@@ -89,6 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.precision,
         arguments.max_batch_size,
         arguments.attention,
+        arguments.plugins,
         arguments.compute_capability,
         arguments.skip_parity_gate,
         _calibration(arguments),
@@ -120,7 +128,8 @@ def _write_network(arguments: argparse.Namespace, params: Path) -> None:
         "--output-dir": arguments.output_dir,
         "--compute-capability": arguments.compute_capability,
         "--skip-parity-gate": arguments.skip_parity_gate,
-        "--max-batch-size": arguments.max_batch_size != 1,
+        "--max-batch-size without --plugins": arguments.max_batch_size != 1
+        and arguments.plugins == "none",
         "--calibrate": arguments.calibrate,
         "--fp8-keep": arguments.fp8_keep != "auto",
         f"--backend {arguments.backend}": arguments.backend not in ("auto", "tensorrt"),
@@ -128,12 +137,21 @@ def _write_network(arguments: argparse.Namespace, params: Path) -> None:
     given = [flag for flag, value in others.items() if value]
     if given:
         raise InputError(
-            f"{', '.join(given)} with --write-network: only --precision and --attention say what "
-            f"is written; the rest goes to {SCRIPT} in that folder"
+            f"{', '.join(given)} with --write-network: only --precision, --attention and "
+            f"--plugins (with --max-batch-size) say what is written; the rest goes to {SCRIPT} in "
+            "that folder"
         )
     directory = arguments.write_network
     precision = "fp16" if arguments.precision == "auto" else arguments.precision
-    write_network(load_parameters(params), directory, precision, arguments.attention)
-    print(f"network     {precision}, {arguments.attention} attention")
+    write_network(
+        load_parameters(params),
+        directory,
+        precision,
+        arguments.attention,
+        arguments.plugins,
+        arguments.max_batch_size,
+    )
+    plugins = f", plugins: {arguments.plugins}" if arguments.plugins != "none" else ""
+    print(f"network     {precision}, {arguments.attention} attention{plugins}")
     print(f"written to  {directory}")
     print(f"build it    python {directory / SCRIPT} --output-dir ENGINE")

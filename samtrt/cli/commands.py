@@ -17,11 +17,13 @@ from samtrt.cli import (
 )
 from samtrt.cli import run as run_image
 from samtrt.cli.options import Options, log_to_stderr, parse_line
+from samtrt.cli.parts import plugins
 from samtrt.console import run_script
 
 COMMANDS = {
     "convert": convert,
     "build": build,
+    "build-plugins": plugins,
     "export-decoder": export_decoder,
     "run": run_image,
     "everything": everything,

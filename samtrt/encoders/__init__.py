@@ -8,3 +8,4 @@ Imports modeling, checkpoints and kernels. Entry points: ``load.load_encoder`` f
 BACKENDS = ("tensorrt", "cuda", "cpu")
 PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
 ATTENTIONS = ("fused", "plain")
+PLUGINS = ("none", "attention", "all")

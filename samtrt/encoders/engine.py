@@ -17,7 +17,7 @@ from pydantic import Field
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.checkpoints.parameters import CONFIG_FILE
-from samtrt.encoders import ATTENTIONS, BACKENDS, PRECISIONS
+from samtrt.encoders import ATTENTIONS, BACKENDS, PLUGINS, PRECISIONS
 from samtrt.encoders.tensorrt.library import LIBRARIES, import_tensorrt
 from samtrt.errors import EngineError
 from samtrt.files import read_sealed, read_whole, sealing, sha256_of
@@ -124,6 +124,8 @@ class EngineInfo:
         library_version: the version that built it and must load it.
         compute_capability: of the GPU it was built for, as "9.0"; None where any will do.
         attention: one of ``ATTENTIONS``; None for packed parameters.
+        plugins: one of ``PLUGINS``: which layers of a TensorRT engine are our kernels.
+        plugins_sha256: of the sources of the plugins' library; None without plugins.
         build_seconds: wall time of the build without the parity gate.
         parity: the parity gate's result.
         note: what a user must know of the parameters (``Parameters.note``).
@@ -143,6 +145,8 @@ class EngineInfo:
     library_version: Annotated[str, Field(pattern=r"^[\w.+-]{1,64}$")] = PACKED_VERSION
     compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")] | None = None
     attention: Annotated[str, one_of(*ATTENTIONS)] | None = None
+    plugins: Annotated[str, one_of(*PLUGINS)] = "none"
+    plugins_sha256: Annotated[str, SHA256] | None = None
     build_seconds: float = 0.0
     parity: ParityResult = ParityResult(NOT_CHECKED)
     note: str = ""
@@ -157,6 +161,8 @@ class EngineInfo:
             self.fp8 is not None and (self.backend, self.compute_capability) != ("cuda", "9.0")
         ):
             raise ValueError(f"precision {self.precision} without what belongs to it")
+        if self.plugins != "none" and self.backend != "tensorrt":
+            raise ValueError(f"plugins for the {self.backend} backend")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -177,7 +183,8 @@ class EngineInfo:
         """What a person wants to know after a build, a line each."""
         lines = [
             f"engine      {self.backend}, {self.precision}, batch 1…{self.max_batch_size}",
-            f"library     {self.library} {self.library_version}",
+            f"library     {self.library} {self.library_version}"
+            + (f", plugins: {self.plugins}" if self.plugins != "none" else ""),
             f"build time  {self.build_seconds:.1f} s",
             f"parity      {self.parity}",
         ]

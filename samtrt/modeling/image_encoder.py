@@ -261,6 +261,16 @@ class ImageEncoderViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        x, tapped = self.trunk(x)
+        x = self.neck(F.permute(x, (0, 3, 1, 2)))
+        for name in self.heads:
+            x = self.get_submodule(name)(x)
+        if READOUT_LAYER in self.heads:
+            x = read_out(x, self.patch_embed.proj.kernel_size[0])
+        return F.concat([x, *tapped], 1) if tapped else x
+
+    def trunk(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Image → tokens [B, h, w, C] after the last block, and the taps, each [B, C, h, w]."""
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = F.add(x, F.constant(self.pos_embed, name="pos_embed"))
@@ -269,12 +279,7 @@ class ImageEncoderViT(nn.Module):
             x = block(x)
             if index in self.taps:
                 tapped.append(F.permute(x, (0, 3, 1, 2)))
-        x = self.neck(F.permute(x, (0, 3, 1, 2)))
-        for name in self.heads:
-            x = self.get_submodule(name)(x)
-        if READOUT_LAYER in self.heads:
-            x = read_out(x, self.patch_embed.proj.kernel_size[0])
-        return F.concat([x, *tapped], 1) if tapped else x
+        return x, tapped
 
 
 def build_image_encoder(

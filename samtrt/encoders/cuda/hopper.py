@@ -5,13 +5,13 @@ residual stream itself is what ``attn.qkv`` and ``mlp.lin1`` multiply.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.cuda.ends import Taps, write_tap
+from samtrt.encoders.cuda.hopper_block import HopperBlock, pack_block
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
@@ -21,26 +21,9 @@ from samtrt.kernels.hopper.linear import (
     REPEATED_ROWS,
     Linear,
     can_write_statistics,
-    fold_layer_norm,
     linear_layer,
     statistics_parts,
 )
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One packed transformer block; matrices in the compute type, biases of linears fp32."""
-
-    qkv_weight: Tensor  # with norm1 folded in, as its bias
-    qkv_bias: Tensor
-    padding: Tensor  # attn.qkv.bias itself: what a padded token's row is
-    rel_pos: Tensor  # window: window_table; global: [2, 2 * side - 1, D], h and w, times √D
-    proj_weight: Tensor
-    proj_bias: Tensor
-    lin1_weight: Tensor  # with norm2 folded in, as its bias
-    lin1_bias: Tensor
-    lin2_weight: Tensor
-    lin2_bias: Tensor
 
 
 class HopperTrunk:
@@ -90,7 +73,7 @@ class HopperTrunk:
         return x
 
     def _block(
-        self, x: Tensor, statistics: Tensor, batch: int, block: _Block, is_global: bool
+        self, x: Tensor, statistics: Tensor, batch: int, block: HopperBlock, is_global: bool
     ) -> None:
         """``Block.forward``, on ``x`` [B * H * W, C] in place, whose statistics are kept up."""
         config, rows = self.config, x.shape[0]
@@ -117,7 +100,7 @@ class HopperTrunk:
         )
         linear_layer(Linear(hidden, block.lin2_weight, block.lin2_bias, x, statistics, x))
 
-    def _attention(self, block: _Block, is_global: bool, qkv: Tensor, out: Tensor) -> None:
+    def _attention(self, block: HopperBlock, is_global: bool, qkv: Tensor, out: Tensor) -> None:
         heads = self.config.num_heads
         if is_global:
             over_grid.global_attention(qkv, block.rel_pos[0], block.rel_pos[1], out, heads)
@@ -159,44 +142,12 @@ class HopperTrunk:
         self._schedules: dict[int, Tensor] = {}
 
     def _pack(self, parameters: EncoderParameters, max_batch_size: int) -> None:
-        config, fp32, matrix = self.config, parameters.fp32, parameters.matrix
+        config, matrix = self.config, parameters.matrix
         channels = config.embed_dim
         self._patch_weight = matrix("patch_embed.proj.weight").view(channels, -1)
-        self._patch_bias = fp32("patch_embed.proj.bias")
+        self._patch_bias = parameters.fp32("patch_embed.proj.bias")
         pos_embed = matrix("pos_embed").view(-1, channels)
         repeats = len(pos_embed) % REPEATED_ROWS == 0
         self._pos_embed = pos_embed if repeats else pos_embed.repeat(max_batch_size, 1)
 
-        def folded(linear: str, norm: str) -> tuple[Tensor, Tensor]:
-            weight, bias = fold_layer_norm(
-                fp32(linear + ".weight"),
-                fp32(linear + ".bias"),
-                fp32(norm + ".weight"),
-                fp32(norm + ".bias"),
-            )
-            return weight.to(self.dtype), bias
-
-        self._blocks = []
-        for index in range(config.depth):
-            name = f"blocks.{index}."
-            rel_pos = parameters.rel_pos(index)
-            if config.is_global(index):
-                table = torch.stack(rel_pos) * config.head_dim**0.5
-            else:
-                table = over_window.window_table(*rel_pos, config.window_size)
-            qkv_weight, qkv_bias = folded(name + "attn.qkv", name + "norm1")
-            lin1_weight, lin1_bias = folded(name + "mlp.lin1", name + "norm2")
-            self._blocks.append(
-                _Block(
-                    qkv_weight=qkv_weight,
-                    qkv_bias=qkv_bias,
-                    padding=matrix(name + "attn.qkv.bias"),
-                    rel_pos=table.to(self.dtype),
-                    proj_weight=matrix(name + "attn.proj.weight"),
-                    proj_bias=fp32(name + "attn.proj.bias"),
-                    lin1_weight=lin1_weight,
-                    lin1_bias=lin1_bias,
-                    lin2_weight=matrix(name + "mlp.lin2.weight"),
-                    lin2_bias=fp32(name + "mlp.lin2.bias"),
-                )
-            )
+        self._blocks = [pack_block(parameters, index) for index in range(config.depth)]

@@ -9,6 +9,7 @@ import torch
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.tensorrt import ops, standalone
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
+from samtrt.encoders.tensorrt.plugin_library import load_library
 from samtrt.encoders.tensorrt.progress import make_progress_monitor
 from samtrt.encoders.tensorrt.recording import Recording, type_name
 from samtrt.errors import EngineError
@@ -25,6 +26,8 @@ def record_network(
     tensors: Mapping[str, np.ndarray],
     precision: str,
     attention: AttentionKind = "fused",
+    plugins: str = "none",
+    max_batch_size: int = 1,
 ) -> Recording:
     """The image encoder as layers of no TensorRT version yet.
 
@@ -36,11 +39,18 @@ def record_network(
             where their type is that of the network.
         precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
         attention: "fused" or "plain" (see ``bound_encoder``).
+        plugins: "none", "attention" or "all": what is our kernels, for compute capability 9.0.
+        max_batch_size: with plugins the network is for 1…max_batch_size pictures.
 
     Raises:
         CheckpointError: the parameters do not fit the configuration.
+        EngineError: there are no plugins of these sizes or this precision.
     """
     model = bound_encoder(config, tensors, DTYPES[precision], attention)
+    if plugins != "none":
+        from samtrt.encoders.tensorrt.plugin_network import use_plugins
+
+        use_plugins(model, config, tensors, plugins, max_batch_size)
     recording = Recording(ops)
     size = config.img_size
     image = recording.add_input(INPUT, (-1, 3, size, size), torch.float32)
@@ -100,6 +110,7 @@ def build_engine(
     precision: str = "fp16",
     max_batch_size: int = 1,
     attention: AttentionKind = "fused",
+    plugins: str = "none",
     compute_capability: str | None = None,
     progress: bool = True,
 ) -> bytes:
@@ -113,6 +124,7 @@ def build_engine(
         precision: fp32 (without TF32), fp16 or bf16.
         max_batch_size: the engine takes 1…max_batch_size pictures and is optimised for that many.
         attention: "fused" takes TensorRT's attention layer, "plain" spells attention out.
+        plugins: "none", "attention" or "all": what is our kernels; their library is loaded.
         compute_capability: TensorRT-RTX only: the GPU to build for, as "8.9"; by default the
             engine runs on every GPU from compute capability 8.0 on that TensorRT-RTX supports.
         progress: whether to show a progress bar on stderr.
@@ -130,8 +142,10 @@ def build_engine(
     trt = import_tensorrt()
     log = shared_log(trt)
     log.errors.clear()
+    if plugins != "none":
+        load_library(trt)
     builder = _make_builder(trt, log)
-    recording = record_network(config, tensors, precision, attention)
+    recording = record_network(config, tensors, precision, attention, plugins, max_batch_size)
     builder_config = standalone.configure(
         trt, builder, recording.description(), precision, max_batch_size
     )

@@ -3,6 +3,7 @@
 ``samtrt.encoders.tensorrt.standalone`` makes the layers of whichever version is installed.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
+from samtrt.encoders.tensorrt.launches import PluginLayer
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ class RecordedTensor:
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer: its kind and settings (see ``samtrt.encoders.tensorrt.ops``), inputs and output."""
+    """A layer: its kind and settings (see ``samtrt.encoders.tensorrt.ops``), inputs and output.
+
+    A layer of the plugin may have further outputs.
+    """
 
     kind: str
     inputs: tuple[RecordedTensor, ...]
     output: RecordedTensor
     settings: dict[str, Any] = field(default_factory=dict)
+    further: tuple[RecordedTensor, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A dict that ``json`` can write."""
@@ -44,6 +51,7 @@ class RecordedLayer:
             "inputs": [tensor.name for tensor in self.inputs],
             "type": type_name(self.output.dtype),
             "shape": list(self.output.shape),
+            **({"further": [_to_json(tensor) for tensor in self.further]} if self.further else {}),
             **self.settings,
         }
 
@@ -98,6 +106,38 @@ class Recording:
         self.layers.append(RecordedLayer(kind, tuple(inputs), output, settings))
         return output
 
+    def add_plugin(
+        self, name: str, inputs: Sequence[RecordedTensor], layer: PluginLayer
+    ) -> tuple[RecordedTensor, ...]:
+        """Adds a layer of the plugin; gives its outputs. What layers share is kept once."""
+        full = self._unique(name)
+        outputs = tuple(
+            RecordedTensor(full if not index else f"{full}.{index}", (-1, *made.shape), made.dtype)
+            for index, made in enumerate(layer.outputs)
+        )
+        fields = [self._shared(f"{full}.launches", layer.description)]
+        for code in layer.codes:
+            fields.append(self._shared(f"code.{hashlib.sha256(code).hexdigest()[:16]}", code))
+        for index, constant in enumerate(layer.constants):
+            fields.append(self._shared(f"{full}.constant{index}", constant))
+        settings = {"fields": fields}
+        self.layers.append(
+            RecordedLayer("plugin", tuple(inputs), outputs[0], settings, outputs[1:])
+        )
+        return outputs
+
+    def _shared(self, name: str, content: torch.Tensor | bytes) -> str:
+        """The name of weights that are kept, whoever kept them first."""
+        if isinstance(content, bytes):
+            if name not in self.weights:
+                self.weights[name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return name
+        for known, weights in self.weights.items():
+            if weights is content:
+                return known
+        self.weights[name] = content
+        return name
+
     def keep(self, name: str, weights: torch.Tensor) -> str:
         """Keeps weights of the module at the current path; gives the name that they have here."""
         name = f"{self._path}.{name}" if self._path else name
@@ -109,10 +149,7 @@ class Recording:
     def description(self) -> dict[str, Any]:
         """All but the weights, as ``json`` can write it."""
         return {
-            "inputs": [
-                {"name": x.name, "type": type_name(x.dtype), "shape": list(x.shape)}
-                for x in self.inputs
-            ],
+            "inputs": [_to_json(tensor) for tensor in self.inputs],
             "layers": [layer.to_json() for layer in self.layers],
             "outputs": {name: tensor.name for name, tensor in self.outputs.items()},
         }
@@ -123,6 +160,13 @@ class Recording:
         return full if uses == 1 else f"{full}_{uses}"
 
 
+def _to_json(tensor: RecordedTensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name, "type": type_name(tensor.dtype), "shape": list(tensor.shape)
+    }  # fmt: skip
+
+
 def type_name(dtype: torch.dtype) -> str:
-    """A type as a written network names it: float32, float16 or bfloat16."""
+    """A type as a written network names it: float32, float16, bfloat16; int32 and uint8 for what
+    the plugin's layers have."""
     return str(dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ from samtrt.encoders.protocol import (
 )
 from samtrt.encoders.tensorrt.builder import INPUT, OUTPUT
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
+from samtrt.encoders.tensorrt.plugin_library import load_library
 from samtrt.errors import EngineError
 from samtrt.kernels.device import resolved
 from samtrt.torch_state import as_written
@@ -35,7 +36,8 @@ class TensorRTImageEncoder(NotCopied):
         device: the GPU to run on.
 
     Raises:
-        EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine.
+        EngineError: TensorRT is not installed, does not support this GPU, or refuses the engine; or
+            the engine has plugins, and their library is not there or another one.
     """
 
     def __init__(self, engine: bytearray, info: EngineInfo, device: torch.device) -> None:
@@ -52,6 +54,8 @@ class TensorRTImageEncoder(NotCopied):
         self._trt = import_tensorrt(info.library)
         self._log = shared_log(self._trt)
         self._log.errors.clear()
+        if info.plugins != "none":
+            load_library(self._trt, info.plugins_sha256)
         with torch.cuda.device(device):
             # The engine lives in the runtime's memory and the context in the engine's.
             self._runtime = self._accepted(self._make_runtime())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From a written network to a TensorRT engine, with nothing but NumPy and TensorRT 8.6 to 11.
 
-    python build_engine.py --output-dir ENGINE [--max-batch-size N]
+    python build_engine.py --output-dir ENGINE [--max-batch-size N] [--plugin-library FILE]
 
 ``samtrt build --write-network DIR`` puts this file beside the network that it writes: the folder
 can be taken to a machine that has neither torch nor samtrt (a Jetson, a container; CPython 3.8 or
@@ -10,7 +10,8 @@ imports nothing of samtrt.
 
 Since TensorRT 10 the network is strongly typed: a layer computes in the type of its inputs. 8.6
 is told the type of every layer and obeys; it has no fused attention, no bfloat16, and no GELU,
-which is made of erf.
+which is made of erf. A network with plugins (``samtrt build --plugins``) needs their library, which
+``samtrt build-plugins`` compiles.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
 VERSION = 1  # of the written network
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-_STORED = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+_STORED = {
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I32": ("int32", 4),  # of plugins, as is what follows
+    "U8": ("uint8", 1),
+}
+PLUGIN = ("SamtrtKernel", "1", "")  # name, version, namespace
+PLUGINS_NEED = "9.0"  # the compute capability that their machine code is for
 _WORKSPACE_BYTES = 4 << 30
 
 
@@ -41,7 +50,8 @@ class NetworkError(Exception):
 
 
 class Weights(NamedTuple):
-    """Weights as TensorRT reads them: a type of ``TYPES``, sizes, and uint8 [all bytes]."""
+    """Weights as TensorRT reads them: a type of ``TYPES``, for plugins also int32 or uint8; sizes;
+    and uint8 [all bytes]."""
 
     type: str
     shape: Tuple[int, ...]
@@ -153,7 +163,7 @@ def add_network(
     for layer in description["layers"]:
         try:
             inputs = [tensors[name] for name in layer["inputs"]]
-            tensors[layer["name"]] = _add_layer(network, layer, inputs, weights)
+            tensors.update(_add_layer(network, layer, inputs, weights))
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise NetworkError(f"layer {layer.get('name')} cannot be made: {error!r}") from error
     for name, producer in description["outputs"].items():
@@ -164,18 +174,29 @@ def add_network(
 
 def _add_layer(
     network: Network, layer: Mapping[str, Any], inputs: list, weights: Mapping[str, Weights]
-) -> Any:
+) -> Dict[str, Any]:
     if layer["kind"] not in _LAYERS:
         raise NetworkError(f"{layer['name']}: a layer of kind {layer['kind']} is not known")
-    output = _LAYERS[layer["kind"]](network, layer, inputs, weights)
-    shape, expected = tuple(output.shape), tuple(layer["shape"])
-    wrong_type = network.is_strongly_typed and output.dtype != network.data_type(layer["type"])
-    if shape != expected or wrong_type:
+    made = _LAYERS[layer["kind"]](network, layer, inputs, weights)
+    outputs = made if isinstance(made, list) else [made]
+    described = [layer, *layer.get("further", [])]
+    if len(outputs) != len(described):
         raise NetworkError(
-            f"{layer['name']}: {_title(network.trt)} infers {shape} {output.dtype}, "
-            f"the network says {expected} {layer['type']}"
+            f"{layer['name']} has {len(outputs)} outputs, the network says {len(described)}"
         )
-    return output
+    for output, expected in zip(outputs, described):
+        _check(network, output, expected)
+    return {each["name"]: output for each, output in zip(described, outputs)}
+
+
+def _check(network: Network, output: Any, expected: Mapping[str, Any]) -> None:
+    found, shape = tuple(output.shape), tuple(expected["shape"])
+    wrong_type = network.is_strongly_typed and output.dtype != network.data_type(expected["type"])
+    if found != shape or wrong_type:
+        raise NetworkError(
+            f"{expected['name']}: {_title(network.trt)} infers {found} {output.dtype}, "
+            f"the network says {shape} {expected['type']}"
+        )
 
 
 # ------------------------------------------------------------------ one function a kind of layer
@@ -354,6 +375,28 @@ def _attention(network: Network, layer: Layer, inputs: list, weights: Mapping) -
     return made.get_output(0)
 
 
+def _plugin(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    """A layer whose fields are bytes: a description, machine code, constants (plugins/layer.h)."""
+    trt = network.trt
+    creator = trt.get_plugin_registry().get_plugin_creator(*PLUGIN)
+    if creator is None:
+        raise NetworkError(
+            "the network has plugins, and their library is not loaded; `samtrt build-plugins` "
+            "compiles it, --plugin-library names it"
+        )
+    fields = []
+    for index, name in enumerate(layer["fields"]):
+        content = np.ascontiguousarray(weights[name].content).view(np.int8)
+        network.keep(content)
+        fields.append(trt.PluginField(str(index), content, trt.PluginFieldType.INT8))
+    plugin = creator.create_plugin(layer["name"], trt.PluginFieldCollection(fields))
+    if plugin is None:
+        raise NetworkError(f"the plugin refuses {layer['name']}; its message is above")
+    network.keep(plugin)
+    made = network.add(layer["name"], network.definition.add_plugin_v2(inputs, plugin))
+    return [made.get_output(index) for index in range(made.num_outputs)]
+
+
 _LAYERS: Dict[str, Callable[..., Any]] = {
     "constant": _constant,
     "cast": _cast,
@@ -370,7 +413,48 @@ _LAYERS: Dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "gelu": _gelu,
     "attention": _attention,
+    "plugin": _plugin,
 }
+
+
+# ------------------------------------------------------------------ the plugins' library
+
+
+def has_plugins(description: Mapping[str, Any]) -> bool:
+    """Whether a network has layers of the plugin."""
+    return any(layer["kind"] == "plugin" for layer in description["layers"])
+
+
+def load_plugins(trt: Any, library: Path) -> str:
+    """Has TensorRT load the plugins' library; once, however often it is asked to.
+
+    Returns:
+        The digest of its sources.
+
+    Raises:
+        NetworkError: it is not there, cannot be loaded, or is none for this version.
+    """
+    if not library.is_file():
+        raise NetworkError(
+            f"the plugin library {library} does not exist; `samtrt build-plugins` compiles it"
+        )
+    try:
+        loaded = ctypes.CDLL(str(library.resolve()))
+        digest, major = loaded.samtrt_plugins_sha256, loaded.samtrt_plugins_tensorrt_major()
+    except (OSError, AttributeError) as error:
+        raise NetworkError(f"the plugin library {library} cannot be loaded: {error}") from error
+    if major != int(trt.__version__.split(".")[0]):
+        raise NetworkError(
+            f"the plugin library {library} was compiled for TensorRT {major}, and {_title(trt)} is "
+            "installed; compile it again with `samtrt build-plugins`"
+        )
+    registry = trt.get_plugin_registry()
+    if registry.get_plugin_creator(*PLUGIN) is None:
+        registry.load_library(str(library.resolve()))
+    if registry.get_plugin_creator(*PLUGIN) is None:
+        raise NetworkError(f"{_title(trt)} does not load the plugin library {library}")
+    digest.restype = ctypes.c_char_p
+    return str(digest().decode())
 
 
 # ------------------------------------------------------------------ the engine
@@ -441,12 +525,13 @@ def read_description(folder: Path) -> Dict[str, Any]:
 
 def _names_of_weights(description: Mapping[str, Any]) -> set[str]:
     settings = ("weights", "weight", "bias")
-    return {
+    names = {
         layer[setting]
         for layer in description["layers"]
         for setting in settings
         if layer.get(setting) is not None
     }
+    return names.union(*(layer.get("fields", ()) for layer in description["layers"]))
 
 
 def _read_weights(file: Path, sha256: Any) -> Dict[str, Weights]:
@@ -478,7 +563,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Builds a TensorRT engine of a written network.")
     parser.add_argument("--network", type=Path, default=here, help="its folder (default: this one)")
     parser.add_argument("--output-dir", type=Path, required=True, help="the engine folder")
-    parser.add_argument("--max-batch-size", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--max-batch-size", type=int, metavar="N", help="default: the network's, or 1"
+    )
+    parser.add_argument(
+        "--plugin-library", type=Path, metavar="FILE", help="of a network with plugins"
+    )
     parser.add_argument("--optimization-level", type=int, metavar="0-5", help="TensorRT's own")
     parser.add_argument(
         "--no-library-tactics",
@@ -493,10 +583,9 @@ def main() -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    if arguments.max_batch_size < 1:
-        raise NetworkError(f"--max-batch-size is {arguments.max_batch_size}, expected 1 or more")
     description, weights = read_network(arguments.network)
     record = dict(description["engine"])
+    batch = _max_batch_size(arguments.max_batch_size, description)
     trt = _library()
     print(f"{_title(trt)} lacks {', '.join(lacks(trt)) or 'nothing that is used here'}")
     log = trt.Logger(trt.Logger.WARNING)
@@ -506,9 +595,11 @@ def _build(arguments: argparse.Namespace) -> None:
         raise NetworkError(
             f"{_title(trt)} cannot start here; it needs a GPU and a driver that it supports"
         ) from error
+    if has_plugins(description):
+        record["plugins_sha256"] = _prepare_plugins(trt, arguments.plugin_library)
     start = time.time()
     network = add_network(trt, builder, description, weights)
-    config = configure(trt, builder, description, record["precision"], arguments.max_batch_size)
+    config = configure(trt, builder, description, record["precision"], batch)
     if arguments.optimization_level is not None:
         config.builder_optimization_level = arguments.optimization_level
     if arguments.no_library_tactics:
@@ -522,7 +613,7 @@ def _build(arguments: argparse.Namespace) -> None:
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=_compute_capability() if trt.__name__ == "tensorrt" else None,
-        max_batch_size=arguments.max_batch_size,
+        max_batch_size=batch,
         build_seconds=round(time.time() - start, 3),
         engine_sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -533,6 +624,34 @@ def _build(arguments: argparse.Namespace) -> None:
         f"{len(content) / 1e6:.0f} MB in {record['build_seconds']:.0f} s, "
         f"written to {arguments.output_dir}; nobody has compared its output with fp32 yet"
     )
+
+
+def _max_batch_size(wanted: int | None, description: Mapping[str, Any]) -> int:
+    written = int(description["engine"]["max_batch_size"])
+    batch = written if wanted is None else wanted
+    if batch < 1:
+        raise NetworkError(f"--max-batch-size is {batch}, expected 1 or more")
+    if has_plugins(description) and batch > written:
+        raise NetworkError(
+            f"--max-batch-size is {batch}, and the network's plugins were written for 1 to "
+            f"{written}"
+        )
+    return batch
+
+
+def _prepare_plugins(trt: Any, library: Path | None) -> str:
+    if library is None:
+        raise NetworkError(
+            "the network has plugins: name their library with --plugin-library; "
+            "`samtrt build-plugins` compiles it"
+        )
+    found = _compute_capability()
+    if found != PLUGINS_NEED:
+        raise NetworkError(
+            f"the plugins' machine code is for compute capability {PLUGINS_NEED}, and this GPU has "
+            f"{found}; write the network with --plugins none"
+        )
+    return load_plugins(trt, library)
 
 
 def _library() -> Any:
