@@ -178,9 +178,18 @@ class ModelBenchmark:
         return [[(first + i) % count for i in range(size)] for first in range(INPUTS)]
 
     def row(
-        self, name: str, precision: str, batch_size: int, call: Callable[[Tensor], Tensor]
+        self,
+        name: str,
+        precision: str,
+        batch_size: int,
+        call: Callable[[Tensor], Tensor],
+        error_ratio: float | None = None,
     ) -> Row:
-        """Checks one contestant on every picture of every batch, again and again; then times it."""
+        """Checks one contestant on every picture of every batch, again and again; then times it.
+
+        Args:
+            error_ratio: in the place of ``ERROR_RATIO``.
+        """
         row = self.head(name, precision, batch_size)
         members = self.batches(batch_size)
         batches = [self.pictures[indices] for indices in members]
@@ -194,7 +203,7 @@ class ModelBenchmark:
         ]
         error, of_meta = max(checked, key=lambda pair: badness(*pair))
         row["relative_l2"], row["meta_relative_l2"] = error, of_meta
-        bound = ERROR_RATIO[precision] * of_meta
+        bound = (error_ratio or ERROR_RATIO[precision]) * of_meta
         if not error <= bound:  # (NaN too)
             row["refused"] = f"relative L2 {error:.2e} above {bound:.2e}: not timed"
             return row

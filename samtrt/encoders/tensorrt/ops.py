@@ -111,6 +111,15 @@ def layer_norm(
     return cast(y, x.dtype)
 
 
+def linear(x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Tensor:
+    # Of rows: over leading axes TensorRT multiplies batch by batch, or looks for kernels that do.
+    rows = view(x, (-1, x.shape[-1]))
+    y = matmul(rows, constant(weight, 2, "weight"), transpose_y=True)
+    if bias is not None:
+        y = add(y, constant(bias, 2, "bias"))
+    return view(y, (*x.shape[:-1], len(weight)))
+
+
 def softmax(x: Tensor) -> Tensor:
     return cast(_like(cast(x, torch.float32), "softmax", x.shape), x.dtype)
 

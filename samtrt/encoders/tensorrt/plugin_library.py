@@ -63,10 +63,7 @@ def build_library(
         EngineError: a header or the compiler is missing, or it refuses the sources.
         SamtrtError: the file cannot be written.
     """
-    headers = (
-        _header(_TENSORRT_HEADER, tensorrt_include, _TENSORRT_FOLDERS, "--tensorrt-include"),
-        _header(_CUDA_HEADER, cuda_include, _cuda_folders(), "--cuda-include"),
-    )
+    headers = header_folders(tensorrt_include, cuda_include)
     if shutil.which(compiler) is None:
         raise EngineError(f"the compiler {compiler} is not installed; name one with --compiler")
     with writing(output):
@@ -83,6 +80,20 @@ def build_library(
             "-o",
             str(target),
         )
+
+
+def header_folders(
+    tensorrt_include: Path | None = None, cuda_include: Path | None = None
+) -> tuple[Path, Path]:
+    """The folders of ``NvInferRuntime.h`` and of ``cuda.h``; see ``build_library``.
+
+    Raises:
+        EngineError: one is missing.
+    """
+    return (
+        _header(_TENSORRT_HEADER, tensorrt_include, _TENSORRT_FOLDERS, "--tensorrt-include"),
+        _header(_CUDA_HEADER, cuda_include, _cuda_folders(), "--cuda-include"),
+    )
 
 
 def load_library(trt: Any, sha256: str | None = None) -> str:
@@ -119,6 +130,8 @@ def _header(name: str, folder: Path | None, usual: Iterable[str | Path], option:
 def _cuda_folders() -> list[Path]:
     """A toolkit's, or those of NVIDIA's packages."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    compiler = shutil.which("nvcc")
+    homes += [str(Path(compiler).resolve().parent.parent)] if compiler else []
     folders = [Path(home) / "include" for home in homes if home]
     for package in map(Path, sys.path):
         folders += sorted((package / "nvidia").glob("cu*/include"), reverse=True)
