@@ -14,7 +14,7 @@ import hopper_stand_ins
 import torch
 import torch.nn.functional as F
 
-from samtrt.encoders.tensorrt.launches import CONSTANT, INPUT, OUTPUT
+from samtrt.encoders.tensorrt.launches import CONSTANT, INPUT, OUTPUT, WORKSPACE
 from samtrt.encoders.tensorrt.recording import RecordedLayer, Recording
 from samtrt.kernels.hopper.compiler import Program
 from samtrt.kernels.hopper.linear import GELU, NORMALISED_GELU, RESIDUAL, Linear
@@ -66,6 +66,7 @@ class Description:
             (types[reader.read("I")], reader.list("i")) for _ in range(reader.read("I"))
         ]
         codes, self.constants = reader.read("I"), reader.read("I")
+        self.workspace = reader.read("Q")
         self.codes = [
             (reader.bytes(reader.read("I")).decode(), reader.bytes(32)) for _ in range(codes)
         ]
@@ -108,7 +109,8 @@ def _replayed(recording: Recording, layer: RecordedLayer, inputs: list[Value]) -
         torch.full((batch, *shape), float("nan"), dtype=dtype)
         for dtype, shape in description.outputs
     ]
-    tensors = {INPUT: inputs, OUTPUT: outputs, CONSTANT: constants}
+    workspace = torch.empty(description.workspace // 4)
+    tensors = {INPUT: inputs, OUTPUT: outputs, CONSTANT: constants, WORKSPACE: [workspace]}
 
     def at(place: tuple[int, int]) -> Value:
         return tensors[place[0]][place[1]]

@@ -17,7 +17,7 @@ from samtrt.errors import EngineError
 from samtrt.kernels.hopper.launch import Launch, Struct, TensorMap
 
 VERSION = 1  # layer.cpp
-INPUT, OUTPUT, CONSTANT = range(3)  # layer.h, Source
+INPUT, OUTPUT, CONSTANT, WORKSPACE = range(4)  # layer.h, Source
 _BYTES, _ADDRESS, _MAP = range(3)  # layer.h, Piece
 _TYPES = {torch.float32: 0, torch.float16: 1}  # layer.h, Output
 
@@ -51,12 +51,16 @@ class PluginLayer:
 class Operands:
     """What a layer's launch for one batch size reads and writes.
 
-    The inputs and outputs have no memory (device ``meta``): their shapes are what counts.
+    But for the constants they have no memory (device ``meta``): their shapes are what counts.
+
+    Attributes:
+        workspace: one tensor that is written and that nobody reads, or none.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
+    workspace: tuple[Tensor, ...] = ()
 
 
 def plugin_layer(
@@ -77,6 +81,7 @@ def plugin_layer(
     codes: dict[Any, int] = {}
     constants: list[Tensor] = []
     launches = []
+    workspace = 0
     for batch in range(1, max_batch_size + 1):
         launch, operands = launch_of(batch)
         for constant in operands.constants:
@@ -88,9 +93,11 @@ def plugin_layer(
                 (INPUT, operands.inputs),
                 (OUTPUT, operands.outputs),
                 (CONSTANT, constants),
+                (WORKSPACE, operands.workspace),
             )
             for index, tensor in enumerate(tensors)
         ]
+        workspace = max(workspace, sum(each.nbytes for each in operands.workspace))
         code = codes.setdefault(launch.program, len(codes))
         launches.append(_numbers(code, *launch.grid, launch.threads, launch.shared_bytes))
         launches.append(_counted([_argument(each, places) for each in launch.arguments]))
@@ -104,7 +111,7 @@ def plugin_layer(
             _numbers(VERSION),
             _counted([_numbers(_type(dtype)) for dtype in inputs]),
             _counted([_numbers(_type(each.dtype)) + _list("i", each.shape) for each in outputs]),
-            _numbers(len(codes), len(constants)),
+            _numbers(len(codes), len(constants)) + struct.pack("<Q", workspace),
             *named,
             _numbers(max_batch_size),
             *launches,

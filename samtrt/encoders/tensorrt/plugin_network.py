@@ -4,7 +4,7 @@ With all plugins the trunk is the schedule of ``samtrt.encoders.cuda.hopper``: f
 block, the norms inside the linear layers around them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -101,31 +101,31 @@ class _PluginEncoder(BoundImageEncoder):
         patches = F.permute(patches, (0, 2, 4, 1, 3, 5))
         patches = F.view(patches, (-1, side, side, x.shape[1] * patch * patch))
         with _scope("patch_embed"):
-            x, statistics = _network().add_plugin("proj", [patches], layers.patch_embed())
+            x, *statistics = _network().add_plugin("proj", [patches], layers.patch_embed())
         tapped = []
         for index in range(config.depth):
-            x, statistics = self._block(index, x, statistics)
+            x, *statistics = self._block(index, x, statistics)
             if index in self.taps:
                 tapped.append(F.permute(x, (0, 3, 1, 2)))
         return x, tapped
 
     def _block(
-        self, index: int, x: RecordedTensor, statistics: RecordedTensor
-    ) -> tuple[RecordedTensor, RecordedTensor]:
-        """``Block.forward``; see ``HopperTrunk``."""
+        self, index: int, x: RecordedTensor, statistics: Sequence[RecordedTensor]
+    ) -> tuple[RecordedTensor, ...]:
+        """``Block.forward``; see ``HopperTrunk``. The stream and, but for the last, statistics."""
         layers, add = self.layers, _network().add_plugin
         block = pack_block(layers.parameters, index)
         qkv = layers.normalised(block.qkv_weight, block.qkv_bias)
         attention = layers.attention(index, block.rel_pos, block.padding)
         proj = layers.residual(block.proj_weight, block.proj_bias)
         lin1 = layers.normalised(block.lin1_weight, block.lin1_bias, gelu=True)
-        lin2 = layers.residual(block.lin2_weight, block.lin2_bias)
+        is_last = index == layers.config.depth - 1
+        lin2 = layers.residual(block.lin2_weight, block.lin2_bias, is_last=is_last)
         with _scope(f"blocks.{index}"):
-            (attended,) = add("attn.attention", add("attn.qkv", [x, statistics], qkv), attention)
-            x, statistics = add("attn.proj", [attended, x], proj)
-            (hidden,) = add("mlp.lin1", [x, statistics], lin1)
-            x, statistics = add("mlp.lin2", [hidden, x], lin2)
-        return x, statistics
+            (attended,) = add("attn.attention", add("attn.qkv", [x, *statistics], qkv), attention)
+            x, *statistics = add("attn.proj", [attended, x], proj)
+            (hidden,) = add("mlp.lin1", [x, *statistics], lin1)
+            return add("mlp.lin2", [hidden, x], lin2)
 
 
 class _Layers:
@@ -160,8 +160,11 @@ class _Layers:
         types = (torch.float16, torch.float32)
         return plugin_layer(types, [self._tokens(columns)], self.max_batch_size, launch_of)
 
-    def residual(self, weight: Tensor, bias: Tensor, added: Tensor | None = None) -> PluginLayer:
-        """The stream plus a linear layer; outputs: the stream, its statistics.
+    def residual(
+        self, weight: Tensor, bias: Tensor, added: Tensor | None = None, is_last: bool = False
+    ) -> PluginLayer:
+        """The stream plus a linear layer; outputs: the stream and, unless it is the last, its
+        statistics.
 
         Inputs: what is multiplied, and the stream, unless ``added`` [h · w, C] stands for it.
         """
@@ -178,12 +181,14 @@ class _Layers:
                 x = added if len(added) % REPEATED_ROWS == 0 else added.repeat(batch, 1)
                 inputs, constants = (a,), (weight, bias, x)  # type: ignore[assignment]
             layer = Linear(a, weight, bias, out, statistics, x)
-            operands = Operands(inputs, (out, statistics), constants)
+            # (an output that nobody reads is not one that TensorRT promises memory for)
+            written, unread = ((out,), (statistics,)) if is_last else ((out, statistics), ())
+            operands = Operands(inputs, written, constants, unread)
             return linear_launch(layer, self.processors), operands
 
         # At most so many parts; the shape itself is nobody's but the kernels'.
         numbers = 2 * self._rows(1) * (columns // 128)
-        outputs = [self._tokens(columns), Batched((numbers,), torch.float32)]
+        outputs = [self._tokens(columns), Batched((numbers,), torch.float32)][: 2 - is_last]
         types = (torch.float16,) * (2 if added is None else 1)
         return plugin_layer(types, outputs, self.max_batch_size, launch_of)
 

@@ -65,7 +65,7 @@ class Reader {
 };
 
 Place read_place(Reader& reader) {
-    const Source source = reader.kind<Source>(3);
+    const Source source = reader.kind<Source>(4);
     return {source, reader.number()};
 }
 
@@ -124,6 +124,7 @@ Layer::Layer(std::vector<Bytes> fields) : fields_(std::move(fields)) {
     }
     codes.resize(reader.count());
     const size_t constants = reader.count();
+    workspace_bytes = reader.value<uint64_t>();
     if (fields_.size() != 1 + codes.size() + constants)
         throw Error("a plugin layer has " + std::to_string(fields_.size()) + " fields, expected " +
                     std::to_string(1 + codes.size() + constants));
@@ -147,7 +148,8 @@ Layer::Layer(std::vector<Bytes> fields) : fields_(std::move(fields)) {
                 const Place& place = piece.kind == Piece::MAP ? piece.map.place : piece.place;
                 const size_t most = place.source == Source::INPUT    ? inputs.size()
                                     : place.source == Source::OUTPUT ? outputs.size()
-                                                                     : constants;
+                                    : place.source == Source::CONSTANT ? constants
+                                                                       : workspace_bytes > 0;
                 if (place.index >= most) throw Error("a plugin layer reads what is not there");
             }
     }

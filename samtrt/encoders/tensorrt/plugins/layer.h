@@ -20,7 +20,7 @@ struct Error : std::runtime_error {
 using Bytes = std::vector<uint8_t>;
 
 // Where an address comes from.
-enum class Source : uint32_t { INPUT, OUTPUT, CONSTANT };
+enum class Source : uint32_t { INPUT, OUTPUT, CONSTANT, WORKSPACE };
 
 struct Place {
     Source source;
@@ -75,6 +75,7 @@ class Layer {
     std::vector<Output> outputs;
     std::vector<Code> codes;
     std::vector<Launch> launches;  // of batch 1, 2, …
+    size_t workspace_bytes = 0;    // of a launch, at most
 
     size_t constant_count() const { return fields_.size() - 1 - codes.size(); }
     const Bytes& constant(size_t index) const { return fields_[1 + codes.size() + index]; }

@@ -76,7 +76,7 @@ class KernelPlugin : public IPluginV2DynamicExt {
                          int32_t) noexcept override {}
     size_t getWorkspaceSize(const PluginTensorDesc*, int32_t, const PluginTensorDesc*,
                             int32_t) const noexcept override {
-        return 0;
+        return layer_->workspace_bytes;
     }
 
     int32_t initialize() noexcept override {
@@ -86,12 +86,12 @@ class KernelPlugin : public IPluginV2DynamicExt {
     void terminate() noexcept override { resident_.reset(); }
 
     int32_t enqueue(const PluginTensorDesc* descriptions, const PluginTensorDesc*,
-                    const void* const* inputs, void* const* outputs, void*,
+                    const void* const* inputs, void* const* outputs, void* workspace,
                     cudaStream_t stream) noexcept override {
         return guarded(
             [&] {
                 if (!resident_) resident_ = std::make_shared<Resident>(layer_);
-                resident_->launch(int(descriptions[0].dims.d[0]), inputs, outputs, stream);
+                resident_->launch(int(descriptions[0].dims.d[0]), inputs, outputs, workspace, stream);
                 return 0;
             },
             1);

@@ -98,19 +98,19 @@ Resident::~Resident() {
     if (memory_ != 0) inside(context_, [&] { driver().memory_free(memory_); });
 }
 
-CUdeviceptr Resident::address(Place place, const void* const* inputs, void* const* outputs) const {
-    if (place.source == Source::CONSTANT) return memory_ + offsets_[place.index];
-    const void* address =
-        place.source == Source::INPUT ? inputs[place.index] : outputs[place.index];
-    return reinterpret_cast<CUdeviceptr>(address);
-}
-
-void Resident::launch(int batch, const void* const* inputs, void* const* outputs,
+void Resident::launch(int batch, const void* const* inputs, void* const* outputs, void* workspace,
                       CUstream stream) const {
     if (batch < 1 || size_t(batch) > layer_->launches.size())
         throw Error("a batch of " + std::to_string(batch) + ", expected 1 to " +
                     std::to_string(layer_->launches.size()));
     const Launch& launch = layer_->launches[batch - 1];
+    auto address = [&](Place place) {
+        if (place.source == Source::CONSTANT) return memory_ + offsets_[place.index];
+        const void* address = place.source == Source::INPUT    ? inputs[place.index]
+                              : place.source == Source::OUTPUT ? outputs[place.index]
+                                                               : workspace;
+        return reinterpret_cast<CUdeviceptr>(address);
+    };
     std::vector<Bytes> arguments;
     std::vector<void*> pointers;
     for (const auto& pieces : launch.arguments) {
@@ -123,11 +123,11 @@ void Resident::launch(int batch, const void* const* inputs, void* const* outputs
             if (piece.kind == Piece::BYTES) {
                 append(piece.bytes.data(), piece.bytes.size());
             } else if (piece.kind == Piece::ADDRESS) {
-                const CUdeviceptr at = address(piece.place, inputs, outputs);
+                const CUdeviceptr at = address(piece.place);
                 append(&at, sizeof at);
             } else {
                 CUtensorMap encoded;
-                encode(&encoded, piece.map, address(piece.map.place, inputs, outputs));
+                encode(&encoded, piece.map, address(piece.map.place));
                 append(&encoded, sizeof encoded);
             }
         }

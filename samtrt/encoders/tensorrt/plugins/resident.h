@@ -31,13 +31,10 @@ class Resident {
     Resident(const Resident&) = delete;
 
     // Queues the layer's launch for a batch, which may itself be recorded into a graph. Throws Error.
-    void launch(int batch, const void* const* inputs, void* const* outputs, CUstream stream) const;
-
-    CUcontext context() const { return context_; }
+    void launch(int batch, const void* const* inputs, void* const* outputs, void* workspace,
+                CUstream stream) const;
 
   private:
-    CUdeviceptr address(Place place, const void* const* inputs, void* const* outputs) const;
-
     std::shared_ptr<const Layer> layer_;
     CUcontext context_;
     std::vector<std::shared_ptr<Module>> modules_;  // of the layer's codes
