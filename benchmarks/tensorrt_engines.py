@@ -203,29 +203,33 @@ def _build(arguments: argparse.Namespace, network: Path, batch: int) -> Path:
 
 
 def _rows(arguments: argparse.Namespace, model: str, benchmark: ModelBenchmark) -> Iterator[Row]:
-    for plugins in arguments.plugins:
-        for batch in arguments.batch_sizes:
-            folder = _engine(arguments.work / f"{model}-{plugins}", batch)
-            if not folder.exists():
-                continue
-            free_memory()
-            encoder = load_encoder(folder)
-            name = f"tensorrt-{plugins}"
-            row = benchmark.row(name, "fp16", batch, encoder, ERROR_RATIO)
-            row["sidecar"] = json.loads((folder / "encoder.json").read_text())
-            output = encoder(benchmark.pictures[:batch])
-            row["statistics"] = asdict(error_statistics(output, benchmark.references[:batch]))
-            yield row
-            yield _captured(benchmark, f"{name}-graph", batch, encoder)
-            del encoder
+    engines = [
+        (f"tensorrt-{plugins}", batch, _engine(arguments.work / f"{model}-{plugins}", batch))
+        for plugins in arguments.plugins
+        for batch in arguments.batch_sizes
+    ]
+    engines = [engine for engine in engines if engine[2].exists()]
+    for name, batch, folder in engines:
+        free_memory()
+        encoder = load_encoder(folder)
+        row = benchmark.row(name, "fp16", batch, encoder, ERROR_RATIO)
+        row["sidecar"] = json.loads((folder / "encoder.json").read_text())
+        output = encoder(benchmark.pictures[:batch])
+        row["statistics"] = asdict(error_statistics(output, benchmark.references[:batch]))
+        yield row
+        del encoder
     yield from benchmark.ours("fp16")
     for peer in arguments.peers:
         yield from benchmark.peer(peer)
+    for name, batch, folder in engines:  # last: a recording that fails may leave CUDA unusable
+        free_memory()
+        yield _captured(benchmark, f"{name}-graph", batch, load_encoder(folder))
 
 
 def _captured(benchmark: ModelBenchmark, name: str, batch: int, encoder: ImageEncoder) -> Row:
     """The engine recorded into a CUDA graph."""
     x = benchmark.pictures[:batch].clone()
+    encoder(x)
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
