@@ -242,6 +242,10 @@ class TensorRT86:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trt, name)
 
+    def Weights(self, content: Any) -> Any:
+        """Of an array, or none of a type; later versions take a type, an address and a length."""
+        return self._trt.Weights(content)
+
     def create_network(self, flags: int) -> Definition86:
         assert flags == 1  # EXPLICIT_BATCH
         flag = 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

@@ -33,6 +33,7 @@ NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
 VERSION = 1  # of the written network
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
 _STORED = {
     "F32": ("float32", 4),
     "F16": ("float16", 2),
@@ -127,9 +128,12 @@ class Network:
     def weights(self, weights: Weights) -> Any:
         """Weights in the memory that they are in."""
         content = np.ascontiguousarray(weights.content)
-        made = self.trt.Weights(
-            self.data_type(weights.type), content.ctypes.data, math.prod(weights.shape)
-        )
+        if weights.type in _NUMPY_TYPES:  # 8.6 takes arrays only
+            made = self.trt.Weights(content.view(_NUMPY_TYPES[weights.type]))
+        else:
+            made = self.trt.Weights(
+                self.data_type(weights.type), content.ctypes.data, math.prod(weights.shape)
+            )
         self.keep(content, made)
         return made
 
