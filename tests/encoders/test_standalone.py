@@ -237,14 +237,12 @@ class TensorRT86:
             FLOAT=trt.DataType.FLOAT, HALF=trt.DataType.HALF, INT32=trt.DataType.INT32
         )
         self.ActivationType = SimpleNamespace()
+        # Of an array, or empty of a type; later versions take a type, an address and a length too.
+        self.Weights = lambda content: trt.Weights(content)
         self.made: list[Definition86] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trt, name)
-
-    def Weights(self, content: Any) -> Any:
-        """Of an array, or none of a type; later versions take a type, an address and a length."""
-        return self._trt.Weights(content)
 
     def create_network(self, flags: int) -> Definition86:
         assert flags == 1  # EXPLICIT_BATCH
