@@ -3,6 +3,8 @@
 import torch
 from triton_kernels import DEVICE
 
+from samtrt.kernels.hopper.linear import quantised_order
+
 # Relative L2 against fp64: a few roundings of the type's unit, 2^-11 and 2^-8.
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -22,6 +24,20 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     assert out.shape == reference.shape
     difference = (out.double() - reference.double()).norm() / reference.double().norm()
     return float(difference)  # NaN compares false with every bound
+
+
+def assert_e4m3_of(out: torch.Tensor, expected: torch.Tensor, group: int = 32) -> None:
+    """e4m3 in the kernels' order of columns is a rounding of these values, [M, N] float64.
+
+    Half a step of e4m3, 1/16 of a value or 2⁻¹⁰, and what the values may be off by themselves: the
+    tensor cores keep sums of 1,280 products of e4m3 to some 7e-4 of a column's root mean square,
+    and there are millions of them.
+    """
+    expected = quantised_order(expected, group)
+    size = expected.square().mean(0).sqrt()
+    expected = expected.clamp(-448, 448)
+    off = (out.double() - expected).abs() - 0.0626 * expected.abs() - 2**-10
+    assert float((off / size).max()) < 6e-3  # (NaN is not, either)
 
 
 def relative_bias(q: torch.Tensor, table: torch.Tensor, axis: int) -> torch.Tensor:

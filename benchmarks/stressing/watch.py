@@ -12,7 +12,9 @@ ATTEMPTS = 3  # to get a first output that is correct
 # Where set, torch keeps no memory, so that a sanitizer sees what is accessed beyond a tensor;
 # graphs cannot be recorded then.
 NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-BITS = {2: torch.int16, 4: torch.int32}
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+E4M3 = torch.float8_e4m3fn
+E4M3_LIMIT = 0.05  # relative L2 of its rounding, with what lies below its range
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Case:
         initial: what the outputs hold before a call: NaN, or what is added to.
         launch: writes outputs like ``initial``.
         expected: the outputs in float64.
-        limit: of their relative L2 difference from these.
+        limit: of their relative L2 difference from these, e4m3 apart.
     """
 
     name: str
@@ -86,13 +88,19 @@ class Watched:
             self.case.launch(self.slots[0])
             self.calls += 1
             pairs = zip(self.slots[0], self.case.expected, strict=True)
-            errors.append(max(relative_l2(*pair) for pair in pairs))
-            if errors[-1] <= self.case.limit:  # (not of NaN)
+            errors.append(max(self._badness(*pair) for pair in pairs))
+            if errors[-1] <= 1:  # (not of NaN)
                 self.wrong = len(errors) - 1
                 return [output.clone() for output in self.slots[0]]
-        shown = ", ".join(f"{error:.1e}" for error in errors)
+        shown = ", ".join(f"{error * self.case.limit:.1e}" for error in errors)
         raise NoCorrectOutputError(
             f"{self.case.name}: relative L2 {shown} against float64, not within {self.case.limit:g}"
+        )
+
+    def _badness(self, output: Tensor, expected: Tensor) -> float:
+        """The error in units of what it may be."""
+        return relative_l2(output, expected) / (
+            E4M3_LIMIT if output.dtype == E4M3 else self.case.limit
         )
 
     def _reset(self, slot: Sequence[Tensor]) -> None:
@@ -127,8 +135,9 @@ class Watched:
                 places = (bits(output) != bits(first)).nonzero()
                 if len(places):
                     low, high = places.amin(0).tolist(), places.amax(0).tolist()
-                    missing = int(output.isnan().sum())
-                    error = relative_l2(output.nan_to_num(), first.double())
+                    values = output.float()
+                    missing = int(values.isnan().sum())
+                    error = relative_l2(values.nan_to_num(), first.double())
                     found.append(
                         f"call {number} output {index}: {len(places)} elements within {low} … "
                         f"{high}, {missing} NaN, relative L2 {error:.1e}"

@@ -16,6 +16,7 @@ from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders.cuda import FusedImageEncoder, hopper
 from samtrt.encoders.cuda.ends import End
 from samtrt.encoders.cuda.packing import EncoderParameters
+from samtrt.encoders.cuda.quantisation import LINEARS, Fp8Plan
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.errors import EngineError, InputError
 from samtrt.kernels.digest import kernels_digest
@@ -86,18 +87,56 @@ def test_the_family_in_fp16(name: str) -> None:
     assert relative_l2(out, reference) <= 1.5 * relative_l2(own, reference)
 
 
-@pytest.mark.parametrize("tap", [0, 1])
-def test_hoppers_trunk_gives_taps(monkeypatch: pytest.MonkeyPatch, tap: int) -> None:
-    """With torch in the place of its kernels, which need the GPU."""
-    config = tiny_config(
-        embed_dim=256, num_heads=4, depth=2, img_size=256, window_size=14, taps=(tap,)
-    )
-    assert hopper.HopperTrunk.supports(config)
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch in the place of Hopper's kernels, which need the GPU."""
     monkeypatch.setattr(hopper, "require_compiler", lambda: None)
     monkeypatch.setattr(hopper, "multiprocessors", lambda _: 132)
     monkeypatch.setattr(hopper, "linear_layer", hopper_stand_ins.linear_layer)
     monkeypatch.setattr(hopper.over_window, "window_attention", hopper_stand_ins.window_attention)
     monkeypatch.setattr(hopper.over_grid, "global_attention", hopper_stand_ins.global_attention)
+
+
+FP8_PLANS = {
+    "all": LINEARS,
+    **{name: (name,) for name in LINEARS},
+    **{f"all but {name}": tuple({*LINEARS} - {name}) for name in LINEARS},
+}
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("name", FP8_PLANS)
+def test_hoppers_trunk_with_e4m3(name: str) -> None:
+    """Any of a block's linears: the roundings of e4m3, one in 40 each, and no more."""
+    config = tiny_config(embed_dim=256, num_heads=4, depth=3, img_size=256, window_size=14)
+    parameters = random_parameters(config, 3, decoder=False)
+    patches = torch.randn(256, 768, generator=torch.manual_seed(7)).half()
+    ones = torch.ones(3, 256)
+    plan = Fp8Plan(
+        frozenset((block, linear) for block in range(3) for linear in FP8_PLANS[name]),
+        residual_scale=torch.exp2(torch.arange(3 * 2 * 256) % 4.0).view(3, 2, 256),
+        attended_scale=ones * torch.exp2(torch.arange(256) % 5.0),
+        hidden_scale=32 * ones[:, 0],
+    )
+    streams = [
+        hopper.HopperTrunk(
+            EncoderParameters(
+                config, parameters.encoder(), torch.float16, torch.device("cpu"), fp8
+            ),
+            1,
+        )(patches, 1, {})
+        for fp8 in (None, plan)
+    ]
+    assert 1e-3 < relative_l2(streams[1], streams[0]) < 0.06
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("tap", [0, 1])
+def test_hoppers_trunk_gives_taps(tap: int) -> None:
+    config = tiny_config(
+        embed_dim=256, num_heads=4, depth=2, img_size=256, window_size=14, taps=(tap,)
+    )
+    assert hopper.HopperTrunk.supports(config)
     parameters = random_parameters(config, 3, decoder=False)
     packed = EncoderParameters(config, parameters.encoder(), torch.float16, torch.device("cpu"))
     trunk, end = hopper.HopperTrunk(packed, 1), End(packed, 1)

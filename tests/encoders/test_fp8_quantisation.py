@@ -83,11 +83,12 @@ def test_weights_by_output_channel() -> None:
 
 
 def test_scales_are_powers_of_two_with_headroom() -> None:
-    largest = torch.tensor([1e-4, 0.3, 1.0, 14.0, 5000.0])
+    largest = torch.tensor([0.002, 0.3, 1.0, 14.0, 5000.0])
     scales = scale_for(largest)
     assert torch.equal(torch.exp2(torch.log2(scales).round()), scales)
     placed = largest * scales
     assert (placed <= 112).all() and (placed > 56).all()
+    assert scale_for(torch.tensor(1e-6)) == 2.0**15  # the kernels have it in fp16, too
     assert scale_for(torch.zeros(2)).tolist() == [1, 1]
 
 

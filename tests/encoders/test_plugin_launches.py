@@ -141,19 +141,19 @@ BLOCKS = [pack_block(PARAMETERS, index) for index in range(2)]
 LAUNCHES: dict[str, tuple[Callable[[], PluginLayer], Callable[[int, list[int]], Launch]]] = {
     "patches": (LAYERS.patch_embed, patches),
     "qkv": (
-        lambda: LAYERS.normalised(BLOCKS[0].qkv_weight, BLOCKS[0].qkv_bias),
+        lambda: LAYERS.normalised(BLOCKS[0].qkv.matrix, BLOCKS[0].qkv.bias),
         lambda batch, constants: linear(batch, constants, "qkv"),
     ),
     "lin1": (
-        lambda: LAYERS.normalised(BLOCKS[0].lin1_weight, BLOCKS[0].lin1_bias, gelu=True),
+        lambda: LAYERS.normalised(BLOCKS[0].lin1.matrix, BLOCKS[0].lin1.bias, gelu=True),
         lambda batch, constants: linear(batch, constants, "lin1"),
     ),
     "proj": (
-        lambda: LAYERS.residual(BLOCKS[0].proj_weight, BLOCKS[0].proj_bias),
+        lambda: LAYERS.residual(BLOCKS[0].proj.matrix, BLOCKS[0].proj.bias),
         lambda batch, constants: linear(batch, constants, "proj"),
     ),
     "lin2": (
-        lambda: LAYERS.residual(BLOCKS[0].lin2_weight, BLOCKS[0].lin2_bias, is_last=True),
+        lambda: LAYERS.residual(BLOCKS[0].lin2.matrix, BLOCKS[0].lin2.bias, is_last=True),
         lambda batch, constants: linear(batch, constants, "lin2"),
     ),
     "window": (

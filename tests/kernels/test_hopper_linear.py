@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
-from kernel_references import TOLERANCE, random, relative_error, row_statistics
+from kernel_references import (
+    TOLERANCE,
+    assert_e4m3_of,
+    random,
+    relative_error,
+    row_statistics,
+)
 from triton_kernels import DEVICE
 
 from samtrt.errors import EngineError
@@ -14,6 +20,7 @@ from samtrt.kernels.hopper.linear import (
     NARROW,
     NORMALISED,
     NORMALISED_GELU,
+    QUANTISED_GROUP,
     REPEATED_ROWS,
     RESIDUAL,
     RESIDUAL_TILES,
@@ -26,6 +33,7 @@ from samtrt.kernels.hopper.linear import (
     fold_layer_norm,
     linear_layer,
     normalised_tiles,
+    quantised_order,
     residual_tiles,
     statistics_parts,
 )
@@ -48,7 +56,26 @@ def test_machine_code(tiles: LinearTiles, epilogue: int, dtype: torch.dtype) -> 
     assert code["spills"] == 0 and code["stack"] == 0
     # One in the loop, one after it: serialised products would have one each.
     assert code["waits"] == 2
-    assert tiles.shared_bytes <= 227 * 1024
+    assert tiles.shared_bytes() <= 227 * 1024
+
+
+@pytest.mark.parametrize("fp8_output", [False, True])
+@pytest.mark.parametrize("fp8_operands", [False, True])
+@pytest.mark.parametrize(
+    ("tiles", "epilogue"),
+    [
+        *((tiles, NORMALISED_GELU) for tiles in (WIDE, MIDDLE, NARROW)),
+        *((tiles, RESIDUAL) for tiles in RESIDUAL_TILES),
+    ],
+)
+def test_machine_code_with_e4m3(
+    tiles: LinearTiles, epilogue: int, fp8_operands: bool, fp8_output: bool
+) -> None:
+    fp8 = {"fp8_operands": fp8_operands, "fp8_output": fp8_output}
+    code = machine_code(tiles.program(epilogue, torch.float16, 8, **fp8))
+    assert code["spills"] == 0 and code["stack"] == 0
+    assert code["waits"] == 2
+    assert tiles.shared_bytes(**fp8) <= 227 * 1024
 
 
 def test_folded_layer_norm_is_the_layer_norm() -> None:
@@ -159,6 +186,105 @@ def test_statistics_in_parts_are_merged_and_residual_rows_repeat() -> None:
     linear_layer(Linear(out, folded.half(), constant, normed, statistics, eps=EPS))
     expected = F.layer_norm(out.double(), (channels,), eps=EPS) @ following.double().t()
     assert relative_error(normed, expected) < 1e-3
+
+
+def e4m3(matrix: torch.Tensor, group: int = QUANTISED_GROUP) -> torch.Tensor:
+    return quantised_order(matrix, group).to(torch.float8_e4m3fn)
+
+
+def test_quantised_order_is_what_a_thread_holds() -> None:
+    """Thread t of a row's four has columns 2 t, 2 t + 1 of each 8, and writes them together."""
+    order = quantised_order(torch.arange(64)[None])[0].tolist()
+    assert order[:16] == [0, 1, 8, 9, 16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27]
+    assert sorted(order) == list(range(64)) and order[32:40] == [32, 33, 40, 41, 48, 49, 56, 57]
+    narrow = quantised_order(torch.arange(16)[None], 16)[0].tolist()
+    assert narrow == [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
+
+
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize("fp8_output", [False, True])
+@pytest.mark.parametrize("fp8_operands", [False, True])
+@pytest.mark.parametrize("tiles", [WIDE, MIDDLE, NARROW])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"),
+    [(4096, 640, 1280), (300, 224, 288), (1, 32, 32)],
+)
+def test_normalised_linear_with_e4m3(
+    rows: int, columns: int, inner: int, tiles: LinearTiles, fp8_operands: bool, fp8_output: bool
+) -> None:
+    """Against float64 of the very operands, rounded to e4m3 beforehand."""
+    x = (random(rows, inner, seed=0) + random(inner, seed=1)).half()
+    weight = random(columns, inner, seed=2, scale=inner**-0.5)
+    bias, scale = random(columns, seed=3), random(columns, seed=4).abs() + 0.5
+    statistics = row_statistics(x, 1).float()
+    a, w, weight_scale = x, weight.half(), None
+    if fp8_operands:
+        a, w, weight_scale = e4m3(x), e4m3(16 * weight), scale / 16
+    out = torch.full((rows, columns), float("nan"), device=DEVICE, dtype=torch.float16)
+    quantised = out.to(torch.float8_e4m3fn)
+    linear_layer(
+        Linear(
+            a, w, bias, None if fp8_output else out, statistics, gelu=True, eps=EPS,
+            weight_scale=weight_scale,
+            quantised=quantised if fp8_output else None,
+            quantised_scale=10 * scale if fp8_output else None,
+        ),
+        tiles,
+    )  # fmt: skip
+    sums = a.double() @ w.double().t()
+    if weight_scale is not None:
+        sums *= weight_scale
+    deviation = x.double().var(1, correction=0, keepdim=True).add(EPS).sqrt()
+    expected = F.gelu(sums / deviation + bias.double())
+    if fp8_output:
+        assert_e4m3_of(quantised, 10 * scale.double() * expected)
+    else:
+        assert relative_error(out, expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.gpu
+@NEEDS_HOPPER
+@pytest.mark.parametrize("fp8_output", [False, True])
+@pytest.mark.parametrize("fp8_operands", [False, True])
+@pytest.mark.parametrize("tiles", RESIDUAL_TILES)
+@pytest.mark.parametrize(("rows", "inner"), [(4500, 1280), (300, 288), (1, 32)])
+def test_residual_linear_with_e4m3(
+    rows: int, inner: int, tiles: LinearTiles, fp8_operands: bool, fp8_output: bool
+) -> None:
+    columns = 8 * tiles.columns
+    a, x = random(rows, inner, seed=0).half(), random(rows, columns, seed=1).half()
+    weight = random(columns, inner, seed=2, scale=inner**-0.5)
+    bias, scale = random(columns, seed=3), random(columns, seed=4).abs() + 0.5
+    w, weight_scale = weight.half(), None
+    if fp8_operands:
+        a, w, weight_scale = e4m3(a), e4m3(16 * weight), scale / 16
+    expected = a.double() @ w.double().t()
+    if weight_scale is not None:
+        expected *= weight_scale
+    expected += x.double() + bias.double()
+    parts = columns // tiles.columns
+    statistics = torch.full((parts, rows, 2), float("nan"), device=DEVICE)
+    quantised = torch.full((rows, columns), float("nan"), device=DEVICE).to(torch.float8_e4m3fn)
+    linear_layer(
+        Linear(
+            a, w, bias, x, statistics, x,
+            weight_scale=weight_scale,
+            quantised=quantised if fp8_output else None,
+            quantised_scale=10 * scale if fp8_output else None,
+        ),
+        tiles,
+    )  # fmt: skip
+    assert relative_error(x, expected) < TOLERANCE[torch.float16]
+    # (sums of e4m3 products are kept to some 14 bits)
+    torch.testing.assert_close(
+        statistics.double(),
+        row_statistics(expected, parts),
+        rtol=1e-3 if fp8_operands else 1e-5,
+        atol=1e-1 if fp8_operands else 1e-3,
+    )
+    if fp8_output:
+        assert_e4m3_of(quantised, 10 * scale.double() * expected)
 
 
 def test_unsupported_shapes_raise_one_line() -> None:

@@ -18,15 +18,15 @@ from barrier_model import Block, Outcome, Role
 from samtrt.kernels.hopper.compiler import FOLDER
 
 SOURCES = {
-    "primitives.cuh": "94e396ade1ce4cb7",
-    "linear.cu": "c1ac5284aecacd1a",
-    "linear_tile.cuh": "8c47896da1a39975",
-    "linear_epilogue.cuh": "794fcd4365d9701c",
-    "window_attention.cu": "1e853f6930c64412",
+    "primitives.cuh": "1d369beca6923649",
+    "linear.cu": "f97a971d50d00dd6",
+    "linear_tile.cuh": "0acf37c062df2f6c",
+    "linear_epilogue.cuh": "8df707de60b0bb0b",
+    "window_attention.cu": "de823c71c565256b",
     "window_memory.cuh": "83b8214e60c9d500",
-    "window_tile.cuh": "964223b8cc0719b1",
-    "window_few.cuh": "76bdf4ba824fefe6",
-    "global_attention.cu": "3859b465fb753ce9",
+    "window_tile.cuh": "907418359715ab92",
+    "window_few.cuh": "4e44f5682ebfe4c7",
+    "global_attention.cu": "9642e12a9fe7257a",
 }
 
 
@@ -101,7 +101,13 @@ class LinearBlock:
         warps: int = 2,
         parts: int = 1,
         release: Release = release_others_place,
+        stores: bool = True,
     ) -> None:
+        """
+        Args:
+            stores: outputs leave through places (STORES_16_BITS), not straight from registers.
+        """
+        self.stores = stores
         self.pingpong, self.stages, self.steps, self.tiles = pingpong, stages, steps, tiles
         self.warps, self.parts, self.release = warps, parts, release
 
@@ -196,14 +202,16 @@ class LinearBlock:
                 role.barrier_wait(f"full{ring.stage}", ring.phase)
             for part in range(self.parts):
                 place = self.place(ring.stage, consumer, part)
-                if self.pingpong and warp == 0:
+                if self.pingpong and self.stores and warp == 0:
                     role.store_wait_read()
-                if self.pingpong or part == 0:
+                if (self.pingpong and self.stores) or part == 0:
                     role.named_sync(f"parts{consumer}", warps)
                 role.reads(bias, tile)
                 if not self.pingpong:
                     role.reads([place[warp]], ("residual", tile, consumer))
                     role.then()
+                if not self.stores:
+                    continue
                 role.writes([place[warp]], ("out", tile, part))
                 self.send(role, consumer, warp, place, ("out", tile, part))
             if not self.pingpong:
@@ -264,6 +272,32 @@ def test_linear(
     assert outcome.faults == {}
 
 
+@pytest.mark.parametrize(
+    ("stages", "steps", "tiles", "warps", "parts"),
+    [(2, 1, 5, 2, 1), (2, 2, 4, 2, 2), (3, 2, 3, 2, 1), (3, 5, 3, 1, 2), (2, 3, 1, 2, 2)],
+)
+def test_linear_with_outputs_straight_from_registers(
+    stages: int, steps: int, tiles: int, warps: int, parts: int
+) -> None:
+    """FP8_OUTPUT: the bias is kept by the turns alone."""
+    outcome = LinearBlock(True, stages, steps, tiles, warps, parts, stores=False).explore()
+    assert outcome.faults == {}
+
+
+def test_a_bias_is_not_kept_without_turns_or_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why a layer without PINGPONG must store from places."""
+    sync = Role.named_sync
+
+    def without_turns(self: Role, barrier: str, count: int) -> None:
+        if not barrier.startswith("turn"):
+            sync(self, barrier, count)
+
+    monkeypatch.setattr(Role, "named_sync", without_turns)
+    monkeypatch.setattr(Role, "named_arrive", lambda *arguments: None)
+    outcome = LinearBlock(True, stages=3, steps=1, tiles=3, warps=2, stores=False).explore()
+    assert "conflict" in outcome.faults
+
+
 def test_stages_are_not_skipped_without_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What barrier 1 + consumer is for, besides speed."""
     monkeypatch.setattr(Role, "named_sync", lambda *arguments: None)
@@ -287,12 +321,19 @@ class WindowBlock:
     STAGES = 2
 
     def __init__(
-        self, units: list[Unit], warps: int, helpers: int, fresh_queries: bool = False
+        self,
+        units: list[Unit],
+        warps: int,
+        helpers: int,
+        fresh_queries: bool = False,
+        stores: bool = True,
     ) -> None:
         """
         Args:
             fresh_queries: take every stage's queries as the first one's: a fault.
+            stores: outputs leave through the queries' place, not (FP8_OUTPUT) from registers.
         """
+        self.stores = stores
         self.units, self.warps, self.helpers = units, warps, helpers
         self.fresh_queries = fresh_queries
 
@@ -335,7 +376,8 @@ class WindowBlock:
                 break
             stage = done % self.STAGES
             role.barrier_wait(f"done{stage}", done // self.STAGES)
-            role.store(self.places(stage, units[done]), ("out", done))
+            if self.stores:
+                role.store(self.places(stage, units[done]), ("out", done))
         role.store_wait_read()
         return role
 
@@ -385,7 +427,8 @@ class WindowBlock:
         role.named_sync("helpers", self.helpers)
         role.reads(weights + total, i)
         role.reads(self.values(stage), content)
-        role.writes([few[helper]], ("out", i))
+        if self.stores:
+            role.writes([few[helper]], ("out", i))
 
     def consume(self, warpgroup: int, warp: int) -> Role:
         role = Role(f"{warpgroup}.{warp}")
@@ -418,7 +461,8 @@ class WindowBlock:
         role.wgmma(values, content)
         role.wgmma_wait(values)
         role.named_sync(f"outputs{warpgroup}", self.warps)
-        role.writes([queries[warp]], ("out", i))
+        if self.stores:
+            role.writes([queries[warp]], ("out", i))
 
 
 WHOLE, FEW, EDGE, CORNER = Unit(2), Unit(1, False, True), Unit(1, True), Unit(0, True, True)
@@ -435,8 +479,9 @@ WHOLE, FEW, EDGE, CORNER = Unit(2), Unit(1, False, True), Unit(1, True), Unit(0,
         ([EDGE], 2, 2),
     ],
 )
-def test_window(units: list[Unit], warps: int, helpers: int) -> None:
-    outcome = WindowBlock(units, warps, helpers).explore()
+@pytest.mark.parametrize("stores", [True, False])
+def test_window(units: list[Unit], warps: int, helpers: int, stores: bool) -> None:
+    outcome = WindowBlock(units, warps, helpers, stores=stores).explore()
     assert outcome.faults == {}
 
 

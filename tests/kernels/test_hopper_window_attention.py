@@ -5,10 +5,18 @@ from itertools import product
 import pytest
 import torch
 from hopper_kernels import NEEDS_HOPPER, TYPES, machine_code
-from kernel_references import TOLERANCE, poisoned, random, relative_error, window_reference
+from kernel_references import (
+    TOLERANCE,
+    assert_e4m3_of,
+    poisoned,
+    random,
+    relative_error,
+    window_reference,
+)
 from triton_kernels import DEVICE
 
 from samtrt.errors import EngineError
+from samtrt.kernels.hopper.linear import ATTENDED_GROUP
 from samtrt.kernels.hopper.window_attention import (
     supports,
     window_attention,
@@ -18,19 +26,32 @@ from samtrt.kernels.hopper.window_attention import (
 )
 
 
-def error_of(
-    qkv: torch.Tensor, rel_pos: list[torch.Tensor], window: int, heads: int, blocks: int = 132
-) -> float:
-    """The kernel's relative error, with a random qkv bias."""
+def attend(
+    qkv: torch.Tensor,
+    rel_pos: list[torch.Tensor],
+    window: int,
+    heads: int,
+    blocks: int,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's output and the reference in fp64, with a random qkv bias."""
     batch, height, width, channels = qkv.shape
     qkv_bias = random(channels, dtype=qkv.dtype, seed=1)
     table = window_table(*(r.float() for r in rel_pos), window).to(qkv.dtype)
     schedule = window_schedule(batch, height, width, window, heads, blocks).to(DEVICE)
-    out = poisoned(batch, height, width, channels // 3, dtype=qkv.dtype)
+    nothing = poisoned(batch, height, width, channels // 3, dtype=torch.float32)
+    out = nothing.to(out_dtype)
     for _ in range(2):  # the second launch meets what the first left in shared memory
-        out.fill_(float("nan"))
+        out.copy_(nothing)
         window_attention(qkv, qkv_bias, table, schedule, out, window, heads)
-    return relative_error(out, window_reference(qkv, qkv_bias, *rel_pos, window, heads))
+    return out, window_reference(qkv, qkv_bias, *rel_pos, window, heads)
+
+
+def error_of(
+    qkv: torch.Tensor, rel_pos: list[torch.Tensor], window: int, heads: int, blocks: int = 132
+) -> float:
+    """The kernel's relative error."""
+    return relative_error(*attend(qkv, rel_pos, window, heads, blocks, qkv.dtype))
 
 
 @TYPES
@@ -124,6 +145,10 @@ def test_window_attention(
     qkv = random(batch, height, width, 3 * heads * head_dim, dtype=dtype, seed=0)
     rel_pos = [random(2 * window - 1, head_dim, dtype=dtype, seed=s, scale=0.3) for s in (2, 3)]
     assert error_of(qkv, rel_pos, window, heads, blocks) < 2 * TOLERANCE[dtype]
+    if dtype == torch.float16:
+        qkv[..., 2 * heads * head_dim :] *= 32
+        out, expected = attend(qkv, rel_pos, window, heads, blocks, torch.float8_e4m3fn)
+        assert_e4m3_of(out.flatten(0, 2), expected.flatten(0, 2), ATTENDED_GROUP)
 
 
 @TYPES

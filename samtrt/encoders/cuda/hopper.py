@@ -2,6 +2,9 @@
 
 The LayerNorms are inside the linear layers around them (samtrt/kernels/hopper/linear_tile.cuh): the
 residual stream itself is what ``attn.qkv`` and ``mlp.lin1`` multiply.
+
+Where a layer multiplies e4m3, the kernel before it writes its input so: the residual layers a
+second output beside the stream, attention and ``mlp.lin1`` in place of the one in 16 bits.
 """
 
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.cuda.ends import Taps, write_tap
-from samtrt.encoders.cuda.hopper_block import HopperBlock, pack_block
+from samtrt.encoders.cuda.hopper_block import HopperBlock, HopperLinear, pack_block
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper import global_attention as over_grid
@@ -62,29 +65,34 @@ class HopperTrunk:
         statistics = self._statistics[: parts * rows * 2].view(parts, rows, 2)
         x = self._x[:rows]
         # patch_embed, x + pos_embed
-        pos_embed = self._pos_embed[:rows]
-        linear_layer(
-            Linear(patches, self._patch_weight, self._patch_bias, x, statistics, pos_embed)
-        )
+        self._add(patches, self._patch, x, self._pos_embed[:rows], statistics, self._blocks[0].qkv)
         for index, block in enumerate(self._blocks):
-            self._block(x, statistics, batch, block, config.is_global(index))
+            last = index + 1 == config.depth
+            following = None if last else self._blocks[index + 1].qkv
+            self._block(x, statistics, batch, block, config.is_global(index), following)
             if index in taps:
                 write_tap(taps[index], x)
         return x
 
     def _block(
-        self, x: Tensor, statistics: Tensor, batch: int, block: HopperBlock, is_global: bool
+        self,
+        x: Tensor,
+        statistics: Tensor,
+        batch: int,
+        block: HopperBlock,
+        is_global: bool,
+        following: HopperLinear | None,
     ) -> None:
         """``Block.forward``, on ``x`` [B * H * W, C] in place, whose statistics are kept up."""
         config, rows = self.config, x.shape[0]
-        side, channels, eps = config.grid_size, config.embed_dim, config.layer_norm_eps
-        attended = self._attended[:rows]
+        side, channels = config.grid_size, config.embed_dim
+        attended = self._input(block.proj, self._attended, rows)
         # Never alive together; the rows of one lie in those of the other.
         qkv = self._workspace[:rows, : 3 * channels]
-        hidden = self._workspace[:rows, : config.mlp_dim]
+        hidden = self._input(block.lin2, self._workspace, rows)
 
         # x = self.norm1(x), qkv = self.qkv(x): of real tokens only
-        linear_layer(Linear(x, block.qkv_weight, block.qkv_bias, qkv, statistics, eps=eps))
+        self._normalised(x, block.qkv, qkv, statistics)
         # window_partition, attn without its linears, window_unpartition
         self._attention(
             block,
@@ -93,12 +101,71 @@ class HopperTrunk:
             attended.view(batch, side, side, channels),
         )
         # x = shortcut + self.proj(x)
-        linear_layer(Linear(attended, block.proj_weight, block.proj_bias, x, statistics, x))
+        self._add(attended, block.proj, x, x, statistics, block.lin1)
         # x = x + self.mlp(self.norm2(x))
-        linear_layer(
-            Linear(x, block.lin1_weight, block.lin1_bias, hidden, statistics, gelu=True, eps=eps)
+        self._normalised(
+            x, block.lin1, hidden, statistics, gelu=True, input_scale=block.lin2.input_scale
         )
-        linear_layer(Linear(hidden, block.lin2_weight, block.lin2_bias, x, statistics, x))
+        self._add(hidden, block.lin2, x, x, statistics, following)
+
+    def _input(self, weight: HopperLinear, buffer: Tensor, rows: int) -> Tensor:
+        """Of a layer [rows, K], in a buffer: its rows as the layer's weight has them."""
+        inner = weight.matrix.shape[1]
+        if weight.scale is None:
+            return buffer[:rows, :inner]
+        return buffer.view(weight.matrix.dtype).flatten()[: rows * inner].view(rows, inner)
+
+    def _normalised(
+        self,
+        x: Tensor,
+        weight: HopperLinear,
+        out: Tensor,
+        statistics: Tensor,
+        gelu: bool = False,
+        input_scale: Tensor | None = None,
+    ) -> None:
+        """``out`` = a linear layer of the normalised ``x``, e4m3 if the next layer's input is."""
+        rows = x.shape[0]
+        linear_layer(
+            Linear(
+                x if weight.scale is None else self._quantised_x[:rows],
+                weight.matrix,
+                weight.bias,
+                out if input_scale is None else None,
+                statistics,
+                gelu=gelu,
+                eps=self.config.layer_norm_eps,
+                weight_scale=weight.scale,
+                quantised=None if input_scale is None else out,
+                quantised_scale=input_scale,
+            )
+        )
+
+    def _add(
+        self,
+        a: Tensor,
+        weight: HopperLinear,
+        x: Tensor,
+        residual: Tensor,
+        statistics: Tensor,
+        following: HopperLinear | None,
+    ) -> None:
+        """``x`` = residual + a linear layer; in e4m3 as well, where the layer after the norm that
+        follows takes that."""
+        scale = None if following is None else following.input_scale
+        linear_layer(
+            Linear(
+                a,
+                weight.matrix,
+                weight.bias,
+                x,
+                statistics,
+                residual,
+                weight_scale=weight.scale,
+                quantised=None if scale is None else self._quantised_x[: x.shape[0]],
+                quantised_scale=scale,
+            )
+        )
 
     def _attention(self, block: HopperBlock, is_global: bool, qkv: Tensor, out: Tensor) -> None:
         heads = self.config.num_heads
@@ -135,6 +202,7 @@ class HopperTrunk:
         rows = batch * config.grid_size**2
 
         self._x = empty(rows, channels)
+        self._quantised_x = empty(rows if self._fp8 else 0, channels, dtype=torch.float8_e4m3fn)
         self._attended = empty(rows, channels)
         self._workspace = empty(rows, max(3 * channels, config.mlp_dim))
         # Of each row of x: at most so many parts.
@@ -144,10 +212,13 @@ class HopperTrunk:
     def _pack(self, parameters: EncoderParameters, max_batch_size: int) -> None:
         config, matrix = self.config, parameters.matrix
         channels = config.embed_dim
-        self._patch_weight = matrix("patch_embed.proj.weight").view(channels, -1)
-        self._patch_bias = parameters.fp32("patch_embed.proj.bias")
+        self._patch = HopperLinear(
+            matrix("patch_embed.proj.weight").view(channels, -1),
+            parameters.fp32("patch_embed.proj.bias"),
+        )
         pos_embed = matrix("pos_embed").view(-1, channels)
         repeats = len(pos_embed) % REPEATED_ROWS == 0
         self._pos_embed = pos_embed if repeats else pos_embed.repeat(max_batch_size, 1)
 
+        self._fp8 = parameters.fp8 is not None and bool(parameters.fp8.linears)
         self._blocks = [pack_block(parameters, index) for index in range(config.depth)]

@@ -6,53 +6,64 @@ import torch
 from torch import Tensor
 
 from samtrt.encoders.cuda.packing import EncoderParameters
-from samtrt.kernels.hopper.linear import fold_layer_norm
+from samtrt.kernels.hopper.linear import ATTENDED_GROUP, QUANTISED_GROUP, quantised_order
 from samtrt.kernels.hopper.window_attention import window_table
 
 
 @dataclass(frozen=True)
-class HopperBlock:
-    """One packed transformer block; matrices in the compute type, biases of linears fp32."""
+class HopperLinear:
+    """A linear layer; after a norm with that folded in.
 
-    qkv_weight: Tensor  # with norm1 folded in, as its bias
-    qkv_bias: Tensor
-    padding: Tensor  # attn.qkv.bias itself: what a padded token's row is
-    rel_pos: Tensor  # window: window_table; global: [2, 2 * side - 1, D], h and w, times √D
-    proj_weight: Tensor
-    proj_bias: Tensor
-    lin1_weight: Tensor  # with norm2 folded in, as its bias
-    lin1_bias: Tensor
-    lin2_weight: Tensor
-    lin2_bias: Tensor
+    Attributes:
+        matrix: [N, K] in the compute type; or e4m3, with its columns as the kernel before it
+            writes them.
+        bias: [N] fp32.
+        scale: [N] fp32 of an e4m3 matrix.
+        input_scale: [K] fp32 of an e4m3 matrix: what its input is multiplied by before it is
+            rounded.
+    """
+
+    matrix: Tensor
+    bias: Tensor
+    scale: Tensor | None = None
+    input_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HopperBlock:
+    """One packed transformer block.
+
+    Attributes:
+        padding: [3 * heads * D] in the compute type: what a padded token's row of ``qkv`` is.
+        rel_pos: window: ``window_table``; global: [2, 2 * side - 1, D], h and w, times √D.
+    """
+
+    qkv: HopperLinear
+    padding: Tensor
+    rel_pos: Tensor
+    proj: HopperLinear
+    lin1: HopperLinear
+    lin2: HopperLinear
 
 
 def pack_block(parameters: EncoderParameters, index: int) -> HopperBlock:
     """One block's, on the device and in the compute type of ``parameters``."""
-    fp32, matrix = parameters.fp32, parameters.matrix
-    name = f"blocks.{index}."
 
-    def folded(linear: str, norm: str) -> tuple[Tensor, Tensor]:
-        weight, bias = fold_layer_norm(
-            fp32(name + linear + ".weight"),
-            fp32(name + linear + ".bias"),
-            fp32(name + norm + ".weight"),
-            fp32(name + norm + ".bias"),
-        )
-        return weight.to(parameters.dtype), bias
+    def packed(name: str, group: int = QUANTISED_GROUP) -> HopperLinear:
+        linear, plan = parameters.linear(index, name), parameters.fp8
+        if plan is None or linear.scale is None:
+            return HopperLinear(linear.weight, linear.bias)
+        scale = plan.input_scale(index, name, parameters.config).to(parameters.device)
+        matrix = quantised_order(linear.weight, group)
+        return HopperLinear(matrix, linear.bias, linear.scale, scale.contiguous())
 
-    qkv_weight, qkv_bias = folded("attn.qkv", "norm1")
-    lin1_weight, lin1_bias = folded("mlp.lin1", "norm2")
     return HopperBlock(
-        qkv_weight=qkv_weight,
-        qkv_bias=qkv_bias,
-        padding=matrix(name + "attn.qkv.bias"),
+        qkv=packed("attn.qkv"),
+        padding=parameters.padding(index),
         rel_pos=rel_pos_tables(parameters, index),
-        proj_weight=matrix(name + "attn.proj.weight"),
-        proj_bias=fp32(name + "attn.proj.bias"),
-        lin1_weight=lin1_weight,
-        lin1_bias=lin1_bias,
-        lin2_weight=matrix(name + "mlp.lin2.weight"),
-        lin2_bias=fp32(name + "mlp.lin2.bias"),
+        proj=packed("attn.proj", ATTENDED_GROUP),
+        lin1=packed("mlp.lin1"),
+        lin2=packed("mlp.lin2"),
     )
 
 

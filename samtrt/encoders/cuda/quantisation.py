@@ -160,10 +160,11 @@ def in_order(linears: Iterable[LinearName]) -> list[LinearName]:
 def scale_for(largest: Tensor) -> Tensor:
     """The scale of values up to ``largest``: the greatest power of two that leaves ``HEADROOM``.
 
-    1 where a value was always zero, or nothing was measured.
+    A normal number of fp16, as the kernels have it. 1 where a value was always zero, or nothing was
+    measured.
     """
     finite = torch.where(largest > 0, largest.float(), LARGEST / HEADROOM)
-    return torch.exp2(torch.floor(torch.log2(LARGEST / HEADROOM / finite)).clamp(-30, 30))
+    return torch.exp2(torch.floor(torch.log2(LARGEST / HEADROOM / finite)).clamp(-14, 15))
 
 
 def quantise(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:

@@ -115,12 +115,12 @@ class _PluginEncoder(BoundImageEncoder):
         """``Block.forward``; see ``HopperTrunk``. The stream and, but for the last, statistics."""
         layers, add = self.layers, _network().add_plugin
         block = pack_block(layers.parameters, index)
-        qkv = layers.normalised(block.qkv_weight, block.qkv_bias)
+        qkv = layers.normalised(block.qkv.matrix, block.qkv.bias)
         attention = layers.attention(index, block.rel_pos, block.padding)
-        proj = layers.residual(block.proj_weight, block.proj_bias)
-        lin1 = layers.normalised(block.lin1_weight, block.lin1_bias, gelu=True)
+        proj = layers.residual(block.proj.matrix, block.proj.bias)
+        lin1 = layers.normalised(block.lin1.matrix, block.lin1.bias, gelu=True)
         is_last = index == layers.config.depth - 1
-        lin2 = layers.residual(block.lin2_weight, block.lin2_bias, is_last=is_last)
+        lin2 = layers.residual(block.lin2.matrix, block.lin2.bias, is_last=is_last)
         with _scope(f"blocks.{index}"):
             (attended,) = add("attn.attention", add("attn.qkv", [x, *statistics], qkv), attention)
             x, *statistics = add("attn.proj", [attended, x], proj)

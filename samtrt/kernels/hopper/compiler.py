@@ -54,7 +54,8 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
 def wgmma_source(width: int) -> str:
     """Definitions of ``wgmma``: accumulators [64, width], A from shared memory or from registers.
 
-    Each thread of the warpgroup holds width / 2 sums.
+    And of ``wgmma_e4m3``, whose operands are e4m3 in shared memory. Each thread of the warpgroup
+    holds width / 2 sums.
     """
     count = width // 2
     sums = ", ".join(f"%{i}" for i in range(count))
@@ -73,11 +74,19 @@ def wgmma_source(width: int) -> str:
             "}\n"
         )
 
+    eight_bits = (
+        f"__device__ inline void wgmma_e4m3(float (&d)[{count}], u64 a, u64 b, int add) {{\n"
+        f'    asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count + 2}, 0;"\n'
+        f'        " wgmma.mma_async.sync.aligned.m64n{width}k32.f32.e4m3.e4m3"\n'
+        f'        " {{{sums}}}, %{count}, %{count + 1}, p, 1, 1; }}"\n'
+        f'        : {outputs}\n        : "l"(a), "l"(b), "r"(add));\n'
+        "}\n"
+    )
     shared = define("u64 a", f"%{count}", '"l"(a)', 1, f"0, %{count + 3}")
     fragment = ", ".join(f"%{count + i}" for i in range(4))
     inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
     registers = define("const u32 (&a)[4]", f"{{{fragment}}}", inputs, 4, f"%{count + 6}")
-    return shared + registers
+    return shared + registers + eight_bits
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,13 @@ def shared_bytes(head_dim: int) -> int:
     return 2 * rows * head_dim + 4 * CONSUMERS * TILE * PITCH + barriers
 
 
-def global_attention_program(head_dim: int, dtype: torch.dtype) -> Program:
+def global_attention_program(
+    head_dim: int, dtype: torch.dtype, fp8_output: bool = False
+) -> Program:
     """The kernel for one head dimension (64 or 80) and type (fp16 or bf16)."""
     widths = tuple(sorted({TILE, TILE + 8, head_dim}))
-    return Program("global_attention.cu", (("HEAD_DIM", head_dim),), widths, dtype)
+    constants = (("HEAD_DIM", head_dim), ("FP8_OUTPUT", int(fp8_output)))
+    return Program("global_attention.cu", constants, widths, dtype)
 
 
 def chunk_rows(height: int, heads: int, blocks: int) -> int:
@@ -79,7 +82,8 @@ def global_attention(
         table_h: [2 * H - 1, D], the type of ``qkv``, contiguous: ``rel_pos_h`` times √D.
         table_w: [2 * W - 1, D], the same of ``rel_pos_w``. No kernel on the stream may still write
             the tables.
-        out: [B, H, W, heads * D], the type of ``qkv``, contiguous, written.
+        out: [B, H, W, heads * D], the type of ``qkv`` or e4m3, contiguous, written; e4m3 with its
+            columns in ``quantised_order`` of 16.
         num_heads: attention heads.
 
     Raises:
@@ -118,7 +122,7 @@ def global_launch(
     parts = _ceil_div(height, rows)
     chunks = batch * num_heads * parts
     return Launch(
-        global_attention_program(head_dim, qkv.dtype),
+        global_attention_program(head_dim, qkv.dtype, out.dtype == torch.float8_e4m3fn),
         (min(processors, chunks), 1, 1),
         THREADS,
         shared_bytes(head_dim),

@@ -120,15 +120,15 @@ class Struct:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How the copy engine reads or writes boxes of a tensor of 16-bit elements (CUtensorMap).
+    """How the copy engine reads or writes boxes of a tensor (CUtensorMap).
 
     Attributes:
-        tensor: fp16 or bf16.
+        tensor: fp16, bf16 or e4m3.
         sizes: of its dimensions, the contiguous one first; elements beyond read as zero and are
             not written.
-        strides: of all dimensions but the first, in elements, multiples of 8.
-        box: elements a copy moves along each dimension. The first is the swizzle: 16, 32 or 64
-            elements, rows of 32, 64 or 128 bytes.
+        strides: of all dimensions but the first, in elements, multiples of 16 bytes.
+        box: elements a copy moves along each dimension. The first is the swizzle: rows of 32, 64
+            or 128 bytes.
     """
 
     tensor: Tensor
@@ -147,20 +147,23 @@ class TensorMap:
         types = driver.CUtensorMapDataType
         swizzles = driver.CUtensorMapSwizzle
         swizzle = {
-            64: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
-            32: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
-            16: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
-        }[self.box[0]]
-        is_half = self.tensor.dtype == torch.float16
+            128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+            64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+            32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
+        }[self.box[0] * self.tensor.element_size()]
+        element = {
+            torch.float16: types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            torch.bfloat16: types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            torch.float8_e4m3fn: types.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        }[self.tensor.dtype]
+        size = self.tensor.element_size()
         encoded = checked(
             driver.cuTensorMapEncodeTiled(
-                types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                if is_half
-                else types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                element,
                 rank,
                 self.tensor.data_ptr(),
-                [driver.cuuint64_t(size) for size in self.sizes],
-                [driver.cuuint64_t(2 * stride) for stride in self.strides],
+                [driver.cuuint64_t(extent) for extent in self.sizes],
+                [driver.cuuint64_t(size * stride) for stride in self.strides],
                 [driver.cuuint32_t(extent) for extent in self.box],
                 [driver.cuuint32_t(1)] * rank,
                 driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,

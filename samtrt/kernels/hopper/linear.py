@@ -1,7 +1,11 @@
-"""Linear layers with the LayerNorm before them, or the residual sum after them, inside."""
+"""Linear layers with the LayerNorm before them, or the residual sum after them, inside.
+
+In fp16 or bf16, or with e4m3 operands, e4m3 outputs, or both.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,13 +14,15 @@ from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.compiler import Program
 from samtrt.kernels.hopper.launch import Launch, Struct, launch, matrix_map
 
-BLOCK_K = 64
+K_BYTES = 128  # of a row in a stage
 PART_ROWS = 64  # of one product
 SHARED_BANDWIDTH = 128  # bytes a cycle and multiprocessor
 CHUNK = 64  # linear_tile.cuh
 THREADS = 384
 NORMALISED, NORMALISED_GELU, RESIDUAL = range(3)  # linear_tile.cuh, Epilogue
-LAYER_BYTES = 832  # linear_tile.cuh, Layer
+LAYER_BYTES = 896  # linear_tile.cuh, Layer
+QUANTISED_GROUP = 32  # columns of an e4m3 output that are put in another order together
+ATTENDED_GROUP = 16  # the same of attention's, whose heads may have 80 columns
 REPEATED_ROWS = 64  # a residual that repeats has a multiple of so many rows
 # linear_epilogue.cuh, gelu: the largest x², and q's coefficients.
 GELU = {
@@ -24,6 +30,13 @@ GELU = {
     "GELU_2": 1.01533051e-3,
     "GELU_1": -1.06782307e-1,
     "GELU_0": -2.30111408,
+}
+
+
+# The same for the form by tanh, q · -ln2 / 2, in both halves of a register.
+GELU_HALVES = {
+    f"{name}_HALVES": 0x10001 * int(np.float16(-GELU[name] * np.log(2) / 2).view(np.uint16))
+    for name in ("GELU_2", "GELU_1", "GELU_0")
 }
 
 
@@ -55,12 +68,12 @@ class LinearTiles:
         """Tiles along the rows and the columns of an output."""
         return -(-rows // self.block_rows), -(-columns // self.columns)
 
-    @property
-    def shared_bytes(self) -> int:
+    def shared_bytes(self, fp8_operands: bool = False, fp8_output: bool = False) -> int:
         """Shared memory of a block."""
-        stage = (self.block_rows + self.columns) * BLOCK_K * 2
-        places = 2 * PART_ROWS * self.columns * 2 if self.pingpong else 0
-        return self.stages * (stage + 16) + places + 2 * self.columns * 4
+        stage = (self.block_rows + self.columns) * K_BYTES
+        places = 2 * PART_ROWS * self.columns * 2 if self.pingpong and not fp8_output else 0
+        of_column = 1 + fp8_operands + fp8_output  # the bias, scales
+        return self.stages * (stage + 16) + places + 2 * of_column * self.columns * 4
 
     @property
     def shared_traffic(self) -> float:
@@ -70,11 +83,21 @@ class LinearTiles:
         written = (self.block_rows + self.columns) / (self.block_rows * self.columns)
         return 2 * 2048 * (read + written)
 
-    def program(self, epilogue: int, dtype: torch.dtype, statistics: int = 1) -> Program:
+    def program(
+        self,
+        epilogue: int,
+        dtype: torch.dtype,
+        statistics: int = 1,
+        fp8_operands: bool = False,
+        fp8_output: bool = False,
+    ) -> Program:
         """The kernel with one epilogue.
 
         Args:
+            dtype: fp16 or bf16, of what is not e4m3.
             statistics: parts of the row statistics that are read.
+            fp8_operands: the layer's input and weight are e4m3.
+            fp8_output: what comes out is e4m3; with a residual, in 16 bits as well.
         """
         constants = {
             "WG_ROWS": self.rows,
@@ -83,7 +106,10 @@ class LinearTiles:
             "STAGES": self.stages,
             "STATISTICS": statistics,
             "EPILOGUE": epilogue,
+            "FP8_OPERANDS": int(fp8_operands),
+            "FP8_OUTPUT": int(fp8_output),
             **GELU,
+            **GELU_HALVES,
         }
         headers = ("linear_tile.cuh", "linear_epilogue.cuh")
         return Program("linear.cu", tuple(constants.items()), (self.columns,), dtype, headers)
@@ -96,12 +122,16 @@ class Linear:
     Without a residual: ``norm1`` and ``attn.qkv``, or ``norm2``, ``mlp.lin1`` and ``mlp.act``. With
     one: ``x + attn.proj(a)`` or ``x + mlp.lin2(a)``, and what the next norm needs to know of it.
 
+    Where the operands are e4m3, they and the sums are scaled as the weight's columns and
+    ``weight_scale`` make good; the columns of both are in the order of ``quantised_order``.
+
     Attributes:
-        a: [M, K], fp16 or bf16, rows contiguous; without a residual the residual stream, not
+        a: [M, K], fp16, bf16 or e4m3, rows contiguous; without a residual the residual stream, not
             normalised.
         weight: [N, K], the type of ``a``, contiguous; without a residual from ``fold_layer_norm``.
         bias: [N] fp32; likewise.
-        out: [M, N], the type of ``a``, rows contiguous.
+        out: [M, N], fp16 or bf16, the type of ``a`` unless that is e4m3, rows contiguous. None
+            where there is only ``quantised``.
         statistics: [parts, M, 2] fp32, contiguous: of each row's part of N / parts (or K / parts)
             channels, the sum and the sum of squared differences from the part's mean. Without a
             residual of ``a``, read; with one of ``out``, written.
@@ -109,16 +139,23 @@ class Linear:
             a multiple of ``REPEATED_ROWS``, that repeat.
         gelu: whether the erf GELU follows; without a residual.
         eps: the norm's.
+        weight_scale: [N] fp32, of an e4m3 weight: what its rows' sums are multiplied by.
+        quantised: [M, N] e4m3, contiguous, written: the output times ``quantised_scale``, with its
+            columns in ``quantised_order``. In place of ``out``; beside it with a residual.
+        quantised_scale: [N] fp32.
     """
 
     a: Tensor
     weight: Tensor
     bias: Tensor
-    out: Tensor
+    out: Tensor | None
     statistics: Tensor
     residual: Tensor | None = None
     gelu: bool = False
     eps: float = 0.0
+    weight_scale: Tensor | None = None
+    quantised: Tensor | None = None
+    quantised_scale: Tensor | None = None
 
     @property
     def epilogue(self) -> int:
@@ -126,33 +163,56 @@ class Linear:
             return RESIDUAL
         return NORMALISED_GELU if self.gelu else NORMALISED
 
+    @property
+    def fp8(self) -> dict[str, bool]:
+        """What is e4m3, by the names of ``LinearTiles``."""
+        return {
+            "fp8_operands": self.weight_scale is not None,
+            "fp8_output": self.quantised is not None,
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """fp16 or bf16, of what is not e4m3."""
+        return self.a.dtype if self.out is None else self.out.dtype
+
     def packed(self, tiles: LinearTiles) -> Struct:
         """As the kernels take it: linear_tile.cuh, ``Layer``."""
         (rows, inner), columns = self.a.shape, self.weight.shape[0]
-        if inner % 8 or columns % 8:
+        multiple = QUANTISED_GROUP if any(self.fp8.values()) else 8
+        if inner % multiple or columns % multiple:
             raise EngineError(
                 f"a linear layer of {inner} → {columns} channels is not supported by the cuda "
-                "backend on Hopper: both must be multiples of 8; use the tensorrt or cpu backend"
+                f"backend on Hopper: both must be multiples of {multiple}; use the tensorrt or cpu "
+                "backend"
             )
-        residual = self.out if self.residual is None else self.residual
-        if len(residual) != rows and len(residual) % REPEATED_ROWS:
+        residual_rows = rows if self.residual is None else len(self.residual)
+        if residual_rows != rows and residual_rows % REPEATED_ROWS:
             raise EngineError(
-                f"a residual of {len(residual)} rows cannot repeat in one of {rows}: its rows must "
+                f"a residual of {residual_rows} rows cannot repeat in one of {rows}: its rows must "
                 f"be a multiple of {REPEATED_ROWS}"
             )
         tail = tiles.columns % CHUNK or CHUNK
         blocks_m, blocks_n = tiles.grid(rows, columns)
+        block_k = K_BYTES // self.a.element_size()
+        # (Something stands for what the layer has not; the kernel does not look at it.)
+        out = self.quantised if self.out is None else self.out
+        assert out is not None
+        residual = out if self.residual is None else self.residual
         members = (
-            matrix_map(self.a, tiles.block_rows, BLOCK_K),
-            matrix_map(self.weight, tiles.columns, BLOCK_K),
+            matrix_map(self.a, tiles.block_rows, block_k),
+            matrix_map(self.weight, tiles.columns, block_k),
             *(
                 matrix_map(matrix, PART_ROWS, width)
-                for matrix in (self.out, residual)
+                for matrix in (out, residual)
                 for width in (CHUNK, tail)
             ),
             self.bias,
+            self.bias if self.weight_scale is None else self.weight_scale,
             self.statistics,
-            len(residual),
+            out if self.quantised is None else self.quantised,
+            self.bias if self.quantised_scale is None else self.quantised_scale,
+            residual_rows,
             rows,
             columns,
             inner,
@@ -214,7 +274,7 @@ def linear_launch(layer: Linear, processors: int, tiles: LinearTiles | None = No
             statistics are not in as many parts as the tiles cut the columns into, or a residual's
             rows cannot repeat.
     """
-    (rows, columns), parts = layer.out.shape, layer.statistics.shape[0]
+    rows, columns, parts = len(layer.a), len(layer.weight), layer.statistics.shape[0]
     if layer.epilogue == RESIDUAL:
         tiles = tiles or residual_tiles(rows, columns, processors)
         if tiles is None or parts * tiles.columns != columns:
@@ -224,11 +284,12 @@ def linear_launch(layer: Linear, processors: int, tiles: LinearTiles | None = No
             )
     tiles = tiles or normalised_tiles(rows, columns, processors)
     program = tiles.program(
-        layer.epilogue, layer.a.dtype, 1 if layer.epilogue == RESIDUAL else parts
+        layer.epilogue, layer.dtype, 1 if layer.epilogue == RESIDUAL else parts, **layer.fp8
     )
     blocks_m, blocks_n = tiles.grid(rows, columns)
     grid = (min(processors, blocks_m * blocks_n), 1, 1)
-    return Launch(program, grid, THREADS, tiles.shared_bytes, (layer.packed(tiles),))
+    shared_bytes = tiles.shared_bytes(**layer.fp8)
+    return Launch(program, grid, THREADS, shared_bytes, (layer.packed(tiles),))
 
 
 def can_write_statistics(channels: int) -> bool:
@@ -263,3 +324,20 @@ def fold_layer_norm(
     scaled = weight * norm_weight
     # (not as a product of torch's, which may round its operands to TF32)
     return scaled - scaled.mean(1, keepdim=True), bias + (weight * norm_bias).sum(1)
+
+
+def quantised_order(matrix: Tensor, group: int = QUANTISED_GROUP) -> Tensor:
+    """The columns of a matrix in the order in which a kernel writes its e4m3 outputs.
+
+    Of each ``group`` columns, 8 j + 2 t + i (i < 2, t < 4) stands at t · group / 4 + 2 j + i: what
+    a thread of the tensor cores' accumulators holds is written together.
+
+    Args:
+        matrix: [N, K], K a multiple of ``group``.
+        group: ``QUANTISED_GROUP``, or ``ATTENDED_GROUP``.
+
+    Returns:
+        [N, K], contiguous.
+    """
+    parts = matrix.unflatten(1, (-1, group // 8, 4, 2))
+    return parts.transpose(2, 3).flatten(1).contiguous()

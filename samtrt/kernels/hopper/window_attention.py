@@ -44,14 +44,20 @@ def _check(head_dim: int, window_size: int) -> None:
         )
 
 
-def window_attention_program(head_dim: int, window_size: int, dtype: torch.dtype) -> Program:
+def window_attention_program(
+    head_dim: int, window_size: int, dtype: torch.dtype, fp8_output: bool = False
+) -> Program:
     """The kernel for heads of this size and windows of this side.
 
     Raises:
         EngineError: there is none, see ``supports``.
     """
     _check(head_dim, window_size)
-    constants = (("HEAD_DIM", head_dim), ("WINDOW", window_size))
+    constants = (
+        ("HEAD_DIM", head_dim),
+        ("WINDOW", window_size),
+        ("FP8_OUTPUT", int(fp8_output)),
+    )
     return Program("window_attention.cu", constants, tuple(range(8, 129, 8)), dtype, HEADERS)
 
 
@@ -166,7 +172,8 @@ def window_attention(
         table: ``window_table(rel_pos_h, rel_pos_w, window_size)``, the type of ``qkv``.
         schedule: ``window_schedule`` of these sizes, on the GPU; a parameter, like ``qkv_bias`` and
             ``table``: no kernel on the stream may still write it.
-        out: [B, H, W, heads * D], the type of ``qkv``, contiguous.
+        out: [B, H, W, heads * D], the type of ``qkv`` or e4m3, contiguous; e4m3 with its columns
+            in ``quantised_order`` of 16.
         window_size: side of a window, in tokens.
         num_heads: attention heads.
 
@@ -189,18 +196,19 @@ def window_launch(
     """How ``window_attention``, which has the same arguments, is launched."""
     _, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
-    program = window_attention_program(head_dim, window_size, qkv.dtype)
+    is_fp8 = out.dtype == torch.float8_e4m3fn
+    program = window_attention_program(head_dim, window_size, qkv.dtype, is_fp8)
     # A window that the right side of the grid cuts has its queries and outputs packed closely.
     cut = width % window_size or window_size
     maps = [
         _boxes(tensor, columns, side, window_size)
-        for tensor in (qkv, out)
+        for tensor in (qkv, qkv if is_fp8 else out)  # (e4m3 goes straight to memory)
         for side in (window_size, cut)
         for columns in (64, head_dim - 64 or 64)
     ]
     blocks, units, _ = schedule.shape
     scale = head_dim**-0.5 * LOG2_E
-    arguments = (*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale)
+    arguments = (*maps, qkv_bias, table, schedule, units, height, width, num_heads, scale, out)
     return Launch(program, (blocks, 1, 1), THREADS, SHARED_BYTES, arguments)
 
 

@@ -15,7 +15,8 @@
 // rows in turn, each with all keys, and share the tiles of keys and values; one thread of a fourth
 // fetches those. While one warpgroup computes a softmax, the others' products run.
 //
-// Compile-time constant: HEAD_DIM (64 or 80).
+// Compile-time constants: HEAD_DIM (64 or 80); FP8_OUTPUT, where the output is e4m3, each 16 of its
+// columns in the order of pack_e4m3.
 
 constexpr int TILE = 64;
 constexpr int CONSUMERS = 3;
@@ -333,18 +334,23 @@ __device__ inline void consume(Shared& shared, void* __restrict__ out, u32 consu
         keep(s);
         keep(attended);
         release(shared.v_empty[Place(tile - 1).stage]);
+        constexpr int WORDS = FP8_OUTPUT ? HEAD_DIM / 4 : HEAD_DIM / 2;  // of a head's row
         u32* to = static_cast<u32*>(out) +
-                  (((chunk.image * height + y) * width + x) * heads + chunk.head) * (HEAD_DIM / 2) +
-                  lane % 4;
+                  (((chunk.image * height + y) * width + x) * heads + chunk.head) * WORDS + lane % 4;
 
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const float factor = reciprocal_approximate(quad_sum(total[row]));
             if (x + 8 * row >= width) continue;
 #pragma unroll
-            for (int n = 2 * row; n < HEAD_DIM / 2; n += 4)
-                to[n / 4 * 4] = pack(attended[n] * factor, attended[n + 1] * factor);
-            to += 8 * heads * (HEAD_DIM / 2);
+            for (int n = 2 * row; n < HEAD_DIM / 2; n += FP8_OUTPUT ? 8 : 4) {
+                const float* o = attended + n;
+                if (FP8_OUTPUT)
+                    to[n / 8 * 4] = pack_e4m3(o[0] * factor, o[1] * factor, o[4] * factor, o[5] * factor);
+                else
+                    to[n / 4 * 4] = pack(o[0] * factor, o[1] * factor);
+            }
+            to += 8 * heads * WORDS;
         }
     };
 

@@ -21,8 +21,8 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
         if (PINGPONG) is_mine = false;
         const Tile tile = tile_at(layer, index);
         int row = tile.row + (PINGPONG ? 0 : lane.consumer * WG_ROWS);
-        Bias bias;
-        bias.load(layer, tile.column, lane.thread);
+        Columns columns;
+        columns.load(layer, tile.column, lane.thread);
         float sums[PARTS][SUMS] = {};
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) keep(sums[part]);  // (zero before the wait)
@@ -38,7 +38,7 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
         if (PINGPONG) named_sync(1 + lane.consumer, 2 * WARPGROUP);
         multiply(sums, shared, ring, steps, lane.consumer);
 
-        bias.store(shared.bias[lane.consumer], lane.thread);
+        columns.store(shared.columns[lane.consumer], lane.thread);
         float scale[PARTS][2];
         char* place = shared.places + lane.consumer * PART_BYTES;
         if (!PINGPONG) {
@@ -57,11 +57,12 @@ __device__ inline void consume(const Layer& layer, const Shared& shared, const L
 #pragma unroll 1
         for (int part = 0; part < PARTS; ++part, row += PART_ROWS) {
             // The bias is there, the place's last stores have left it.
-            if (PINGPONG && lane.thread == 0) store_wait_read<0>();
-            if (PINGPONG || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
+            if (PLACES > 0 && lane.thread == 0) store_wait_read<0>();
+            if (PLACES > 0 || part == 0) named_sync(3 + lane.consumer, WARPGROUP);
             RowSums rows[2];
-            finish(sums[0], scale[0], rows, shared.bias[lane.consumer], place, lane);
-            send(layer, place, row, tile.column, lane);
+            finish(sums[0], scale[0], rows, shared.columns[lane.consumer], place,
+                   Quantised(layer, row, tile.column, lane), lane);
+            if (STORES_16_BITS) send(layer, place, row, tile.column, lane);
             if (EPILOGUE == RESIDUAL) {
                 rows[0].store(layer, row + lane.row, tile.column);
                 rows[1].store(layer, row + lane.row + 8, tile.column);
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
     if (threadIdx.x == 0) {
         prefetch(layer.a);
         prefetch(layer.weight);
-        prefetch(layer.out);
+        if (STORES_16_BITS) prefetch(layer.out);
         initialise(shared);
     }
     __syncthreads();

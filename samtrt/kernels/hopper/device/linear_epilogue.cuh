@@ -18,6 +18,28 @@ __device__ inline float gelu(float x) {
     return x * reciprocal_approximate(1.0f + exp2_approximate(q * x));
 }
 
+// The same of two values in fp16, times a scale, as e4m3, which keeps four bits of it. Φ is
+// (1 + tanh(x q ln2 / 2)) / 2, x is cut off where the product is 0.
+__device__ inline u32 gelu_e4m3(float low, float high, u32 half_scale) {
+    u16 packed;
+    asm("{ .reg .b32 x, t, q, least, limit, c;\n"
+        "  cvt.rn.f16x2.f32 x, %2, %1;\n"
+        "  mov.b32 least, 0xd000d000;  max.f16x2 x, x, least;\n"      // -32
+        "  mul.f16x2 t, x, x;\n"
+        "  mov.b32 limit, 0x4e404e40;  min.f16x2 t, t, limit;\n"      // GELU_LIMIT
+        "  mov.b32 q, %4;  mov.b32 c, %5;  fma.rn.f16x2 q, q, t, c;\n"
+        "  mov.b32 c, %6;  fma.rn.f16x2 q, q, t, c;\n"
+        "  mul.f16x2 q, q, x;\n"
+        "  tanh.approx.f16x2 q, q;\n"
+        "  mul.f16x2 x, x, %3;\n"
+        "  fma.rn.f16x2 x, x, q, x;\n"
+        "  cvt.rn.satfinite.e4m3x2.f16x2 %0, x; }"
+        : "=h"(packed)
+        : "f"(low), "f"(high), "r"(half_scale), "n"(GELU_2_HALVES), "n"(GELU_1_HALVES),
+          "n"(GELU_0_HALVES));
+    return packed;
+}
+
 __device__ inline float square(float x) { return x * x; }
 
 // A row's statistics: the parts' (sum, Σ (x - part's mean)²), shared out among the four threads that
@@ -72,30 +94,66 @@ struct RowSums {
     }
 };
 
-// The bias of a tile's columns: read early, so that nothing waits for it, and told to the warpgroup
-// when it is needed.
-struct Bias {
+// The bias of a tile's columns, and their scales: read early, so that nothing waits for them, and told
+// to the warpgroup when they are needed.
+struct Columns {
     static constexpr int OWN = (BLOCK_N + WARPGROUP - 1) / WARPGROUP;
-    float own[OWN];
+    float own[OF_COLUMN][OWN];
 
     __device__ void load(const Layer& layer, int column, int thread) {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const int from = column + i * WARPGROUP + thread;
-            own[i] = from < layer.columns ? __ldg(layer.bias + from) : 0.0f;
+            const bool exists = from < layer.columns;
+            own[0][i] = exists ? __ldg(layer.bias + from) : 0.0f;
+            if (FP8_OPERANDS) own[WEIGHT_SCALE][i] = exists ? __ldg(layer.weight_scale + from) : 0.0f;
+            if (FP8_OUTPUT) own[OUTPUT_SCALE][i] = exists ? __ldg(layer.quantised_scale + from) : 0.0f;
         }
     }
-    __device__ void store(float (&shared)[BLOCK_N], int thread) const {
+    __device__ void store(float (&shared)[OF_COLUMN][BLOCK_N], int thread) const {
 #pragma unroll
         for (int i = 0; i < OWN; ++i)
-            if (i * WARPGROUP + thread < BLOCK_N) shared[i * WARPGROUP + thread] = own[i];
+            if (i * WARPGROUP + thread < BLOCK_N)
+#pragma unroll
+                for (int kind = 0; kind < OF_COLUMN; ++kind)
+                    shared[kind][i * WARPGROUP + thread] = own[kind][i];
+    }
+};
+
+// A part's output as e4m3, straight to memory. Of each 32 columns the four threads that hold a row
+// have two of each 8; each writes its eight one after another, so that the row's 32 bytes go out as
+// one: column 8 j + 2 t + i stands at 8 t + 2 j + i. The next layer's weight has the same order
+// (linear.py, in_output_order).
+struct Quantised {
+    u8* to[2];
+    u32 words[2][2];
+    int columns_left;
+
+    __device__ Quantised(const Layer& layer, int row, int column, const Lane& lane)
+        : columns_left(layer.columns - column) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int own = row + lane.row + 8 * half;
+            to[half] = own < layer.rows
+                           ? layer.quantised + u64(own) * layer.columns + column + 4 * lane.column
+                           : nullptr;
+        }
+    }
+    // The two values of a row, as e4m3, that belong to columns 8 · block ….
+    __device__ void add(int block, int half, u32 pair) {
+        u32& word = words[half][block / 2 % 2];
+        word = block % 2 ? word | pair << 16 : pair;
+        if (block % 4 == 3 && to[half] && 8 * block < columns_left)
+            *reinterpret_cast<uint2*>(to[half] + 8 * (block - 3)) =
+                make_uint2(words[half][0], words[half][1]);
     }
 };
 
 // One part: out = sums / σ + bias, or its GELU; or sums + bias + residual, which lies at `place`, and
-// the statistics of that. What goes out is left at `place`.
+// the statistics of that. What goes out is left at `place`, or (FP8_OUTPUT) has gone.
 __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2],
-                              RowSums (&rows)[2], const float* bias, char* place, const Lane& lane) {
+                              RowSums (&rows)[2], const float (&columns)[OF_COLUMN][BLOCK_N],
+                              char* place, Quantised quantised, const Lane& lane) {
     // The row of which the thread gives the address, and which of two blocks of 8 columns.
     const u32 row = lane.thread / WARP * 16 + lane.thread % 16, right = lane.thread % WARP / 16;
 #pragma unroll
@@ -109,11 +167,16 @@ __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2]
             load_matrix_x4(address, packed[0][0], packed[0][1], packed[1][0], packed[1][1]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const float2 added = *reinterpret_cast<const float2*>(bias + (j + i) * 8 + lane.column);
+            auto of = [&](int kind) {
+                const float* from = columns[kind] + (j + i) * 8 + lane.column;
+                return *reinterpret_cast<const float2*>(from);
+            };
+            const float2 added = of(0);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float* sum = &sums[4 * (j + i) + 2 * half];
                 float first = sum[0], second = sum[1];
+                if (FP8_OPERANDS) first *= of(WEIGHT_SCALE).x, second *= of(WEIGHT_SCALE).y;
                 if (EPILOGUE == RESIDUAL) {
                     first += added.x + unpack_low(packed[i][half]);
                     second += added.y + unpack_high(packed[i][half]);
@@ -121,12 +184,21 @@ __device__ inline void finish(const float (&sums)[SUMS], const float (&scale)[2]
                     rows[half].add(first), rows[half].add(second);
                 } else {
                     first = first * scale[half] + added.x, second = second * scale[half] + added.y;
-                    if (EPILOGUE == NORMALISED_GELU) first = gelu(first), second = gelu(second);
+                    if (EPILOGUE == NORMALISED_GELU && STORES_16_BITS)
+                        first = gelu(first), second = gelu(second);
                 }
                 packed[i][half] = pack(first, second);
+                if (FP8_OUTPUT) {
+                    const float2 out = of(OUTPUT_SCALE);
+                    quantised.add(j + i, half,
+                                  EPILOGUE == NORMALISED_GELU
+                                      ? gelu_e4m3(first, second, pack(0.5f * out.x, 0.5f * out.y))
+                                      : pack_e4m3(first * out.x, second * out.y));
+                }
             }
         }
-        store_matrix_x4(address, packed[0][0], packed[0][1], packed[1][0], packed[1][1]);
+        if (STORES_16_BITS)
+            store_matrix_x4(address, packed[0][0], packed[0][1], packed[1][0], packed[1][1]);
     }
 }
 

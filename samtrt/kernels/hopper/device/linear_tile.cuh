@@ -4,27 +4,40 @@
 // What is executed once a launch is fetched from memory each time, since the kernels of a block push
 // each other out of the instruction cache: 128 bytes of it cost some 50 ns. So the code is small:
 // loops stay loops.
+//
+// FP8_OPERANDS: a and weight are e4m3, twice as many of them a stage, and the sums of a column are in
+// units of `weight_scale`. FP8_OUTPUT: what comes out is, times `quantised_scale`, e4m3: in place of
+// the 16-bit output, or, where there is a residual, beside it. linear_epilogue.cuh, Quantised, has the
+// order of its columns.
 enum Epilogue { NORMALISED, NORMALISED_GELU, RESIDUAL };
 
 struct Layer {  // linear.py, _Layer
     TensorMap a, weight, out, out_tail, residual, residual_tail;
     const float* bias;
+    const float* weight_scale;
     float2* statistics;  // read, or written where there is a residual
+    u8* quantised;
+    const float* quantised_scale;
     int residual_rows, rows, columns, inner;
     u32 tiles, group, blocks_n;  // tiles run down `group` row blocks before they move right
     float eps;
 };
 
-static_assert(sizeof(Layer) == 832, "linear.py says otherwise");
+static_assert(sizeof(Layer) == 896, "linear.py says otherwise");
 static_assert(!PINGPONG || EPILOGUE != RESIDUAL, "a residual has no place");
 
-constexpr int BLOCK_K = 64;  // 128 bytes, the widest swizzle
+constexpr bool STORES_16_BITS = EPILOGUE == RESIDUAL || !FP8_OUTPUT;
+
+static_assert(PINGPONG || STORES_16_BITS, "nothing would keep the bias until all have read it");
+
+constexpr int K_BYTES = 128;  // of a row in a stage, the widest swizzle
+constexpr int BLOCK_K = K_BYTES / (FP8_OPERANDS ? 1 : 2);
 constexpr int BLOCK_M = PINGPONG ? WG_ROWS : 2 * WG_ROWS;
 constexpr int PART_ROWS = 64;              // of a product
 constexpr int PARTS = WG_ROWS / PART_ROWS;  // products a warpgroup
 constexpr int SUMS = BLOCK_N / 2;          // a thread and product
-constexpr int A_BYTES = BLOCK_M * BLOCK_K * 2;
-constexpr int W_BYTES = BLOCK_N * BLOCK_K * 2;
+constexpr int A_BYTES = BLOCK_M * K_BYTES;
+constexpr int W_BYTES = BLOCK_N * K_BYTES;
 constexpr int STAGE_BYTES = A_BYTES + W_BYTES;
 // A part's output leaves in chunks of 64 columns, the last of which may be of 32. Each warpgroup has a
 // place for it: for one part at a time, or (!PINGPONG) a stage behind the operands of a tile, for all
@@ -34,13 +47,17 @@ constexpr int CHUNKS = BLOCK_N / CHUNK;
 constexpr int TAIL = BLOCK_N % CHUNK;
 constexpr int CHUNK_BYTES = PART_ROWS * CHUNK * 2;
 constexpr int PART_BYTES = PART_ROWS * BLOCK_N * 2;
-constexpr int PLACES = PINGPONG ? 2 : 0;
+constexpr int PLACES = PINGPONG && STORES_16_BITS ? 2 : 0;
+// What there is of each column: the bias, the weight's scale, the output's.
+constexpr int OF_COLUMN = 1 + FP8_OPERANDS + FP8_OUTPUT;
+constexpr int WEIGHT_SCALE = FP8_OPERANDS, OUTPUT_SCALE = FP8_OPERANDS + FP8_OUTPUT;
 
 static_assert(PINGPONG || PARTS * PART_BYTES <= STAGE_BYTES, "a stage is no place");
 
 __device__ inline int steps_of(const Layer& layer) { return u32(layer.inner + BLOCK_K - 1) / BLOCK_K; }
 
-// Shared memory of a block: the stages, the places, each warpgroup's bias, the barriers.
+// Shared memory of a block: the stages, the places, what each warpgroup knows of its columns, the
+// barriers.
 //
 // The protocol (tests/kernels/test_hopper_protocols.py explores a model of it). Stages are used in turn,
 // each use a phase of the stage's two mbarriers:
@@ -62,20 +79,23 @@ __device__ inline int steps_of(const Layer& layer) { return u32(layer.inner + BL
 //   1 + consumer  256 threads: itself, before its products, and the other, which arrives when its last
 //                 is issued. They alternate, since each arrives after its own wait; the first is free.
 //   3 + consumer  128 threads: before a part is finished (the bias is written, and where PINGPONG the
-//                 last stores have read the place) and before it is stored (it is written).
+//                 last stores have read the place) and before it is stored (it is written). Where
+//                 nothing is stored from shared memory, before the first part only; that all have
+//                 read the bias before the next is written, 1 + consumer shows.
 struct Shared {
     char* stages;
     char* places;
-    float (*bias)[BLOCK_N];
+    float (*columns)[OF_COLUMN][BLOCK_N];
     u64* full;
     u64* empty;
 };
 
 __device__ inline Shared shared_layout(char* memory) {
     char* places = memory + STAGES * STAGE_BYTES;
-    char* bias = places + PLACES * PART_BYTES;
-    u64* full = reinterpret_cast<u64*>(bias + 2 * BLOCK_N * sizeof(float));
-    return {memory, places, reinterpret_cast<float(*)[BLOCK_N]>(bias), full, full + STAGES};
+    char* columns = places + PLACES * PART_BYTES;
+    u64* full = reinterpret_cast<u64*>(columns + 2 * OF_COLUMN * BLOCK_N * sizeof(float));
+    return {memory, places, reinterpret_cast<float(*)[OF_COLUMN][BLOCK_N]>(columns), full,
+            full + STAGES};
 }
 
 __device__ inline void initialise(const Shared& shared) {
@@ -205,15 +225,19 @@ __device__ inline void multiply(float (&sums)[PARTS][SUMS], const Shared& shared
     for (int k = 0; k < steps; ++k, ring.advance()) {
         barrier_wait(&shared.full[ring.stage], ring.parity);
         const char* at = shared.stages + ring.stage * STAGE_BYTES;
-        const u64 a = descriptor<SWIZZLE_128>(at + first_row * BLOCK_K * 2);
+        const u64 a = descriptor<SWIZZLE_128>(at + first_row * K_BYTES);
         const u64 w = descriptor<SWIZZLE_128>(at + A_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int inner = 0; inner < BLOCK_K / 16; ++inner)
+        for (int inner = 0; inner < K_BYTES; inner += 32)
 #pragma unroll
-            for (int part = 0; part < PARTS; ++part)
-                wgmma(sums[part], advance(a, part * PART_ROWS * BLOCK_K * 2 + inner * 32),
-                      advance(w, inner * 32), 1);
+            for (int part = 0; part < PARTS; ++part) {
+                const u64 rows = advance(a, part * PART_ROWS * K_BYTES + inner);
+                if constexpr (FP8_OPERANDS)
+                    wgmma_e4m3(sums[part], rows, advance(w, inner), 1);
+                else
+                    wgmma(sums[part], rows, advance(w, inner), 1);
+            }
         wgmma_commit();
         if (k > 0) {
             wgmma_wait<1>();

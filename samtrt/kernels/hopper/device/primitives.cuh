@@ -5,6 +5,7 @@
 using u32 = unsigned int;
 using u64 = unsigned long long;
 using u16 = unsigned short;
+using u8 = unsigned char;
 
 #ifdef SAMTRT_BF16
 #define ELEMENT "bf16"
@@ -225,6 +226,19 @@ __device__ inline u32 pack(float low, float high) {
     u32 packed;
     asm("cvt.rn." ELEMENT "x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
+}
+
+// Two fp32 as e4m3, the first in the low byte; what is too large becomes the largest, 448.
+__device__ inline u32 pack_e4m3(float low, float high) {
+    u16 packed;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+// Four values that a thread has of 16 columns of a row of an accumulator, two of each 8, as e4m3 that
+// stand together: column 8 j + 2 t + i at 4 t + 2 j + i (linear.py, quantised_order).
+__device__ inline u32 pack_e4m3(float first, float second, float third, float fourth) {
+    return pack_e4m3(first, second) | pack_e4m3(third, fourth) << 16;
 }
 
 __device__ inline float unpack_low(u32 packed) {

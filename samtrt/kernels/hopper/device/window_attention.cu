@@ -16,7 +16,8 @@
 // A padded token of Meta's is zeros after norm1, so its key and value are the qkv bias: the copy
 // engine reads zeros beyond the grid, the helpers write the bias over them.
 //
-// Compile-time constants: HEAD_DIM (64 or 80), WINDOW (6 … 14).
+// Compile-time constants: HEAD_DIM (64 or 80), WINDOW (6 … 14); FP8_OUTPUT, where the output is e4m3,
+// each 16 of its columns in the order of pack_e4m3, and goes straight to memory.
 
 // The protocol (tests/kernels/test_hopper_protocols.py explores a model of it). Unit i has stage i % 2,
 // a phase of its barriers, in which there arrive
@@ -101,6 +102,7 @@ __device__ inline void copy(char* shared, Barriers& barriers, const Schedule& sc
         Unit unit = schedule.unit(going);
         char* stage = shared + at * STAGE_BYTES;
         barrier_wait(&barriers.done[at], done / STAGES % 2);
+        if (FP8_OUTPUT) continue;  // (there are no stores to wait for)
         out.store(stage, stage + QUERY_TAIL, unit, unit.head * HEAD_DIM);
         store_commit();
     }
@@ -109,7 +111,8 @@ __device__ inline void copy(char* shared, Barriers& barriers, const Schedule& sc
 
 // By the helpers: padding, and the queries that are no tile.
 __device__ inline void help(char* shared, Barriers& barriers, const Schedule& schedule,
-                            const u16* bias, int heads, float scale_log2e) {
+                            const u16* bias, const Quantised& quantised, int heads,
+                            float scale_log2e) {
     u32 thread = threadIdx.x % WARPGROUP - WARP;
     int4 entry = schedule.begin();
 #pragma unroll 1
@@ -127,7 +130,7 @@ __device__ inline void help(char* shared, Barriers& barriers, const Schedule& sc
         }
         if (unit.few_are_left()) {
             named_sync(1 + CONSUMERS, HELPER_THREADS);  // all padding is written
-            attend_few(shared, stage, unit, thread, scale_log2e);
+            attend_few(shared, stage, unit, quantised, thread, scale_log2e);
             fence_async_proxy();
         }
         __syncwarp();
@@ -137,7 +140,7 @@ __device__ inline void help(char* shared, Barriers& barriers, const Schedule& sc
 
 // By the two other warpgroups: tiles in turn.
 __device__ inline void consume(char* shared, Barriers& barriers, const Schedule& schedule,
-                               u32 warpgroup, float scale_log2e) {
+                               const Quantised& quantised, u32 warpgroup, float scale_log2e) {
     u32 tile = warpgroup, next = (warpgroup + 1) % CONSUMERS;
     u32 padded_parities = 0, scores_parity = warpgroup == 0;
     int4 entry = schedule.begin();
@@ -156,7 +159,7 @@ __device__ inline void consume(char* shared, Barriers& barriers, const Schedule&
         for (; tile < unit.tiles(); tile += CONSUMERS) {
             barrier_wait(&barriers.scores[warpgroup], scores_parity);
             scores_parity ^= 1;
-            attend(shared, shared + at * STAGE_BYTES, unit, tile * TILE, warpgroup,
+            attend(shared, shared + at * STAGE_BYTES, unit, quantised, tile * TILE, warpgroup,
                    &barriers.scores[next], &barriers.values[at], parity, scale_log2e);
         }
         tile -= unit.tiles();  // tiles are taken in turn across units, too
@@ -173,12 +176,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
     const __grid_constant__ TensorMap out_full, const __grid_constant__ TensorMap out_full_tail,
     const __grid_constant__ TensorMap out_edge, const __grid_constant__ TensorMap out_edge_tail,
     const u16* bias, const u16* table, const int4* entries, u32 units, int height, int width,
-    int heads, float scale_log2e) {
+    int heads, float scale_log2e, u8* quantised_out) {
     extern __shared__ __align__(1024) char shared[];
     Barriers& barriers = *reinterpret_cast<Barriers*>(shared + BARRIERS_OFFSET);
     Maps qkv{qkv_full, qkv_full_tail, qkv_edge, qkv_edge_tail};
     Maps out{out_full, out_full_tail, out_edge, out_edge_tail};
     Schedule schedule{entries, blockIdx.x * units, units, height, width};
+    Quantised quantised{quantised_out, height, width, heads};
     u32 warpgroup = threadIdx.x / WARPGROUP, warp = threadIdx.x / WARP;
     bool is_copying = threadIdx.x == CONSUMERS * WARPGROUP;
 
@@ -207,9 +211,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window_attention(
         if (is_copying)
             copy(shared, barriers, schedule, entry, qkv, out, heads);
         else if (warp != CONSUMERS * 4)
-            help(shared, barriers, schedule, bias, heads, scale_log2e);
+            help(shared, barriers, schedule, bias, quantised, heads, scale_log2e);
     } else {
         registers_grow<184>();
-        consume(shared, barriers, schedule, warpgroup, scale_log2e);
+        consume(shared, barriers, schedule, quantised, warpgroup, scale_log2e);
     }
 }

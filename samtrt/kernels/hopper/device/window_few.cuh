@@ -18,8 +18,8 @@ __device__ inline void shift(float (&s)[ROUNDS][4]) {
         for (int i = 0; i < 4; ++i) s[round - 1][i] = s[round][i];
 }
 
-__device__ inline void attend_few(char* shared, char* stage, const Unit& unit, u32 thread,
-                                  float scale_log2e) {
+__device__ inline void attend_few(char* shared, char* stage, const Unit& unit,
+                                  const Quantised& quantised, u32 thread, float scale_log2e) {
     constexpr int ROUNDS = (STEPS + HELPERS - 1) / HELPERS;  // steps of 16 keys a warp, at most
     Few& few = *reinterpret_cast<Few*>(shared + FEW_OFFSET);
     thread = anew(thread);
@@ -154,6 +154,14 @@ __device__ inline void attend_few(char* shared, char* stage, const Unit& unit, u
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
+            if constexpr (FP8_OUTPUT) {
+                if (first + 2 * pair + i >= unit.queries) continue;
+                // Columns `row` and `row` + 8 of 16.
+                u8* to = quantised.row(unit, first + 2 * pair + i) + 8 * column + row / 2 * 4 + row % 2;
+                to[0] = pack_e4m3(out[i] * share[i], 0);
+                to[2] = pack_e4m3(out[i + 2] * share[i], 0);
+                continue;
+            }
             u32 place = head_offset(0, QUERY_TAIL, first + 2 * pair + i, column) + 2 * row;
             *reinterpret_cast<u16*>(stage + place) = pack(out[i] * share[i], 0);
             *reinterpret_cast<u16*>(stage + (place ^ 16)) = pack(out[i + 2] * share[i], 0);

@@ -57,6 +57,19 @@ struct Unit {
     __device__ u32 by_inner_w() const { return 65536 * reciprocal_approximate(inner_w) + 1; }
 };
 
+// An e4m3 output [images, height, width, heads, HEAD_DIM].
+struct Quantised {
+    u8* out;
+    int height, width, heads;
+
+    // The row of a unit's query.
+    __device__ u8* row(const Unit& unit, u32 query) const {
+        const u32 y = query * unit.by_inner_w() >> 16, x = query - y * unit.inner_w;
+        const u32 token = (unit.image * height + unit.y + y) * width + unit.x + x;
+        return out + u64(token * heads + unit.head) * HEAD_DIM;
+    }
+};
+
 // Where 16-byte column `column` of row `row` lies in a tile of HEAD_DIM columns, whose columns beyond
 // 64 lie apart.
 __device__ inline u32 head_offset(u32 tile, u32 tail, u32 row, u32 column) {

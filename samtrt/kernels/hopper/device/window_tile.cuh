@@ -120,8 +120,8 @@ struct Part {
 };
 
 // TILE queries of a unit, from query `first`. Arrives at `next_turn` when its scores are there.
-__device__ inline void attend(char* shared, char* stage, const Unit& unit, u32 first, u32 warpgroup,
-                              u64* next_turn, u64* values_arrived, u32 parity,
+__device__ inline void attend(char* shared, char* stage, const Unit& unit,
+                              const Quantised& quantised, u32 first, u32 warpgroup, u64* next_turn, u64* values_arrived, u32 parity,
                               float scale_log2e) {
     u32 thread = anew(threadIdx.x), lane = thread % WARP, warp = thread / WARP % 4;
     first = __reduce_or_sync(~0u, first);  // the warp's, into a uniform register
@@ -185,12 +185,27 @@ __device__ inline void attend(char* shared, char* stage, const Unit& unit, u32 f
     keep(out);
     if constexpr (TAIL > 0) keep(out_tail);
 
-    // Into the place of the queries. Rows that the window does not have go to the scratch.
+    // Into the place of the queries, or (FP8_OUTPUT) straight to memory. Rows that the window does not have go to the scratch.
     named_sync(1 + warpgroup, WARPGROUP);
     thread = anew(threadIdx.x), lane = thread % WARP, warp = thread / WARP % 4;
     if (first + 16 * warp >= unit.queries) return;
     scratch = reinterpret_cast<u16*>(shared + SCRATCH_OFFSET + thread / WARP * SCRATCH_BYTES);
     float low = reciprocal_approximate(sum_low), high = reciprocal_approximate(sum_high);
+    if constexpr (FP8_OUTPUT) {
+        row = first + 16 * warp + lane / 4;
+#pragma unroll
+        for (int half = 0; half < 2; ++half, row += 8) {
+            if (row >= unit.queries) break;
+            const float factor = half ? high : low;
+            u32* to = reinterpret_cast<u32*>(quantised.row(unit, row)) + lane % 4;
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM / 16; ++i) {
+                const float* o = (i < 4 ? out + 8 * i : out_tail) + 2 * half;
+                to[4 * i] = pack_e4m3(o[0] * factor, o[1] * factor, o[4] * factor, o[5] * factor);
+            }
+        }
+        return;
+    }
     row = first + 16 * warp + lane % 16;
     // The swizzle is an exclusive or: columns 2i, 2i + 1 of a row lie at the place of 0, 1 ^ 32i.
     u32 nowhere = shared_address(scratch), base = shared_address(stage);
