@@ -346,8 +346,11 @@ def show(row: Row) -> None:
     )
     load = row["timings"]["sustained"]
     if load["sm_clock_mhz"]:
+        energy = load["power_w"] * load["p50_ms"] / row["batch_size"]
         print(
-            f"    under load: {load['sm_clock_mhz']:.0f} MHz, {load['power_w']:.0f} W", flush=True
+            f"    under load: {load['sm_clock_mhz']:.0f} MHz, {load['power_w']:.0f} W, "
+            f"{energy:.0f} mJ an image",
+            flush=True,
         )
     if "startup_cold_s" in row:
         print(f"    start: cold {row['startup_cold_s']:.1f} s, warm {row['startup_warm_s']:.1f} s")

@@ -76,6 +76,12 @@ def per_image(row: Row, protocol: str) -> float:
     return float(row["timings"][protocol]["p50_ms"] / row["batch_size"])
 
 
+def energy(row: Row, protocol: str) -> float | None:
+    """Millijoules an image, by the power that was sampled; None where it was not."""
+    power = row["timings"][protocol].get("power_w")
+    return float(power) * per_image(row, protocol) if power else None
+
+
 def table(record: dict[str, Any]) -> str:
     """The rows of a record as Markdown: milliseconds an image by batch size, by protocol."""
     rows = timed_rows(record)
@@ -86,7 +92,7 @@ def table(record: dict[str, Any]) -> str:
         contestants.setdefault(name, {})[row["batch_size"]] = row
     header = ["model", "encoder", "precision", "protocol"]
     header += [f"batch {size}, ms/image" for size in batch_sizes]
-    header += ["batch 1, × ours", "relative L2 error"]
+    header += ["mJ/image", "batch 1, × ours", "relative L2 error"]
     lines = []
     for protocol in record["protocols"]:
         for (model, encoder, precision), by_batch in contestants.items():
@@ -95,6 +101,10 @@ def table(record: dict[str, Any]) -> str:
                 f"{per_image(by_batch[size], protocol):.2f}" if size in by_batch else "–"
                 for size in batch_sizes
             ]
+            least = min(
+                filter(None, (energy(row, protocol) for row in by_batch.values())), default=0
+            )
+            cells.append(f"{least:,.0f}" if least else "–")
             ours = our_batch_1(record, by_batch[1]) if 1 in by_batch else None
             ratio = per_image(by_batch[1], protocol) / per_image(ours, protocol) if ours else None
             cells.append(f"{ratio:.2f}" if ratio else "–")
@@ -108,7 +118,10 @@ def notes(record: dict[str, Any]) -> Iterator[str]:
     runs = record["runs"]
     protocols = "; ".join(f"{name}: {text}" for name, text in record["protocols"].items())
     yield f"{describe(runs[0]['environment'])}; {record['note']}."
-    yield f"Medians of CUDA-event times ({protocols}); error against float64."
+    yield (
+        f"Medians of CUDA-event times ({protocols}); mJ/image: the GPU's power under load times "
+        "the time, of the batch size where it is least; error against float64."
+    )
     load = next((row["timings"].get("sustained", {}) for row in timed_rows(record)), {})
     if load.get("sm_clock_mhz"):
         yield (

@@ -69,11 +69,11 @@ def test_a_row_a_contestant_and_protocol_and_a_column_a_batch_size() -> None:
     lines = text.splitlines()
     assert cells(lines[2]) == [
         *("ViT-H", "**samtrt**", "fp16", "single"),
-        *("9.60", "9.20", "1.00", "1.6e-03"),
+        *("9.60", "9.20", "–", "1.00", "1.6e-03"),
     ]
-    assert cells(lines[3])[3:7] == ["single", "43.90", "–", "4.57"]
-    assert cells(lines[4])[3:7] == ["sustained", "10.80", "11.00", "1.00"]
-    assert cells(lines[5])[3:7] == ["sustained", "48.60", "–", "4.50"]
+    assert cells(lines[3])[3:8] == ["single", "43.90", "–", "–", "4.57"]
+    assert cells(lines[4])[3:8] == ["sustained", "10.80", "11.00", "–", "1.00"]
+    assert cells(lines[5])[3:8] == ["sustained", "48.60", "–", "–", "4.50"]
     assert "segment_anything_fast" not in text  # what was refused has no time to show
     for part in ("NVIDIA H200", "seeded random weights", "single: a rested GPU", "`bench a`"):
         assert part in lines[-1]
@@ -88,10 +88,18 @@ def test_a_peer_is_compared_with_our_row_of_its_own_run() -> None:
             runs="ab",
         )
     )
-    assert cells(text.splitlines()[2])[4:6] == ["10.00", "1.00"]  # the first run's stands
-    assert cells(text.splitlines()[3])[4:6] == ["42.00", "4.00"]  # by 10.5
+    assert cells(text.splitlines()[2])[4:7:2] == ["10.00", "1.00"]  # the first run's stands
+    assert cells(text.splitlines()[3])[4:7:2] == ["42.00", "4.00"]  # by 10.5
     assert "took single 10.00, 10.50; sustained 11.00, 11.50 ms" in text
     assert "`bench a`, then `bench b`" in text
+
+
+def test_energy_is_power_times_time_of_the_best_batch_size() -> None:
+    rows = [row("samtrt", 1, 5.0, 6.0), row("samtrt", 4, 20.0, 22.0), row("eager-fp16", 1, 40, 44)]
+    for each, power in zip(rows, (690.0, 700.0, None), strict=True):
+        each["timings"]["sustained"]["power_w"] = power
+    energies = [cells(line)[6] for line in report.table(record(*rows)).splitlines()[2:6]]
+    assert energies == ["–", "–", "3,850", "–"]  # 700 W · 5.5 ms; the rested GPU's is not sampled
 
 
 def test_clock_power_start_and_memory_are_told() -> None:
