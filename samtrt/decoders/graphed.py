@@ -20,7 +20,7 @@ from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
-from samtrt.kernels.graph import GraphedWork
+from samtrt.kernels.graph import GraphedWork, beside
 from samtrt.modeling.layers import LayerNorm2d, Layers
 from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
@@ -160,12 +160,12 @@ class _Copy:
         _, _, height, width = self._image_pe.shape
         channels = self._mask_decoder.embedding_chans
         self._features = self._image_pe.new_empty(1, channels, height, width)
-        self._graphs: OrderedDict[tuple[int, int, bool], _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, int, bool, bool], _Graph] = OrderedDict()
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 self._pool = torch.cuda.graph_pool_handle()
                 self._last_use = torch.cuda.Event()
-                self._refreshing: GraphedWork[None] = GraphedWork(self.device, self._pool)
+            self._mask_decoder.beside = beside
 
     def is_current(self) -> bool:
         """Whether the modules still are where they were, and compute what they did."""
@@ -203,14 +203,13 @@ class _Copy:
         )
         labelled = torch.cat((prompts.coords, prompts.labels[..., None]), dim=-1)
         with torch.cuda.device(self.device), self._in_turn():
-            self._refreshing(partial(_freely, self._refresh))
             self._features.copy_(picture.features, non_blocking=True)
             start = 0
             for size in batches(count):
                 part = slice(start, min(start + size, count))
                 start += size
                 mask = None if prompts.mask_input is None else prompts.mask_input[part]
-                graph = self._graph(size, points, mask is not None)
+                graph = self._graph(size, points, mask is not None, part.start == 0)
                 graph.fill(labelled[part], mask)
                 masks, scores = graph.work(partial(_freely, self._of, graph))
                 used = part.stop - part.start
@@ -229,8 +228,8 @@ class _Copy:
         finally:
             self._last_use.record(stream)
 
-    def _graph(self, batch: int, points: int, has_mask: bool) -> "_Graph":
-        key = (batch, points, has_mask)
+    def _graph(self, batch: int, points: int, has_mask: bool, refreshes: bool) -> "_Graph":
+        key = (batch, points, has_mask, refreshes)
         if key not in self._graphs:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self.wait()
@@ -240,6 +239,8 @@ class _Copy:
         return self._graphs[key]
 
     def _of(self, graph: "_Graph") -> tuple[Tensor, Tensor]:
+        if graph.refreshes:
+            self._refresh()
         return self._forward(graph.labelled[..., :2], graph.labelled[..., 2], graph.mask_input)
 
     def _forward(
@@ -254,13 +255,14 @@ class _Copy:
             dense.to(self._dtype),
         )
 
-    def _capture(self, batch: int, points: int, has_mask: bool) -> "_Graph":
+    def _capture(self, batch: int, points: int, has_mask: bool, refreshes: bool) -> "_Graph":
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
         side = 4 * self._features.shape[-1]
         mask_input = zeros(batch, 1, side, side) if has_mask else None
-        return _Graph(GraphedWork(self.device, self._pool), zeros(batch, points, 3), mask_input)
+        work: GraphedWork[tuple[Tensor, Tensor]] = GraphedWork(self.device, self._pool)
+        return _Graph(work, zeros(batch, points, 3), mask_input, refreshes)
 
 
 def _hq_token_only(module: PromptedMaskDecoder) -> bool:
@@ -279,11 +281,13 @@ class _Graph:
 
     Attributes:
         labelled: [B, N, 3], x, y and label of each point: one buffer is one transfer.
+        refreshes: whether it takes over the parameters first, as the first one of a call does.
     """
 
     work: GraphedWork[tuple[Tensor, Tensor]]
     labelled: Tensor
     mask_input: Tensor | None
+    refreshes: bool
 
     def fill(self, labelled: Tensor, mask_input: Tensor | None) -> None:
         """With at most as many prompts as there is room for."""
