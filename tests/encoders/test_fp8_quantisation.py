@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from oracle import tiny_config
 from torch import Tensor
@@ -159,6 +160,43 @@ def test_a_plan_survives_being_taken_apart() -> None:
         assert torch.equal(found.bias, expected.bias) and found.scale is not None
         assert expected.scale is not None and torch.equal(found.scale, expected.scale)
     assert not any("1.mlp.lin1" in name for name in tensors)
+
+
+@pytest.mark.parametrize("outliers", ["as large in every row", "of both signs"])
+def test_channels_far_above_the_rest_cost_a_layer_nothing(outliers: str) -> None:
+    """A stream with three channels 100 times as large, and a norm that makes up for them, as
+    trained ViTs have them."""
+    generator = torch.Generator().manual_seed(8)
+    config = tiny_config(embed_dim=192, num_heads=3, depth=1, global_attn_indexes=())
+    tensors = random_parameters(config, 3).encoder()
+    x = torch.randn(400, 192, generator=generator)
+    if outliers == "as large in every row":
+        x[:, :3] = torch.tensor([1.0, -1.0, 1.0]) + 0.1 * x[:, :3]
+
+    def error(factor: float) -> float:
+        stream, norm = x.clone(), np.ones(192, np.float32)
+        stream[:, :3] *= factor
+        norm[:3] /= factor
+        changed = {**tensors, "blocks.0.norm2.weight": norm}
+        scale = scale_for(stream.abs().amax(0))
+        plan = Fp8Plan(
+            all_linears(config), scale.expand(1, 2, 192), torch.ones(1, 192), torch.ones(1)
+        )
+        packed = EncoderParameters(config, changed, torch.float16, torch.device("cpu"), plan)
+        linear = packed.linear(0, "mlp.lin1")
+        assert linear.scale is not None
+        sigma = (stream.var(1, correction=0, keepdim=True) + config.layer_norm_eps).sqrt()
+        product = quantise(stream, scale).float() @ linear.weight.float().T
+        found = product * linear.scale / sigma + linear.bias
+        bias = torch.from_numpy(tensors["blocks.0.norm2.bias"])
+        normed = torch.nn.functional.layer_norm(
+            stream.double(), (192,), torch.from_numpy(norm).double(), bias.double(), 1e-6
+        )
+        weight = packed.fp32("blocks.0.mlp.lin1.weight").double()
+        expected = normed @ weight.T + packed.fp32("blocks.0.mlp.lin1.bias")
+        return ((found - expected).norm() / expected.norm()).item()
+
+    assert error(100.0) < 1.25 * error(1.0)
 
 
 def test_names_and_order() -> None:
