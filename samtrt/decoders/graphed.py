@@ -100,9 +100,19 @@ class GraphedDecoder:
             kinds = self.module.mask_decoder.answers(multimask_output)
             return no_masks(picture, kinds, self.device)
         with self._lock, as_written():
-            if self._copy is None or not self._copy.is_current():
+            if self._copy is not None:
+                # It is looked at while a GPU is at work, and where it is out of date that was in
+                # vain.
+                try:
+                    found = self._copy.decode(picture, prompts, multimask_output)
+                except Exception:
+                    if self._copy.is_current():
+                        raise
+                else:
+                    if self._copy.is_current():
+                        return found
                 self._drop()  # the old one's memory goes first
-                self._copy = _Copy(self.module, self.dtype)
+            self._copy = _Copy(self.module, self.dtype)
             return self._copy.decode(picture, prompts, multimask_output)
 
     def is_of(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> bool:

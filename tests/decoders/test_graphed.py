@@ -126,6 +126,26 @@ def test_changed_parameters_are_seen(
     assert_near(after, TorchDecoder(module)(*question))
 
 
+@pytest.mark.parametrize("is_current", [True, False])
+def test_a_copy_that_fails_is_made_again_where_it_is_out_of_date(
+    is_current: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = GraphedDecoder(make_module(), torch.float32)
+    question = embedded(), clicks(1), True
+    expected = decoder(*question)
+    copied: Any = decoder._copy
+    error = RuntimeError("sizes differ")
+    monkeypatch.setattr(copied, "decode", lambda *given: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(copied, "is_current", lambda: is_current)
+    if is_current:
+        with pytest.raises(RuntimeError, match="sizes differ"):
+            decoder(*question)
+        return
+    for found, wanted in zip(decoder(*question), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert decoder._copy is not copied
+
+
 def test_the_watch_is_quiet_while_nothing_changes() -> None:
     module = make_module()
     watch = _Watch(module)
