@@ -71,12 +71,14 @@ class DiscDecoder:
     def __call__(
         self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # First: what is sent to a GPU waits for all that was queued before.
+        coords = prompts.coords[:, 0].to(picture.features)
+        factors = torch.tensor([1.0, 3.0, 7.0], device=coords.device)
         low_res, _ = self.decoder(picture, prompts, multimask_output)
-        x, y = prompts.coords[:, 0].to(low_res)[:, :, None, None].unbind(1)
+        x, y = coords[:, :, None, None].unbind(1)
         pixels = 4 * torch.arange(low_res.shape[-1], device=low_res.device) + 2
         distance = ((pixels[None, None] - x) ** 2 + (pixels[None, :, None] - y) ** 2).sqrt()
         discs = torch.stack([(radius - distance) / 2 for radius in DISC_RADII], dim=1)
-        factors = torch.tensor([1.0, 3.0, 7.0], device=low_res.device)
         chance = ((x + y)[:, 0] * factors) % 1.7 / 1.7
         return discs, torch.where(chance < DISCS_THAT_SCORE, 0.95, 0.5)
 
