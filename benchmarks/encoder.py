@@ -45,6 +45,7 @@ from samtrt.encoders.cuda.fp8_reference import Fp8Reference
 from samtrt.encoders.cuda.quantisation import Fp8Plan
 from samtrt.errors import InputError
 from samtrt.files import write_json
+from samtrt.kernels.device import resolved
 from samtrt.modeling.image_encoder import encoder_arguments
 from samtrt.reports.peers import meta_image_encoder
 
@@ -119,7 +120,7 @@ class ModelBenchmark:
     ) -> None:
         self.model, self.config, self.skipped = model, config, skipped
         self.arguments = arguments
-        self.device = torch.device(device)
+        self.device = resolved(device)
         self.parameters = random_parameters(config, arguments.seed)
         self.tensors = {  # moved once, for every contestant
             name: torch.from_numpy(array).to(self.device)
