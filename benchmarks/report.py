@@ -1,10 +1,12 @@
 """Writes the tables of README.md and docs/performance.md, and a plot, from a benchmark record.
 
-    python benchmarks/report.py benchmarks/results/h200.json
+    python benchmarks/report.py                                  # of records that documents show
+    python benchmarks/report.py benchmarks/results/record.json   # of another: printed, and plotted
 
 In each document, what stands between ``<!-- encoder benchmark: begin -->`` and
-``<!-- encoder benchmark: end -->`` is replaced. With ``--check`` nothing is written, and the exit
-status says whether the documents agree with the record.
+``<!-- encoder benchmark: end -->``, and the same of ``fp8 benchmark``, is replaced. With
+``--check`` nothing is written, and the exit status says whether the documents agree with the
+records.
 """
 
 import argparse
@@ -21,8 +23,9 @@ from samtrt.files import replacing
 from samtrt.reports.benchmarking import describe, markdown_table, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "h200.json"  # what the documents show
-PART = "encoder benchmark"
+RESULTS = ROOT / "benchmarks" / "results"
+# What the documents show: records, and between which marks.
+PARTS = {RESULTS / "h200.json": "encoder benchmark", RESULTS / "h200_fp8.json": "fp8 benchmark"}
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 OURS = "samtrt"
 TITLES = {
@@ -42,8 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         "record",
         type=Path,
         nargs="?",
-        default=RECORD,
-        help=f"JSON written by benchmarks/encoder.py; default: {RECORD.relative_to(ROOT)}",
+        help="JSON written by benchmarks/encoder.py; default: those that the documents show",
     )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--plot", type=Path, help="PNG to write; default: beside the record")
@@ -174,34 +176,44 @@ def throughput(record: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]
     return panels
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    try:
-        record = read_record(arguments.record)
-    except SamtrtError as error:
-        sys.exit(f"error: {error}")
-    content = table(record)
+def stale_documents(part: str, content: str, write: bool) -> list[str]:
+    """Documents whose part is another; they are written anew if asked."""
     stale = []
     for document in DOCUMENTS:
         text = document.read_text("utf-8")
-        if f"<!-- {PART}: begin -->" not in text:
+        if f"<!-- {part}: begin -->" not in text:
             continue
-        new = with_table(text, PART, content)
+        new = with_table(text, part, content)
         if new == text:
             continue
         stale.append(document.name)
-        if not arguments.check:
+        if write:
             with replacing(document) as temporary:
                 temporary.write_text(new, "utf-8")
-    if arguments.check:
-        sys.exit(f"error: not as in the record: {', '.join(stale)}" if stale else 0)
+    return stale
 
-    panels = throughput(record)
-    if any(panels.values()):
-        title = "SAM ViT-H image encoder, 1024 × 1024"
-        plot = arguments.plot or arguments.record.with_suffix(".png")
-        plot_throughput(plot, panels, title, describe(record["runs"][0]["environment"]))
-    print(content)
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.plot and not arguments.record:
+        sys.exit("error: --plot is for one record; name it")
+    stale: list[str] = []
+    for path in [arguments.record] if arguments.record else PARTS:
+        try:
+            record = read_record(path)
+        except SamtrtError as error:
+            sys.exit(f"error: {error}")
+        content = table(record)
+        if path.resolve() in PARTS:
+            stale += stale_documents(PARTS[path.resolve()], content, not arguments.check)
+        panels = throughput(record)
+        if any(panels.values()) and not arguments.check:
+            title = "SAM ViT-H image encoder, 1024 × 1024"
+            plot = arguments.plot or path.with_suffix(".png")
+            plot_throughput(plot, panels, title, describe(record["runs"][0]["environment"]))
+        print(content)
+    if arguments.check and stale:
+        sys.exit(f"error: not as in the records: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

@@ -321,7 +321,9 @@ def sanitize(tool: str, section: str, seconds: float, seed: int) -> dict[str, An
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, env=variables
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return row | {"failure": f"not ended after {seconds:.0f} s"}
+    except OSError as error:
         return row | {"failure": f"{type(error).__name__}: {error}"[-200:]}
     return row | read_sanitizer(done.stdout + done.stderr)
 

@@ -133,7 +133,9 @@ def test_only_the_marked_part_of_a_document_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "benchmarks" / "results").glob("h200_vit_h*.json")), ids=lambda p: p.stem
+    "path",
+    [*sorted(report.RESULTS.glob("h200_vit_h*.json")), *report.PARTS],
+    ids=lambda path: path.stem,
 )
 def test_committed_records_are_tables(path: Path) -> None:
     loaded = read_record(path)
@@ -143,6 +145,16 @@ def test_committed_records_are_tables(path: Path) -> None:
         assert row["relative_l2"] <= 2 * row["meta_relative_l2"]
         for protocol in loaded["protocols"]:
             assert f"{report.per_image(row, protocol):.2f}" in text
+
+
+def test_documents_show_the_committed_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    report.main()  # (it exits where a document shows something else)
+    assert capsys.readouterr().out.count("ViT-H") >= 4
+    for part in report.PARTS.values():
+        assert any(f"<!-- {part}: begin -->" in path.read_text() for path in report.DOCUMENTS)
 
 
 def test_the_readmes_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

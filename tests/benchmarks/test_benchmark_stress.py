@@ -1,6 +1,7 @@
 """The stress program without a GPU: what it watches, counts and reads."""
 
 import contextlib
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -232,3 +233,14 @@ def test_references_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         encoders.share(contextlib.nullcontext(), tmp_path)
         encoders.FOLDER = None
         encoders.subject.cache_clear()
+
+
+def test_the_committed_record_is_clean_and_what_the_document_shows() -> None:
+    root = Path(__file__).resolve().parents[2]
+    record = json.loads((root / "benchmarks/results/h200_stress.json").read_text("utf-8"))
+    text = (root / "docs/kernels.md").read_text("utf-8")
+    assert stress.is_clean(record)
+    for row in record["rows"]:
+        assert f"{row['calls']:,}" in text
+    ended = {(row["tool"], row["section"]) for row in record["sanitizer"] if "errors" in row}
+    assert {(tool, "kernels") for tool in stress.TOOLS} <= ended
