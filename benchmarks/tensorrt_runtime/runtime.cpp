@@ -62,8 +62,17 @@ void delete_engine(void* engine) { delete engine_of(engine); }
 void delete_runtime(void* runtime) { delete static_cast<IRuntime*>(runtime); }
 
 int load_library(const char* path) { return getPluginRegistry()->loadLibrary(path) != nullptr; }
-int has_creator(const char* name, const char* version, const char* space) {
-    return getPluginRegistry()->getPluginCreator(name, version, space) != nullptr;
+int count_creators() {
+    int count = 0;
+    getPluginRegistry()->getPluginCreatorList(&count);
+    return count;
+}
+void describe_creator(int index, const char** texts) {
+    int count = 0;
+    auto* creator = getPluginRegistry()->getPluginCreatorList(&count)[index];
+    texts[0] = creator->getPluginName();
+    texts[1] = creator->getPluginVersion();
+    texts[2] = creator->getPluginNamespace();
 }
 int version() { return getInferLibVersion(); }
 

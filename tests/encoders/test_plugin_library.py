@@ -44,9 +44,15 @@ class Registry:
     def load_library(self, path: str) -> None:
         self.loaded.append(path)
 
-    def get_plugin_creator(self, name: str, version: str, namespace: str) -> Any:
-        assert (name, version, namespace) == ("SamtrtKernel", "1", "")
-        return object() if self.loaded and self.has_plugin else None
+    @property
+    def plugin_creator_list(self) -> list[Any]:
+        """TensorRT writes an error to its log where a plugin is asked for that is not in it."""
+        there = [("Scatter", "1", ""), ("SamtrtKernel", "2", ""), ("SamtrtKernel", "1", "theirs")]
+        there += [("SamtrtKernel", "1", "")] if self.loaded and self.has_plugin else []
+        return [
+            SimpleNamespace(name=name, plugin_version=version, plugin_namespace=namespace)
+            for name, version, namespace in there
+        ]
 
 
 def tensorrt(registry: Registry) -> Any:

@@ -9,7 +9,7 @@ import ctypes
 import enum
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _c = ctypes.CDLL(os.environ["SAMTRT_TENSORRT_RUNTIME"])
 _POINTER, _TEXT = ctypes.c_void_p, ctypes.c_char_p
@@ -28,7 +28,8 @@ for _name, _result, *_arguments in (
     ("delete_engine", None, _POINTER),
     ("delete_runtime", None, _POINTER),
     ("load_library", ctypes.c_int, _TEXT),
-    ("has_creator", ctypes.c_int, _TEXT, _TEXT, _TEXT),
+    ("count_creators", ctypes.c_int),
+    ("describe_creator", None, ctypes.c_int, ctypes.POINTER(_TEXT)),
     ("version", ctypes.c_int),
 ):
     _function = getattr(_c, _name)
@@ -99,13 +100,24 @@ class Context:
         _c.delete_context(self._handle)
 
 
+class PluginCreator(NamedTuple):
+    name: str
+    plugin_version: str
+    plugin_namespace: str
+
+
 class _Registry:
     def load_library(self, path: str) -> bool:
         return bool(_c.load_library(path.encode()))
 
-    def get_plugin_creator(self, name: str, version: str, namespace: str) -> object | None:
-        found = _c.has_creator(name.encode(), version.encode(), namespace.encode())
-        return self if found else None
+    @property
+    def plugin_creator_list(self) -> list[PluginCreator]:
+        creators = []
+        for index in range(_c.count_creators()):
+            texts = (_TEXT * 3)()
+            _c.describe_creator(index, texts)
+            creators.append(PluginCreator(*((text or b"").decode() for text in texts)))
+        return creators
 
 
 _kept: list[Any] = []  # what TensorRT calls back

@@ -382,12 +382,12 @@ def _attention(network: Network, layer: Layer, inputs: list, weights: Mapping) -
 def _plugin(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
     """A layer whose fields are bytes: a description, machine code, constants (plugins/layer.h)."""
     trt = network.trt
-    creator = trt.get_plugin_registry().get_plugin_creator(*PLUGIN)
-    if creator is None:
+    if not _has_plugin(trt):
         raise NetworkError(
             "the network has plugins, and their library is not loaded; `samtrt build-plugins` "
             "compiles it, --plugin-library names it"
         )
+    creator = trt.get_plugin_registry().get_plugin_creator(*PLUGIN)
     fields = []
     for index, name in enumerate(layer["fields"]):
         content = np.ascontiguousarray(weights[name].content).view(np.int8)
@@ -452,13 +452,19 @@ def load_plugins(trt: Any, library: Path) -> str:
             f"the plugin library {library} was compiled for TensorRT {major}, and {_title(trt)} is "
             "installed; compile it again with `samtrt build-plugins`"
         )
-    registry = trt.get_plugin_registry()
-    if registry.get_plugin_creator(*PLUGIN) is None:
-        registry.load_library(str(library.resolve()))
-    if registry.get_plugin_creator(*PLUGIN) is None:
+    if not _has_plugin(trt):
+        trt.get_plugin_registry().load_library(str(library.resolve()))
+    if not _has_plugin(trt):
         raise NetworkError(f"{_title(trt)} does not load the plugin library {library}")
     digest.restype = ctypes.c_char_p
     return str(digest().decode())
+
+
+def _has_plugin(trt: Any) -> bool:
+    """Whether TensorRT knows the plugin; by the list, since to ask for one that is not there is an
+    error in TensorRT's log."""
+    creators = getattr(trt.get_plugin_registry(), "plugin_creator_list", ())
+    return PLUGIN in [(each.name, each.plugin_version, each.plugin_namespace) for each in creators]
 
 
 # ------------------------------------------------------------------ the engine
