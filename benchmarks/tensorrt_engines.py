@@ -24,8 +24,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from samtrt.building.written_network import SCRIPT, write_network
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.parameters import load_parameters, random_parameters
 from samtrt.encoders import PLUGINS
+from samtrt.encoders.engine import ENGINE_FILE
 from samtrt.encoders.load import load_encoder
 from samtrt.encoders.protocol import ImageEncoder
 from samtrt.encoders.tensorrt.plugin_library import VARIABLE, build_library, header_folders
@@ -88,6 +90,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     for folder in header_folders(arguments.include):
         command += ["-isystem", str(folder)]
     libraries = sorted(arguments.tensorrt.glob("libnvinfer.so*"))
+    if not libraries:
+        sys.exit(f"error: no libnvinfer.so in {arguments.tensorrt}")
     command += [str(RUNTIME / "runtime.cpp"), "-L", str(arguments.tensorrt)]
     command += [f"-l:{libraries[0].name}", f"-Wl,-rpath,{arguments.tensorrt.resolve()}"]
     subprocess.run([*command, "-o", str(_runtime(arguments.work))], check=True)
@@ -123,21 +127,21 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def profile(arguments: argparse.Namespace) -> None:
     """Of each engine the layers that take longest; in the record, all."""
+    batch = arguments.max_batch_size
+    engines = [folder for _, _, folder in _engines(arguments, arguments.models, [batch])]
+    if not engines:
+        sys.exit("error: no engine to profile; `build` makes them")
     record, run = _record(arguments)
-    for model in arguments.models:
-        for plugins in arguments.plugins:
-            folder = _engine(arguments.work / f"{model}-{plugins}", arguments.max_batch_size)
-            encoder = load_encoder(folder)
-            size = encoder.img_size
-            x = torch.randn(arguments.max_batch_size, 3, size, size, device=encoder.device)
-            layers = _profile(encoder, x)
-            total = sum(layers.values())
-            print(f"{folder.name}: {len(layers)} layers, {total:.2f} ms in sum")
-            for name, milliseconds in layers.most_common(30):
-                print(f"  {milliseconds:8.3f} ms  {name[:150]}")
-            entry = {"engine": folder.name, "run": run["id"], "layers": dict(layers.most_common())}
-            record.setdefault("profiles", []).append(entry)
-            _keep(arguments, record)
+    for folder in engines:
+        encoder = load_encoder(folder)
+        x = torch.randn(batch, 3, encoder.img_size, encoder.img_size, device=encoder.device)
+        layers = _profile(encoder, x)
+        print(f"{folder.name}: {len(layers)} layers, {sum(layers.values()):.2f} ms in sum")
+        for name, milliseconds in layers.most_common(30):
+            print(f"  {milliseconds:8.3f} ms  {name[:150]}")
+        entry = {"engine": folder.name, "run": run["id"], "layers": dict(layers.most_common())}
+        record.setdefault("profiles", []).append(entry)
+        _keep(arguments, record)
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -192,6 +196,8 @@ STEPS = {
 
 def _build(arguments: argparse.Namespace, network: Path, batch: int) -> Path:
     engine = _engine(network, batch)
+    if not (network / SCRIPT).exists():
+        sys.exit(f"error: no network in {network}; `write` makes it")
     command = [*shlex.split(arguments.python), str(network / SCRIPT), "--output-dir", str(engine)]
     command += ["--max-batch-size", str(batch), "--no-library-tactics"]
     if arguments.optimization_level is not None:
@@ -203,12 +209,7 @@ def _build(arguments: argparse.Namespace, network: Path, batch: int) -> Path:
 
 
 def _rows(arguments: argparse.Namespace, model: str, benchmark: ModelBenchmark) -> Iterator[Row]:
-    engines = [
-        (f"tensorrt-{plugins}", batch, _engine(arguments.work / f"{model}-{plugins}", batch))
-        for plugins in arguments.plugins
-        for batch in arguments.batch_sizes
-    ]
-    engines = [engine for engine in engines if engine[2].exists()]
+    engines = list(_engines(arguments, [model], arguments.batch_sizes))
     for name, batch, folder in engines:
         free_memory()
         encoder = load_encoder(folder)
@@ -224,6 +225,18 @@ def _rows(arguments: argparse.Namespace, model: str, benchmark: ModelBenchmark) 
     for name, batch, folder in engines:  # last: a recording that fails may leave CUDA unusable
         free_memory()
         yield _captured(benchmark, f"{name}-graph", batch, load_encoder(folder))
+
+
+def _engines(
+    arguments: argparse.Namespace, models: Iterable[str], batch_sizes: Iterable[int]
+) -> Iterator[tuple[str, int, Path]]:
+    """Name, batch size and folder of those that were built; of each other a line."""
+    for model, plugins, batch in product(models, arguments.plugins, batch_sizes):
+        folder = _engine(arguments.work / f"{model}-{plugins}", batch)
+        if (folder / ENGINE_FILE).exists():
+            yield f"tensorrt-{plugins}", batch, folder
+        else:
+            print(f"{folder.name}: not built, left out", flush=True)
 
 
 def _captured(benchmark: ModelBenchmark, name: str, batch: int, encoder: ImageEncoder) -> Row:
