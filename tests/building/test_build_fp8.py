@@ -23,7 +23,7 @@ from samtrt.building.gate_pictures import calibration_pictures, drawn_pictures
 from samtrt.building.parity import Limits
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.encoders import cuda, engine, load
-from samtrt.encoders.cuda.encoder import FusedImageEncoder
+from samtrt.encoders.cuda.encoder import FusedImageEncoder, check_fp8
 from samtrt.encoders.cuda.fp8_reference import Fp8Reference
 from samtrt.encoders.cuda.quantisation import Fp8Plan, all_linears, parse_linears
 from samtrt.encoders.engine import PASSED, SIDECAR_FILE, read_engine_info
@@ -226,6 +226,36 @@ def test_the_runtime_refuses_fp8_elsewhere_than_on_hopper() -> None:
     for precision, given in (("fp8", None), ("fp16", plan)):
         with pytest.raises(EngineError, match="a plan of its scales"):
             FusedImageEncoder(CONFIG, PARAMETERS.encoder(), precision, "cpu", fp8=given)
+
+
+@pytest.mark.parametrize(
+    "capability, changes, message",
+    [
+        ((8, 9), {}, r"needs a GPU of compute capability 9\.0 .* this is compute capability 8\.9"),
+        ((10, 0), {}, r"this is compute capability 10\.0"),
+        (
+            (9, 0),
+            {"num_heads": 4},
+            "no FP8 kernels for an encoder of 192 channels, MLPs of 768, heads",
+        ),
+        ((9, 0), {"mlp_dim": 40}, "MLPs of 40"),
+        ((9, 0), {"mlp_dims": (64, 768)}, "MLPs differ"),
+    ],
+)
+def test_only_what_has_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    sizes: dict[str, object] = {"embed_dim": 192, "num_heads": 3, "window_size": 14}
+    config = tiny_config(**{**sizes, "img_size": 1024, "depth": 2, **changes})
+    with pytest.raises(EngineError, match=message):
+        check_fp8(config, torch.device("cuda", 0))
+    if not changes:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        check_fp8(config, torch.device("cuda", 0))
 
 
 def test_calibration_has_pictures_of_its_own() -> None:

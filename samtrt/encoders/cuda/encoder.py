@@ -29,6 +29,7 @@ from samtrt.kernels.cublaslt import Products
 from samtrt.kernels.device import architecture, resolved
 from samtrt.kernels.digest import kernels_digest
 from samtrt.kernels.graph import GraphedWork
+from samtrt.kernels.hopper.linear import QUANTISED_GROUP
 from samtrt.kernels.triton.gemm import patchify
 from samtrt.kernels.triton.norm import layer_norm, layer_norm_to_nchw
 from samtrt.kernels.triton.window_attention import split_head_dim
@@ -257,10 +258,11 @@ def check_fp8(config: EncoderConfig, device: torch.device) -> None:
             "--precision fp16, or bf16 on a CPU"
         )
     check_sizes(config)
-    if not HopperTrunk.supports(config):
+    if not HopperTrunk.supports(config) or config.mlp_dim % QUANTISED_GROUP:
         raise EngineError(
             f"the cuda backend has no FP8 kernels for an encoder of {config.embed_dim} channels, "
-            f"heads of {config.head_dim} and windows of {config.window_size}; take --precision fp16"
+            f"MLPs of {config.mlp_dim}, heads of {config.head_dim} and windows of "
+            f"{config.window_size}; take --precision fp16"
         )
 
 
