@@ -27,7 +27,7 @@ from samtrt.errors import EngineError, InputError
 AUTOMATIC = "auto"
 NONE = "none"
 _JUDGED = 4  # pictures that linears are judged on
-_STRICTER = 0.75  # of the gate's distances, allowed here: its pictures are others
+_STRICTER = 0.9  # of the gate's distances, allowed here: its pictures are others
 _STEPS = 16  # in so many more linears go back to fp16 where the gate is not passed
 
 logger = logging.getLogger(__name__)
