@@ -1,10 +1,12 @@
 """Torch in the place of the kernels for Hopper, on the CPU."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from kernel_references import attention_reference, window_reference
 from torch import Tensor
 
+from samtrt.encoders.cuda import hopper
 from samtrt.kernels.hopper.linear import ATTENDED_GROUP, Linear, LinearTiles, quantised_order
 
 E4M3 = torch.float8_e4m3fn
@@ -61,3 +63,12 @@ def window_attention(qkv, bias, table, schedule, out, window, heads) -> None:  #
 def global_attention(qkv, table_h, table_w, out, heads) -> None:  # type: ignore
     scale = table_h.shape[1] ** 0.5
     put(out, attention_reference(qkv, table_h / scale, table_w / scale, heads))
+
+
+def put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test: of the kernels, which need the GPU."""
+    monkeypatch.setattr(hopper, "require_compiler", lambda: None)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(hopper, "linear_layer", linear_layer)
+    monkeypatch.setattr(hopper.over_window, "window_attention", window_attention)
+    monkeypatch.setattr(hopper.over_grid, "global_attention", global_attention)

@@ -89,12 +89,7 @@ def test_the_family_in_fp16(name: str) -> None:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch in the place of Hopper's kernels, which need the GPU."""
-    monkeypatch.setattr(hopper, "require_compiler", lambda: None)
-    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 132)
-    monkeypatch.setattr(hopper, "linear_layer", hopper_stand_ins.linear_layer)
-    monkeypatch.setattr(hopper.over_window, "window_attention", hopper_stand_ins.window_attention)
-    monkeypatch.setattr(hopper.over_grid, "global_attention", hopper_stand_ins.global_attention)
+    hopper_stand_ins.put_in_place(monkeypatch)
 
 
 FP8_PLANS = {
