@@ -20,7 +20,7 @@ from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import check_channels, check_fits, no_masks
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.kernels import HAS_TRITON
-from samtrt.kernels.graph import GraphedWork, beside
+from samtrt.kernels.graph import GraphedWork
 from samtrt.modeling.layers import LayerNorm2d, Layers
 from samtrt.modeling.mask_decoder import MaskDecoder
 from samtrt.modeling.prompt_encoder import LABEL_PADDING
@@ -175,7 +175,6 @@ class _Copy:
             with torch.cuda.device(self.device):
                 self._pool = torch.cuda.graph_pool_handle()
                 self._last_use = torch.cuda.Event()
-            self._mask_decoder.beside = beside
 
     def is_current(self) -> bool:
         """Whether the modules still are where they were, and compute what they did."""

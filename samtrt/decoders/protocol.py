@@ -1,6 +1,6 @@
 """What every mask decoder is, whatever runs it."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,27 +60,18 @@ def masks_above(
         Logits [K, 4h, 4w], their indices [K] among the B · M masks, and predicted IoUs [B, M];
         float32, on the decoder's device, as of ``Decoder``.
     """
-    if draws_all(decoder):
+    own = getattr(decoder, "masks_above", None)
+    if own is None:
         return drawn_above(decoder, picture, prompts, least_iou)
-    own: Any = decoder
-    found: tuple[Tensor, Tensor, Tensor] = own.masks_above(picture, prompts, least_iou)
+    found: tuple[Tensor, Tensor, Tensor] = own(picture, prompts, least_iou)
     return found
-
-
-def draws_all(decoder: Decoder) -> bool:
-    """Whether it has no ``masks_above`` of its own."""
-    return getattr(decoder, "masks_above", None) is None
 
 
 def drawn_above(
     decoder: Decoder, picture: EmbeddedPicture, prompts: Prompts, least_iou: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``masks_above`` of a decoder that draws all masks."""
-    return passing(*decoder(picture, prompts, True), least_iou)
-
-
-def passing(masks: Tensor, scores: Tensor, least_iou: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``masks_above`` of all masks [B, M, 4h, 4w] and predicted IoUs [B, M]; waits for a GPU."""
+    masks, scores = decoder(picture, prompts, True)
     chosen = (scores.flatten() > least_iou).nonzero()[:, 0]
     return masks.flatten(0, 1)[chosen], chosen, scores
 

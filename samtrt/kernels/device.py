@@ -56,41 +56,6 @@ def launches(
     return on_its_device
 
 
-def ahead(
-    work: Callable[[], tuple[Tensor, ...]], device: torch.device
-) -> Callable[[], tuple[Tensor, ...]]:
-    """Queues work on a stream of its own: it is done while the caller waits for what it queues.
-
-    Args:
-        work: queues work on the current stream of a GPU, which may need what was queued before.
-        device: that GPU, with its index.
-
-    Returns:
-        Gives what the work returned, to be used on the stream that is then the current one.
-    """
-    stream = _stream_ahead(device.index)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        found = work()
-        done = stream.record_event()
-
-    def joined() -> tuple[Tensor, ...]:
-        current = torch.cuda.current_stream(device)
-        current.wait_event(done)
-        for tensor in found:
-            if tensor.is_cuda:
-                tensor.record_stream(current)  # its memory is the other stream's
-        return found
-
-    return joined
-
-
-@cache
-def _stream_ahead(index: int) -> torch.cuda.Stream:
-    """One for a GPU: torch keeps memory of cuBLAS's for each stream."""
-    return torch.cuda.Stream(torch.device("cuda", index))
-
-
 def architecture(device: torch.device) -> str:
     """What a GPU's machine code is for, as ``"sm_90"``; ``"interpreter"`` for the CPU."""
     if device.type != "cuda":

@@ -60,32 +60,6 @@ class GraphedWork(Generic[_Result]):
         return result
 
 
-def beside(work: Callable[[], _Result]) -> Callable[[], _Result]:
-    """Records work on a stream beside the one that what follows is on, until its result is asked
-    for: small kernels fill a corner of a GPU. Where nothing is recorded it is done at once.
-
-    Args:
-        work: queues work on the current stream; needs nothing that follows.
-
-    Returns:
-        Gives its result, once; has to be called before the recording ends.
-    """
-    device, current = torch.cuda.current_device(), torch.cuda.current_stream()
-    if current != _stream(device):
-        found = work()
-        return lambda: found
-    side = _side_stream(device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        found = work()
-
-    def joined() -> _Result:
-        current.wait_stream(side)
-        return found
-
-    return joined
-
-
 class _VoidedError(Exception):
     pass
 
@@ -122,12 +96,6 @@ def _stream(device: int) -> torch.cuda.Stream:
 
     (The one that ``torch.cuda.graph`` keeps is on the first GPU that recorded.)
     """
-    return torch.cuda.Stream()
-
-
-@cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    """Beside that one."""
     return torch.cuda.Stream()
 
 

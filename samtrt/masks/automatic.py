@@ -8,7 +8,6 @@ that only those that pass are; masks become runs on their device; only final one
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from samtrt.decoders.prompts import Prompts
-from samtrt.decoders.protocol import Decoder, draws_all, masks_above, passing
+from samtrt.decoders.protocol import Decoder, masks_above
 from samtrt.decoders.upscaling import cut_out_with_stability, masks_at_once
 from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
-from samtrt.kernels.device import ahead
 from samtrt.masks.geometry import (
     box_areas,
     crop_boxes,
@@ -73,9 +71,6 @@ Found = Callable[[int, int, list[dict[str, Any]]], None]
 # Called after each batch with the points or prompts done, and all of them: of points, those in the
 # grids of all crops.
 Progress = Callable[[int, int], None]
-
-# Logits [K, S/4, S/4] of n points' masks, their indices [K] among the n · M masks, all IoUs [n, M].
-_Answer = tuple[Tensor, Tensor, Tensor]
 
 # Called after each batch of a crop's points with how many it has, and with its masks.
 _Batch = Callable[[int, list[KeptMasks]], None]
@@ -318,19 +313,10 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         points = self.point_grids[layer] * np.array([width, height])
         on_device = torch.from_numpy(points).to(crop.on_device.device)
         parts: list[KeptMasks] = []
-        if not len(points):
-            return self._without_duplicates(parts, crop)
-        batches = np.split(points, range(self.points_per_batch, len(points), self.points_per_batch))
-        asked = self._ask(batches[0], crop.embedded)
-        for few, batch, following in zip(
-            on_device.split(self.points_per_batch), batches, [*batches[1:], None], strict=True
-        ):
-            check(*_held(parts))
-            before, answer = len(parts), asked()
-            if following is not None:  # decoded while this one's masks are waited for
-                asked = self._ask(following, crop.embedded)
-            self._one_batch(answer, few, crop, parts, check)
-            advance(len(batch), parts[before:])
+        for start in range(0, len(points), self.points_per_batch):
+            few, before = slice(start, start + self.points_per_batch), len(parts)
+            self._one_batch(points[few], on_device[few], crop, parts, check)
+            advance(len(points[few]), parts[before:])
         return self._without_duplicates(parts, crop)
 
     def _without_duplicates(self, parts: list[KeptMasks], crop: _Crop) -> KeptMasks:
@@ -340,14 +326,21 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         return masks.without_duplicates(masks.scores, self.box_nms_thresh)
 
     def _one_batch(
-        self, answer: _Answer, points: Tensor, crop: _Crop, parts: list[KeptMasks], check: Check
+        self,
+        points: np.ndarray,
+        on_device: Tensor,
+        crop: _Crop,
+        parts: list[KeptMasks],
+        check: Check,
     ) -> None:
-        """Adds to ``parts`` the masks of points (in the crop's frame) that pass all filters."""
-        low_res, chosen, scores = answer
+        """Adds to ``parts`` the masks of points (in the crop's frame; and the same beside the
+        embedding) that pass all filters."""
+        check(*_held(parts))
+        low_res, chosen, scores = self._decode(points, crop.embedded)
         masks_a_point = scores.shape[1]
         scores = scores.flatten()
         # (Nothing is sent, unless a decoder of the caller's computes elsewhere.)
-        prompts, crop_box = points.to(scores.device), crop.on_device.to(scores.device)
+        prompts, crop_box = on_device.to(scores.device), crop.on_device.to(scores.device)
         corner = crop_box[:2]
         at_once = masks_at_once(scores.device, crop.embedded)
         for few, which in zip(low_res.split(at_once), chosen.split(at_once), strict=True):
@@ -367,27 +360,23 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
                 )
             )
 
-    def _ask(self, points: np.ndarray, picture: EmbeddedPicture) -> Callable[[], _Answer]:
-        """Asks for the masks of foreground points [n, 2] whose predicted IoU is above the
-        threshold; on a GPU they are drawn meanwhile. The answer comes when it is called for."""
-        transform, least = self.predictor.transform, self.pred_iou_thresh
+    def _decode(
+        self, points: np.ndarray, picture: EmbeddedPicture
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The masks of foreground points [n, 2] whose predicted IoU is above the threshold.
+
+        Returns:
+            Logits [K, S/4, S/4], their indices [K] among the n · M masks, and all IoUs [n, M].
+        """
+        transform = self.predictor.transform
         coords = torch.from_numpy(transform.apply_coords(points, picture.original_size))
         labels = torch.ones(len(points), 1, dtype=torch.float32, device="cpu")
         prompts = Prompts.from_tensors(picture, coords[:, None], labels)
-        decoder, device = self.predictor.decoder, picture.features.device
-        if least > 0 and not draws_all(decoder):
-            return partial(masks_above, decoder, picture, prompts, least)
-        drawn: Callable[[], tuple[Tensor, ...]] = partial(decoder, picture, prompts, True)
-        if device.type == "cuda":
-            drawn = ahead(drawn, device)
-
-        def answer() -> _Answer:
-            masks, scores = drawn()
-            if least > 0:
-                return passing(masks, scores, least)
-            return masks.flatten(0, 1), torch.arange(scores.numel(), device=scores.device), scores
-
-        return answer
+        decoder = self.predictor.decoder
+        if self.pred_iou_thresh > 0:
+            return masks_above(decoder, picture, prompts, self.pred_iou_thresh)
+        masks, scores = decoder(picture, prompts, True)
+        return masks.flatten(0, 1), torch.arange(scores.numel(), device=scores.device), scores
 
     def _cut_out(self, low_res: Tensor, crop: _Crop) -> tuple[MaskRuns, Tensor, Tensor, Tensor]:
         """Upscales logits [n, S/4, S/4] and filters the masks.

@@ -10,8 +10,7 @@ come last, so that nothing large is transposed.
 Shapes: B prompts, N points a prompt, T tokens, C = 256 channels, a grid of h×w image tokens.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -51,12 +50,6 @@ class MLP(nn.Module):
         return F.sigmoid(x) if self.sigmoid_output else x
 
 
-def at_once(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Does the work and gives what it found when it is asked."""
-    found = work()
-    return lambda: found
-
-
 def split_pixels(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """[..., C_in] → [..., 4, C_out]: each pixel becomes 2×2 pixels of its own, row by row.
 
@@ -81,9 +74,6 @@ class MaskDecoder(nn.Module):
         activation: of the upscaling.
         iou_head_depth, iou_head_hidden_dim: layers and channels of the head that predicts IoUs.
     """
-
-    # Starts work that nothing needs until later; a back end may have it done beside the rest.
-    beside: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = staticmethod(at_once)
 
     def __init__(
         self,
@@ -169,8 +159,8 @@ class MaskDecoder(nn.Module):
         tokens, image = self.attend(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
-        ious = self.beside(partial(self.predict_ious, tokens))
-        return self.draw(tokens, image, image_embeddings, prepared), ious()
+        masks = self.draw(tokens, image, image_embeddings, prepared)
+        return masks, self.predict_ious(tokens)
 
     def predict_ious(self, tokens: Tensor) -> Tensor:
         """Predicted IoUs [B, 4] of what ``attend`` has made of the tokens; no mask is needed."""
@@ -193,11 +183,11 @@ class MaskDecoder(nn.Module):
         Returns:
             Logits [B, 4, 4h, 4w].
         """
-        grid = image_embeddings.shape[-2:]
-        hyper = self.beside(partial(self._hypernetworks, tokens))
+        hyper, grid = self._hypernetworks(tokens), image_embeddings.shape[-2:]
         if not _is_as_made(self.output_upscaling):
-            return self._times(hyper(), self._pixels(image, grid))
-        masks = in_rows(lambda few: self._upscaled(few) @ hyper().transpose(1, 2), image)
+            return self._times(hyper, self._pixels(image, grid))
+        vectors = hyper.transpose(1, 2)
+        masks = in_rows(lambda few: self._upscaled(few) @ vectors, image)
         return self._to_grid(masks, grid)
 
     def _output_tokens(self) -> Tensor:

@@ -3,15 +3,12 @@
 Where there is no GPU, torch's answers are made up.
 """
 
-import contextlib
-from typing import Any
-
 import pytest
 import torch
 
 from samtrt.errors import EngineError
 from samtrt.kernels import device
-from samtrt.kernels.device import ahead, launches, multiprocessors, resolved
+from samtrt.kernels.device import launches, multiprocessors, resolved
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, current: int = 0) -> None:
@@ -99,40 +96,3 @@ def test_kernels_run_on_the_gpu_of_their_first_argument(monkeypatch: pytest.Monk
     assert kernel(x, 2.0, tiles=3) == 3
     assert len(entered) == 2 and entered[0] is x
     assert kernel.__doc__ == "Its own docstring."
-
-
-def test_what_is_queued_ahead_waits_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
-
-    class Stream:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_stream(self, other: "Stream") -> None:
-            log.append(f"{self.name} waits for {other.name}")
-
-        def wait_event(self, event: str) -> None:
-            log.append(f"{self.name} waits for {event}")
-
-        def record_event(self) -> str:
-            log.append(f"event of {self.name}")
-            return "the event"
-
-    class OnGpu:
-        is_cuda = True
-
-        def record_stream(self, stream: Stream) -> None:
-            log.append(f"used by {stream.name}")
-
-    currents = iter([Stream("asking"), Stream("using")])
-    gpu = torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda where: next(currents))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(device, "_stream_ahead", lambda index: Stream(f"ahead on {index}"))
-
-    made: Any = (OnGpu(), torch.zeros(1))
-    found = ahead(lambda: log.append("work") or made, gpu)  # type: ignore[func-returns-value]
-    assert log == ["ahead on 1 waits for asking", "work", "event of ahead on 1"]
-    log.clear()
-    assert found() is made
-    assert log == ["using waits for the event", "used by using"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from samtrt.kernels import graph
-from samtrt.kernels.graph import ATTEMPTS, GraphedWork, beside
+from samtrt.kernels.graph import ATTEMPTS, GraphedWork
 
 DEVICE = torch.device("cuda", 1)
 VOID = "CUDA error: operation failed due to a previous error during capture"
@@ -154,26 +154,3 @@ def test_nothing_keeps_the_work_alive(voided: int, monkeypatch: pytest.MonkeyPat
         assert seen() is None
     finally:
         gc.enable()
-
-
-def test_work_beside_is_joined_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
-    recording, side = torch.cuda.Stream("recording"), torch.cuda.Stream("beside")  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: recording)
-    monkeypatch.setattr(graph, "_stream", lambda index: recording)
-    monkeypatch.setattr(graph, "_side_stream", lambda index: side)
-    found = beside(recorder.run)
-    recorder.log.append("what follows")
-    assert found() == "result"
-    assert recorder.log == [
-        *("beside waits for recording", "on side", "run"),
-        "what follows",
-        "recording waits for beside",
-    ]
-
-
-def test_without_a_recording_nothing_runs_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads may queue the same work by hand, and would share the stream."""
-    recorder = Recorder(monkeypatch)
-    found = beside(recorder.run)
-    assert recorder.log == ["run"] and found() == "result" and recorder.log == ["run"]

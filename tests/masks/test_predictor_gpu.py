@@ -11,7 +11,6 @@ import torch
 from oracle import tiny_config
 
 from samtrt.checkpoints.parameters import random_parameters
-from samtrt.masks import automatic
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
 from samtrt.masks.runs import MaskRuns
@@ -109,50 +108,6 @@ def test_everything_is_what_the_cpu_finds(cpu_sam: Sam, sam: Sam, picture: np.nd
     expected = SamAutomaticMaskGenerator(cpu_sam, **arguments).generate(picture)
     assert abs(counts[0] - len(expected)) <= max(1, 0.02 * len(expected))
     assert counts[0] == counts[1]
-
-
-def test_batches_that_are_drawn_ahead_are_those_that_are_not(
-    sam: Sam, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = SamAutomaticMaskGenerator(
-        sam,
-        points_per_side=12,
-        points_per_batch=16,
-        pred_iou_thresh=-100.0,
-        stability_score_thresh=0.0,
-        box_nms_thresh=1.0,
-        output_mode="uncompressed_rle",
-    )
-    found = [generator.generate(picture) for _ in range(5)]
-    monkeypatch.setattr(automatic, "ahead", lambda work, device: work)
-    expected = generator.generate(picture)
-    assert len(expected) >= 400
-    assert all(records == expected for records in found)
-
-
-def test_changed_parameters_are_seen_by_all_parts_of_a_batch(picture: np.ndarray) -> None:
-    model = sam_from_parameters(random_parameters(CONFIG), device="cuda")
-    predictor = SamPredictor(model)
-    predictor.set_image(picture)
-    corners = torch.rand(100, 2, generator=torch.Generator().manual_seed(0)) * 60
-    boxes = torch.cat([corners, corners + 40], dim=1)
-    for _ in range(2):
-        predictor.predict_torch(None, None, boxes.cuda(), multimask_output=False)
-        for weight in (
-            model.mask_decoder.iou_token.weight,
-            model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix,
-        ):
-            weight.data.mul_(1.5)  # leaves no trace
-        _, scores, low_res = predictor.predict_torch(
-            None, None, boxes.cuda(), multimask_output=False
-        )
-        exact = SamPredictor(model, decoder_precision="fp32")
-        exact.set_image(picture)
-        _, expected_scores, expected = exact.predict_torch(
-            None, None, boxes.cuda(), multimask_output=False
-        )
-        assert (low_res - expected).norm() <= 5e-3 * expected.norm()
-        assert (scores - expected_scores).abs().max() <= 0.02
 
 
 def test_predictors_in_threads_and_streams_have_their_own_pictures(
