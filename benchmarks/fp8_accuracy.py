@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.outliers import with_outliers
 from samtrt.building.accuracy import load_pictures, relative_l2
 from samtrt.building.fp8 import calibrations, kept_linears
-from samtrt.building.gate_pictures import calibration_pictures
+from samtrt.building.gate_pictures import calibration_pictures, drawn_pictures
 from samtrt.building.parity import LIMITS
 from samtrt.checkpoints.meta import read_parameters
 from samtrt.cli.evaluate import UNSEEN_SEED
@@ -53,7 +53,8 @@ def main() -> None:
     config, device = parameters.encoder_config, torch.device(arguments.device)
     pictures = load_pictures(calibration_pictures(), config.img_size)
     keep = kept_linears(arguments.keep, parameters)
-    chosen = next(calibrations(parameters, pictures, keep, LIMITS["fp8"], device))
+    judged = load_pictures(drawn_pictures(), config.img_size)
+    chosen = next(calibrations(parameters, pictures, judged, keep, LIMITS["fp8"], device))
     encoder = Fp8Reference(config, parameters.encoder(), chosen.plan, device)
     exact = Fp8Reference(config, parameters.encoder(), None, device)
     exact.stream = torch.float32

@@ -199,10 +199,11 @@ def _build_fp8(
     keep = kept_linears(options.fp8_keep, parameters)
     sources = options.calibrate or calibration_pictures()
     calibrate = load_pictures(sources, parameters.encoder_config.img_size)
+    judged = load_pictures(pictures or drawn_pictures(), parameters.encoder_config.img_size)
     start = time.perf_counter()
     failed: ParityError | None = None
     with writing_engine(output_dir) as engine:
-        for calibrated in calibrations(parameters, calibrate, keep, LIMITS["fp8"], device):
+        for calibrated in calibrations(parameters, calibrate, judged, keep, LIMITS["fp8"], device):
             plan, record = calibrated.plan, calibrated.record
             info = _info(parameters, options, compute_capability="9.0", fp8=record)
             write_packed(

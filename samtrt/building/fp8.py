@@ -26,8 +26,8 @@ from samtrt.errors import EngineError, InputError
 
 AUTOMATIC = "auto"
 NONE = "none"
-_JUDGED = 4  # pictures that linears are judged on
-_STRICTER = 0.9  # of the gate's distances, allowed here: its pictures are others
+_MEASURED = 4  # pictures that a linear's cost is measured on
+_STRICTER = 0.95  # of the gate's distances, allowed here: it judges the kernels
 _STEPS = 16  # in so many more linears go back to fp16 where the gate is not passed
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def kept_linears(text: str, parameters: Parameters) -> frozenset[LinearName] | N
 def calibrations(
     parameters: Parameters,
     pictures: Sequence[Picture],
+    judged: Sequence[Picture],
     keep: frozenset[LinearName] | None,
     limits: Limits,
     device: torch.device | str,
@@ -72,10 +73,12 @@ def calibrations(
 
     Where ``keep`` is None, each linear's cost in accuracy is measured on a reference in torch, and
     of those that cost most for the arithmetic that they save, as few stay in fp16 as the limits
-    allow on the pictures; then more, step by step.
+    allow; then more, step by step.
 
     Args:
-        pictures: to calibrate on, at least one.
+        pictures: to calibrate on and to measure the cost of linears on, at least one.
+        judged: that the limits are held against: the gate's. (The weights are rounded for those
+            that they are calibrated on, which are off by less.)
         keep: linears in fp16; None for those that have to be.
         limits: the gate's.
         device: where everything is computed, in fp32.
@@ -94,10 +97,10 @@ def calibrations(
         return
     encoder = Fp8Reference(config, tensors, device=device)
     with progress_steps(config.depth) as announce:
-        errors = sensitivities(encoder, plan, pixels[:_JUDGED], announce)
+        errors = sensitivities(encoder, plan, pixels[:_MEASURED], announce)
     record = replace(record, errors={name_of(each): errors[each] for each in in_order(errors)})
     order = _by_cost(plan, errors)
-    holds = _judge(parameters, encoder, plan, pictures[:_JUDGED], limits)
+    holds = _judge(parameters, encoder, plan, judged, limits)
     fewest = _fewest(count, lambda number: holds(frozenset(order[:number])))
     for number in range(fewest, count, max(1, count // _STEPS)):
         yield _keeping(plan, record, frozenset(order[:number]))
