@@ -11,7 +11,7 @@ records.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,12 @@ def throughput(record: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]
     return panels
 
 
-def stale_documents(part: str, content: str, write: bool) -> list[str]:
+def stale_documents(
+    part: str, content: str, write: bool, documents: Iterable[Path] = DOCUMENTS
+) -> list[str]:
     """Documents whose part is another; they are written anew if asked."""
     stale = []
-    for document in DOCUMENTS:
+    for document in documents:
         text = document.read_text("utf-8")
         if f"<!-- {part}: begin -->" not in text:
             continue

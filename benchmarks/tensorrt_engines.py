@@ -4,8 +4,8 @@
     python benchmarks/tensorrt_engines.py write   --models vit_h --plugins all --max-batch-size 4
     python benchmarks/tensorrt_engines.py build   --models vit_h --plugins all --python python3.10
     python benchmarks/tensorrt_engines.py measure --models vit_h --plugins all --output RECORD.json
-    python benchmarks/tensorrt_engines.py profile --models vit_h --plugins all
-    python benchmarks/tensorrt_engines.py demo    --python python3.10
+    python benchmarks/tensorrt_engines.py profile --models vit_h --plugins all --output RECORD.json
+    python benchmarks/tensorrt_engines.py demo    --python python3.10 --output RECORD.json
 
 Each is a step of its own, and finds what those before it have left in the folder ``--work``.
 ``prepare`` compiles the plugins' library, and TensorRT's runtime for this Python where NVIDIA's
@@ -14,6 +14,7 @@ that today's torch is made for. ``build`` and ``demo`` run ``build_engine.py`` i
 has TensorRT. The weights are seeded random numbers, but the demo model's.
 
 A row is refused like those of ``benchmarks/encoder.py``; the peers of that benchmark stand beside.
+``benchmarks/tensorrt_report.py`` writes the documents' tables from the record.
 """
 
 import argparse
@@ -174,6 +175,7 @@ def demo(arguments: argparse.Namespace) -> None:
             {
                 "plugins": plugins,
                 "run": run["id"],
+                "sidecar": json.loads((engine / "encoder.json").read_text()),
                 "parity": asdict(parity),
                 "evaluation": json.loads(scores.read_text()),
             }

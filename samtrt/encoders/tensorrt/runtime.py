@@ -24,8 +24,9 @@ from samtrt.torch_state import as_written
 class TensorRTImageEncoder(NotCopied):
     """``ImageEncoder`` on a TensorRT engine.
 
-    No test runs an engine: the project's machines have no TensorRT that executes. On the user's
-    hardware the parity gate of ``build_encoder`` compares its output with fp32.
+    No test runs an engine, which takes a GPU; TensorRT 8.6.0 has executed engines with plugins on
+    an H200 (``docs/tensorrt.md``). On the user's hardware the parity gate of ``build_encoder``
+    compares the output with fp32.
 
     Calls from several threads and streams run one after another: there is one execution context,
     with a stream of its own.

@@ -1,0 +1,70 @@
+"""What README.md and docs/tensorrt.md say of TensorRT is what the record says."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import tensorrt_report as report  # noqa: E402
+from benchmarks.record import read_record  # noqa: E402
+
+RECORD = read_record(report.RECORD)
+
+
+def cells(table: str, text: str) -> list[str]:
+    """Of the first row with that text."""
+    line = next(line for line in table.splitlines() if text in line)
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_documents_show_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tensorrt_report.py", "--check"])
+    report.main()  # (it exits where a document shows something else)
+    readme, document = (path.read_text("utf-8") for path in report.DOCUMENTS)
+    assert all(f"<!-- {part}: begin -->" in document for part in report.parts(RECORD))
+    assert "<!-- tensorrt engines: begin -->" in readme
+
+
+def test_a_document_that_says_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "other.md"
+    document.write_text("<!-- tensorrt demo: begin -->\n<!-- tensorrt demo: end -->\n")
+    monkeypatch.setattr(report, "DOCUMENTS", (document,))
+    monkeypatch.setattr(sys, "argv", ["tensorrt_report.py", "--check"])
+    with pytest.raises(SystemExit, match=r"^error: not as in the record: other\.md$"):
+        report.main()
+    monkeypatch.setattr(sys, "argv", ["tensorrt_report.py"])
+    report.main()
+    assert report.demo(RECORD) in document.read_text("utf-8")
+
+
+def test_the_tables_have_the_records_figures() -> None:
+    speeds = report.speeds(RECORD)
+    assert cells(speeds, "plugins: all")[2:] == [
+        *("1", "11.9 s", "8.71", "5.26", "10.26", "4.48", "7,105", "2.62e-03", "1.44")
+    ]  # 45.781 / 8.708, 46.004 / 10.264; 2.6186 / 1.8232
+    assert cells(speeds, "`cuda` backend")[3:6] == ["–", "8.60", "5.32"]
+    assert cells(report.errors(RECORD), "plugins: all")[1:3] == ["2.23e-02", "2.00e-03"]
+    demo = report.demo(RECORD)
+    assert cells(demo, "worst mask") == ["parity gate: worst mask", "0.9632", "0.98"]
+    assert cells(demo, "| parity gate ")[1] == "failed"
+    layers = report.layers(RECORD)
+    assert cells(layers, "attention of grids")[1:] == ["4", "0.642"]  # 0.1608 + 0.1607 + 2 · 0.16
+    assert cells(layers, "attention of windows")[1] == "28"
+    assert cells(layers, "together")[1:] == ["173", "9.342"]
+
+
+def test_the_record_says_what_a_user_types() -> None:
+    text = json.dumps(RECORD)
+    assert not re.findall(r"[\" ](/[^\" ]*|\.\./[^\" ]*)", text)  # no path of a machine
+    for run in RECORD["runs"]:
+        assert run["command"].startswith("python benchmarks/tensorrt_engines.py ")
+        assert run["tensorrt"] == "8.6.0"
+    (demo,) = RECORD["demo"]
+    assert demo["parity"]["status"] == "failed"  # docs/tensorrt.md says what that means
