@@ -121,13 +121,17 @@ def build_encoder(
 class ParityError(EngineError):
     """An engine whose output is too far from fp32."""
 
-    def __init__(self, result: ParityResult, precision: str) -> None:
+    def __init__(self, result: ParityResult, info: EngineInfo) -> None:
         self.result = result
+        precision = info.precision
         limits = LIMITS[precision]
+        other = "another --precision"
+        if info.plugins != "none":  # they have one precision
+            other = "--backend cuda or --plugins none"
         super().__init__(
             f"the engine did not pass the parity gate and was not written ({result}; allowed in "
             f"{precision}: {limits.relative_l2:.2g}, mean IoU ≥ {limits.mean_mask_iou}, worst ≥ "
-            f"{limits.worst_mask_iou}); build with another --precision, or keep it unchecked with "
+            f"{limits.worst_mask_iou}); build with {other}, or keep it unchecked with "
             "--skip-parity-gate"
         )
 
@@ -307,5 +311,5 @@ def _gate(
         return ParityResult(NOT_CHECKED)
     result = check_parity(encoder, parameters, pictures, info.precision, info.max_batch_size)
     if result.status == FAILED:
-        raise ParityError(result, info.precision)
+        raise ParityError(result, info)
     return result

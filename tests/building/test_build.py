@@ -126,6 +126,14 @@ def test_a_failed_gate_fails_the_build_and_keeps_the_earlier_engine(
     assert read_engine_info(tmp_path) == earlier
 
 
+def test_what_a_failed_gate_proposes_exists_for_that_engine() -> None:
+    info = EngineInfo("tensorrt", tiny_config(), "fp16", 1, PARAMETERS.sha256, library="tensorrt")
+    result = ParityResult(FAILED, 0.00148, 0.9987, 2, 0.9632)
+    assert "; build with another --precision, or keep" in str(ParityError(result, info))
+    info = replace(info, plugins="all", plugins_sha256="0" * 64)  # they are fp16 alone
+    assert "; build with --backend cuda or --plugins none, or" in str(ParityError(result, info))
+
+
 def test_auto_precision_takes_fp32_where_bf16_does_not_hold_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
