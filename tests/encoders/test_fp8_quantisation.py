@@ -199,6 +199,25 @@ def test_channels_far_above_the_rest_cost_a_layer_nothing(outliers: str) -> None
     assert error(100.0) < 1.25 * error(1.0)
 
 
+def test_another_plan_has_another_digest() -> None:
+    """Embeddings of two plans are not one another's: what computed them says so."""
+    plan = plan_for(all_linears(CONFIG))
+    plan = replace(plan, packed={n: parameters(plan).quantised(*n) for n in plan.linears})
+    name = (1, "mlp.lin1")
+    weight = plan.packed[name].weight.clone()
+    weight.view(torch.uint8)[3, 7] ^= 1
+    moved = replace(plan.packed[name], weight=weight)
+    others = [
+        plan,
+        plan.only(plan.linears - {name}),
+        replace(plan, packed={**plan.packed, name: moved}),
+        replace(plan, hidden_scale=2 * plan.hidden_scale),
+        replace(plan, packed={}),
+    ]
+    digests = [other.digest() for other in others]
+    assert len(set(digests)) == len(others) and plan.only(plan.linears).digest() == digests[0]
+
+
 def test_names_and_order() -> None:
     linears = all_linears(CONFIG)
     assert [name_of(linear) for linear in in_order(linears)][:5] == [

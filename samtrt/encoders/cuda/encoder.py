@@ -123,9 +123,8 @@ class FusedImageEncoder(NotCopied):
         self._graphed: dict[int, GraphedWork[Tensor]] = {}
         with as_written(), torch.cuda.device(self._index):
             self._prepare(EncoderParameters(config, tensors, self.dtype, self.device, fp8))
-        self.computed_by = " ".join(
-            ("cuda", precision, self._trunk.name, architecture(self.device), kernels_digest())
-        )
+        made = ["cuda", precision, self._trunk.name, architecture(self.device), kernels_digest()]
+        self.computed_by = " ".join([*made, *([fp8.digest()] if fp8 is not None else [])])
 
     def _prepare(self, parameters: EncoderParameters) -> None:
         self._product = Products(self.dtype, self.device)

@@ -5,6 +5,7 @@ scale places values inside its range, 2^-9 to 448, and does not change how finel
 So scales are powers of two, which makes v · s and a weight over s exact in 16 bits too.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -84,6 +85,16 @@ class Fp8Plan:
         if linear == "attn.proj":
             return self.attended_scale[block]
         return self.residual_scale[block, LINEARS.index(linear) // 2]
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that other linears, scales or rounded weights change."""
+        digest = hashlib.sha256(repr(in_order(self.linears)).encode())
+        for name, tensor in sorted(self.to_tensors().items()):
+            stored = tensor.contiguous().view(torch.uint8)
+            if tensor.dtype == E4M3:  # hundreds of megabytes: in words, which is quick
+                stored = stored.view(torch.int64).sum(dim=0)
+            digest.update(name.encode() + stored.cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def not_packed(self, tensors: Mapping[str, _Value]) -> dict[str, _Value]:
         """An encoder's tensors without the weights that are packed here."""
