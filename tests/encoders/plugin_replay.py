@@ -136,7 +136,11 @@ def _matrix(piece: Any, at: Any) -> Value:
 
 
 def _linear(arguments: Any, settings: dict[str, int], at: Any) -> None:
-    ((a, weight, out, out_tail, residual, residual_tail, bias, statistics, *numbers),) = arguments
+    ((a, weight, out, out_tail, residual, residual_tail, *pointers_and_numbers),) = arguments
+    bias, weight_scale, statistics, quantised, quantised_scale, *numbers = pointers_and_numbers
+    # (of what is not e4m3 there are no scales; something stands in their places)
+    assert weight_scale == quantised_scale == bias and quantised == out[0]
+    assert not settings["FP8_OPERANDS"] and not settings["FP8_OUTPUT"]
     residual_rows, rows, columns, inner, _, _, _ = map(_number, numbers[:7])
     assert out[:3] == out_tail[:3] and residual[:3] == residual_tail[:3]
     epilogue = settings["EPILOGUE"]
