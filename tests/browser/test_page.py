@@ -79,6 +79,39 @@ def test_boxes_and_negative_points_are_the_predictors(page: Page, predictor: Sam
     assert iou(downloaded_masks(page)[0], masks[0]) > 0.98
 
 
+# A first worker that never says that it has started, and no patience.
+HANGING = """
+const { setTimeout } = window;
+window.setTimeout = (f, ms, ...rest) => setTimeout(f, ms === 20_000 ? 200 : ms, ...rest);
+let count = 0;
+window.asked = [];
+window.Worker = class extends Worker {
+  #isFirst = count++ === 0;
+  set onmessage(f) {
+    super.onmessage = (event) => this.#isFirst && "result" in event.data || f(event);
+  }
+  postMessage(message, transfer) {
+    if (message.method === "start") window.asked.push(message.argument.maxThreads);
+    super.postMessage(message, transfer);
+  }
+};
+"""
+
+
+def test_a_decoder_whose_threads_hang_starts_with_one(page: Page, url: str, file: Path) -> None:
+    """As those of Firefox's workers in workers do, now and then."""
+    source = {"source": HANGING}
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
+    try:
+        page.start_afresh(url)
+        page.open(file)
+        page.click(100, 80)
+        assert page.count == 1
+        assert page.script("return window.asked") == [4, 1]
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_added_points_refine_the_selected_mask(page: Page, predictor: SamPredictor) -> None:
     page.click(100, 80)
     _, logits = best_of(predictor.predict(np.array([[100, 80]]), np.array([1])))

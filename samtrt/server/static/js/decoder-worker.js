@@ -6,7 +6,6 @@
 import * as ort from "../vendor/ort.wasm.min.mjs";
 import { runsFromLogits } from "./runs.js";
 
-const MAX_THREADS = 4;
 const TICK = 150; // milliseconds between two tellings of how much is loaded
 const OPTIONS = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
 let preparation = null;
@@ -16,12 +15,13 @@ let picture = null;
 const handlers = {
   /**
    * @param graphs [{url, bytes}, {url, bytes}]: what prepares, what decodes.
-   * @returns how many threads compute.
+   * @param maxThreads at most so many threads compute.
+   * @returns how many do.
    */
-  async start({ graphs, headers }) {
+  async start({ graphs, headers, maxThreads }) {
     ort.env.wasm.wasmPaths = new URL("../vendor/", import.meta.url).href;
     ort.env.wasm.numThreads = self.crossOriginIsolated
-      ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1)
+      ? Math.min(maxThreads, navigator.hardwareConcurrency || 1)
       : 1;
     const total = graphs.reduce((sum, { bytes }) => sum + bytes, 0);
     let loaded = 0;

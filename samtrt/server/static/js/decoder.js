@@ -2,8 +2,12 @@
 
 import { authorization } from "./api.js";
 
+const MAX_THREADS = 4;
+const PATIENCE = 20_000; // milliseconds without a word, after which a worker is taken to hang
+
 export class Decoder {
-  #worker = new Worker(new URL("decoder-worker.js", import.meta.url), { type: "module" });
+  #worker;
+  #heard = () => {};
   #waiting = new Map();
   #lastId = 0;
 
@@ -17,7 +21,47 @@ export class Decoder {
   onLoaded = () => {};
 
   constructor() {
-    this.#worker.onmessage = ({ data: { id, result, error, loaded, total } }) => {
+    const { content } = document.querySelector("meta[name=mask-decoder]");
+    const found = content.split(" "); // address, bytes, address, bytes
+    const graphs = [0, 2].map((at) => ({
+      url: new URL(found[at], document.baseURI).href,
+      bytes: Number(found[at + 1]),
+    }));
+    this.ready = this.#start(graphs).then((threads) => (this.threads = threads));
+    this.ready.catch(() => {}); // whoever awaits it says so
+  }
+
+  /** In Firefox a worker, or the runtime's threads in it, now and then never answer. So one that says
+   * nothing for long is ended, and another one begins, of one thread; the last has all the time. */
+  async #start(graphs) {
+    for (const maxThreads of [MAX_THREADS, 1]) {
+      let timer;
+      const hangs = new Promise((resolve) => {
+        this.#heard = () => {
+          clearTimeout(timer);
+          timer = setTimeout(resolve, PATIENCE);
+        };
+      });
+      this.#heard();
+      try {
+        const threads = await Promise.race([this.#launch(graphs, maxThreads), hangs]);
+        if (threads !== undefined) return threads;
+      } finally {
+        clearTimeout(timer);
+        this.#heard = () => {};
+      }
+      this.#worker.terminate();
+      this.#waiting.clear();
+    }
+    return this.#launch(graphs, 1);
+  }
+
+  #launch(graphs, maxThreads) {
+    const worker = new Worker(new URL("decoder-worker.js", import.meta.url), { type: "module" });
+    this.#worker = worker;
+    worker.onmessage = ({ data: { id, result, error, loaded, total } }) => {
+      if (worker !== this.#worker) return; // said before it was ended
+      this.#heard();
       if (loaded !== undefined) {
         Object.assign(this, { loaded, total });
         this.onLoaded(loaded, total);
@@ -28,20 +72,13 @@ export class Decoder {
       if (error === undefined) resolve(result);
       else reject(new Error(error));
     };
-    this.#worker.onerror = (event) => {
+    worker.onerror = (event) => {
       event.preventDefault();
       const error = new Error(event.message || "the worker did not start");
       this.#waiting.forEach(({ reject }) => reject(error));
       this.#waiting.clear();
     };
-    const { content } = document.querySelector("meta[name=mask-decoder]");
-    const found = content.split(" "); // address, bytes, address, bytes
-    const graphs = [0, 2].map((at) => ({
-      url: new URL(found[at], document.baseURI).href,
-      bytes: Number(found[at + 1]),
-    }));
-    this.ready = this.#call("start", { graphs, headers: authorization() }).then((threads) => (this.threads = threads));
-    this.ready.catch(() => {}); // whoever awaits it says so
+    return this.#call("start", { graphs, maxThreads, headers: authorization() });
   }
 
   /** Sets the picture that prompts are about; takes the embedding's buffer over. */
