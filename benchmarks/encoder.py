@@ -342,7 +342,7 @@ def show(row: Row) -> None:
     ratio = row["relative_l2"] / row["meta_relative_l2"]
     print(
         f"{head}: ms {', '.join(times)}; relative L2 {row['relative_l2']:.2e} "
-        f"({ratio:.2f} x Meta's)",
+        f"({ratio:.2f} x {'the reference' if row['precision'] == 'fp8' else 'Meta'}'s)",
         flush=True,
     )
     load = row["timings"]["sustained"]

@@ -16,6 +16,8 @@ from triton_kernels import DEVICE
 from samtrt.errors import EngineError
 from samtrt.kernels.device import multiprocessors
 from samtrt.kernels.hopper.linear import (
+    GELU,
+    GELU_HALVES,
     MIDDLE,
     NARROW,
     NORMALISED,
@@ -96,6 +98,28 @@ def test_gelu_is_the_erf_form() -> None:
     t = (x * x).clamp(max=limit)
     ours = x / (1 + torch.exp2(((a * t + b) * t + c) * x))
     assert float((ours - F.gelu(x)).abs().max()) < 2.6e-5
+
+
+def test_gelu_in_halves_is_gelu_to_fp16() -> None:
+    """The formula of gelu_e4m3, each step rounded to fp16 and tanh off by another 2⁻¹¹."""
+    constants = {
+        name: torch.tensor(value & 0xFFFF, dtype=torch.int32).to(torch.int16).view(torch.float16)
+        for name, value in GELU_HALVES.items()
+    }
+    limit, a, b, c = (constants[f"{name}_HALVES"].double() for name in GELU)
+    exact = torch.linspace(-200, 200, 800_001, dtype=torch.float64)
+    x = exact.half().clamp(min=-32).double()
+
+    def half(values: torch.Tensor) -> torch.Tensor:
+        return values.half().double()
+
+    t = half(x * x).clamp(max=limit)
+    argument = half(half(half(a * t + b) * t + c) * x)
+    for off in (-(2.0**-11), 2.0**-11):
+        tanh = half(argument.tanh() + off)
+        ours = half(half(x * 0.5) * tanh + half(x * 0.5))
+        error = (ours - F.gelu(exact)).abs() / (1 + exact.abs())
+        assert float(error.max()) < 1.5e-3  # e4m3 keeps 1/16 of a value
 
 
 def test_tiles_leave_no_multiprocessor_waiting() -> None:

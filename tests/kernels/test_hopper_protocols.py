@@ -21,7 +21,7 @@ SOURCES = {
     "primitives.cuh": "1d369beca6923649",
     "linear.cu": "f97a971d50d00dd6",
     "linear_tile.cuh": "0acf37c062df2f6c",
-    "linear_epilogue.cuh": "8df707de60b0bb0b",
+    "linear_epilogue.cuh": "4e94a35e4fa9bfcc",
     "window_attention.cu": "de823c71c565256b",
     "window_memory.cuh": "83b8214e60c9d500",
     "window_tile.cuh": "907418359715ab92",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrt.checkpoints.shapes import READOUT_LAYER, STRIDED_LAYERS
+from samtrt.checkpoints.config import READOUT_LAYER, STRIDED_LAYERS
 from samtrt.encoders.cuda.packing import EncoderParameters
 
 # By block, where its output goes: [B, C, h, w] fp32, of any strides.

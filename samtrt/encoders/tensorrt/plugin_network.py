@@ -70,12 +70,8 @@ def use_plugins(
     for index, block in enumerate(model.blocks):
         block.__class__ = _AttentionBlock
         block.attended = layers.attention(  # type: ignore[assignment]
-            index, rel_pos_tables(parameters, index), parameters.matrix(_bias_name(index))
+            index, rel_pos_tables(parameters, index), parameters.padding(index)
         )
-
-
-def _bias_name(index: int) -> str:
-    return f"blocks.{index}.attn.qkv.bias"
 
 
 def _processors() -> int:

@@ -33,10 +33,11 @@ GELU = {
 }
 
 
-# The same for the form by tanh, q · -ln2 / 2, in both halves of a register.
+# The same for the form by tanh, where q is times -ln2 / 2: fp16 in both halves of a register.
 GELU_HALVES = {
-    f"{name}_HALVES": 0x10001 * int(np.float16(-GELU[name] * np.log(2) / 2).view(np.uint16))
-    for name in ("GELU_2", "GELU_1", "GELU_0")
+    f"{name}_HALVES": 0x10001 * int(np.float16(value * factor).view(np.uint16))
+    for name, value in GELU.items()
+    for factor in (1.0 if name == "GELU_LIMIT" else -np.log(2) / 2,)
 }
 
 

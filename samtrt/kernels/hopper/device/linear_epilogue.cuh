@@ -24,9 +24,9 @@ __device__ inline u32 gelu_e4m3(float low, float high, u32 half_scale) {
     u16 packed;
     asm("{ .reg .b32 x, t, q, least, limit, c;\n"
         "  cvt.rn.f16x2.f32 x, %2, %1;\n"
-        "  mov.b32 least, 0xd000d000;  max.f16x2 x, x, least;\n"      // -32
+        "  mov.b32 least, 0xd000d000;  max.f16x2 x, x, least;\n"  // -32
         "  mul.f16x2 t, x, x;\n"
-        "  mov.b32 limit, 0x4e404e40;  min.f16x2 t, t, limit;\n"      // GELU_LIMIT
+        "  mov.b32 limit, %7;  min.f16x2 t, t, limit;\n"
         "  mov.b32 q, %4;  mov.b32 c, %5;  fma.rn.f16x2 q, q, t, c;\n"
         "  mov.b32 c, %6;  fma.rn.f16x2 q, q, t, c;\n"
         "  mul.f16x2 q, q, x;\n"
@@ -36,7 +36,7 @@ __device__ inline u32 gelu_e4m3(float low, float high, u32 half_scale) {
         "  cvt.rn.satfinite.e4m3x2.f16x2 %0, x; }"
         : "=h"(packed)
         : "f"(low), "f"(high), "r"(half_scale), "n"(GELU_2_HALVES), "n"(GELU_1_HALVES),
-          "n"(GELU_0_HALVES));
+          "n"(GELU_0_HALVES), "n"(GELU_LIMIT_HALVES));
     return packed;
 }
 
