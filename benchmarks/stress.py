@@ -321,8 +321,9 @@ def sanitize(tool: str, section: str, seconds: float, seed: int) -> dict[str, An
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, env=variables
         )
-    except subprocess.TimeoutExpired:
-        return row | {"failure": f"not ended after {seconds:.0f} s"}
+    except subprocess.TimeoutExpired as error:
+        so_far = ((error.stdout or b"") + (error.stderr or b"")).decode(errors="replace")
+        return row | read_sanitizer(so_far) | {"failure": f"not ended after {seconds:.0f} s"}
     except OSError as error:
         return row | {"failure": f"{type(error).__name__}: {error}"[-200:]}
     return row | read_sanitizer(done.stdout + done.stderr)
@@ -334,12 +335,9 @@ def read_sanitizer(text: str) -> dict[str, Any]:
     Returns:
         errors: reports of our kernels; explained: of those in ``BLIND``, by their reason; others:
         of libraries' kernels; places: reports by file and function; and what the program itself
-        counted. Or failure.
+        counted, or its failure.
     """
     counted = re.findall(r"^COUNTS (\{.*\})$", text, re.MULTILINE)
-    if "SUMMARY" not in text or not counted:
-        last = [each for each in text.splitlines() if each.strip()][-1:]
-        return {"failure": f"the program did not end: {' '.join(last)[:200]}"}
     places: Counter[str] = Counter()
     explained: Counter[str] = Counter()
     errors = others = 0
@@ -362,15 +360,21 @@ def read_sanitizer(text: str) -> dict[str, Any]:
             errors += 1
         else:
             others += 1
-    entry = json.loads(counted[-1])
-    return {
-        "calls": sum(count["calls"] for count in entry.values()),
-        "differing": sum(count["differing"] for count in entry.values()),
-        "failures": [text for count in entry.values() for text in count["failures"]],
+    row: dict[str, Any] = {
         "errors": errors,
         "explained": dict(explained),
         "others": others,
         "places": dict(places.most_common(20)),
+    }
+    if "SUMMARY" not in text or not counted:
+        own = [each for each in text.splitlines() if each.strip() and each[0] != "="]
+        last = " ".join((own or text.splitlines())[-1:])
+        return row | {"failure": f"the program did not end: {last[:200]}"}
+    entry = json.loads(counted[-1])
+    return row | {
+        "calls": sum(count["calls"] for count in entry.values()),
+        "differing": sum(count["differing"] for count in entry.values()),
+        "failures": [text for count in entry.values() for text in count["failures"]],
     }
 
 
@@ -431,8 +435,8 @@ def table(record: dict[str, Any]) -> str:
 
 def is_clean(record: dict[str, Any]) -> bool:
     """Whether nothing differed, failed, or was told by a sanitizer of our kernels."""
-    runs = [*record["rows"], *(row for row in record["sanitizer"] if "failure" not in row)]
-    return not any(row["differing"] or row["failures"] or row.get("errors") for row in runs)
+    kinds = ("differing", "failures", "errors")
+    return not any(row.get(kind) for row in record["rows"] + record["sanitizer"] for kind in kinds)
 
 
 def main() -> None:

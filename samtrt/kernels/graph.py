@@ -8,6 +8,7 @@ and torch's rules for any recording. So there is one at a time in a process, wit
 where it was voided the work is queued by hand.
 """
 
+import ctypes
 import gc
 import logging
 import threading
@@ -17,7 +18,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from samtrt.errors import EngineError
+
 ATTEMPTS = 3  # in a row
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: it does not wait for the default stream
 _Result = TypeVar("_Result")
 _one_at_a_time = threading.Lock()
 # torch's allocators go on asking a voided graph whether an allocation is its own.
@@ -94,9 +98,15 @@ def _recording(
 def _stream(device: int) -> torch.cuda.Stream:
     """Of the current device, for all its recordings: torch keeps cuBLAS's memory for each stream.
 
-    (The one that ``torch.cuda.graph`` keeps is on the first GPU that recorded.)
+    Nobody else has it. Torch's own come from a pool of 32 a GPU, whose streams it hands out again
+    and again: what another thread queues on one would become part of the recording.
     """
-    return torch.cuda.Stream()
+    torch.cuda.current_stream().synchronize()  # makes torch's context the current one
+    made = ctypes.c_void_p()
+    status = ctypes.CDLL("libcuda.so.1").cuStreamCreate(ctypes.byref(made), _NON_BLOCKING)
+    if status != 0:
+        raise EngineError(f"CUDA: cuStreamCreate failed: error {status}")
+    return torch.cuda.ExternalStream(made.value, device)
 
 
 def _record(run: Callable[[], _Result], pool: Any | None) -> tuple[torch.cuda.CUDAGraph, _Result]:

@@ -205,10 +205,14 @@ def test_a_sanitizers_words_are_read() -> None:
     record = {"rows": [], "sanitizer": [{"tool": "memcheck", "section": "kernels"} | row]}
     assert not stress.is_clean(record)
     assert "2 errors of ours" in stress.table(record)
-    failed = stress.read_sanitizer("Device not supported\n")
-    assert failed == {"failure": "the program did not end: Device not supported"}
+    failed = stress.read_sanitizer(
+        "\n".join(SANITIZED.splitlines()[2:5]) + "\nDevice not supported\n"
+    )
+    assert failed["failure"] == "the program did not end: Device not supported"
+    assert failed["errors"] == 1 and failed["places"] == {"linear.cu send": 1}
     record["sanitizer"] = [{"tool": "memcheck", "section": "kernels"} | failed]
     assert "Device not supported" in stress.table(record)
+    assert not stress.is_clean(record)
 
 
 def test_references_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -154,3 +155,37 @@ def test_nothing_keeps_the_work_alive(voided: int, monkeypatch: pytest.MonkeyPat
         assert seen() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_no_other_stream_is_the_recorded_one() -> None:
+    """Whoever takes streams from torch meanwhile, more than its pool has, has them for himself."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    own, others = torch.zeros(1, device=device), torch.zeros(80, 1, device=device)
+    torch.cuda.synchronize()
+    runs = 0
+
+    def elsewhere() -> None:
+        with torch.cuda.device(device):
+            for other in others:
+                stream = torch.cuda.Stream()
+                with torch.cuda.stream(stream):
+                    other.add_(1)
+                stream.synchronize()
+
+    def run() -> None:
+        nonlocal runs
+        runs += 1
+        own.add_(1)
+        if runs == 2:  # is recorded
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(elsewhere).result()
+
+    work: GraphedWork[None] = GraphedWork(device)
+    for _ in range(3):
+        work(run)
+    assert work.is_recorded and runs == 2
+    torch.cuda.synchronize()
+    assert own.item() == 1 + 3
+    assert torch.equal(others, torch.ones_like(others))
