@@ -9,23 +9,6 @@
 
 #include "resident.h"
 
-namespace {
-
-std::string sizes_of(const samtrt::Launch& launch) {
-    std::string sizes;
-    for (const auto& pieces : launch.arguments) {
-        size_t size = 0;
-        for (const auto& piece : pieces)
-            size += piece.kind == samtrt::Piece::BYTES     ? piece.bytes.size()
-                    : piece.kind == samtrt::Piece::ADDRESS ? 8
-                                                           : 128;
-        sizes += std::to_string(size) + " ";
-    }
-    return sizes;
-}
-
-}  // namespace
-
 int main(int count, char** arguments) {
     try {
         std::ifstream file(arguments[1], std::ios::binary);
@@ -44,9 +27,7 @@ int main(int count, char** arguments) {
                 places[kind].push_back(reinterpret_cast<void*>(std::strtoull(arguments[i], nullptr, 0)));
         }
         samtrt::Resident resident(layer);
-        if (size_t(batch) <= layer->launches.size())
-            setenv("ARGUMENT_SIZES", sizes_of(layer->launches[batch - 1]).c_str(), 1);
-        std::cout << "workspace " << layer->workspace_bytes << std::endl;
+        std::cout << "workspace " << layer->workspace_bytes << std::endl << "ready" << std::endl;
         resident.launch(batch, places[0].data(), places[1].data(), places[2][0], nullptr);
     } catch (const std::exception& error) {
         std::cout << "error: " << error.what() << std::endl;

@@ -1,14 +1,17 @@
 """The plugin's C++ launches what the kernels' Python launches: arguments byte by byte.
 
-The driver is a stand-in, whose descriptors are the arguments that they are made of; TensorRT is
-none, and none of its headers.
+The driver is a stand-in, whose descriptors are the arguments that they are made of. There is no
+TensorRT. With its headers (``SAMTRT_TENSORRT_INCLUDE=FOLDER[:FOLDER…]``, a folder a version) the
+library is built as a user builds it and driven as that version would drive it.
 """
 
 import hashlib
 import itertools
+import os
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ from samtrt.encoders.cuda.hopper_block import pack_block
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.tensorrt import plugin_library
 from samtrt.encoders.tensorrt.launches import PluginLayer
+from samtrt.encoders.tensorrt.plugin_library import build_library
 from samtrt.encoders.tensorrt.plugin_network import PROCESSORS, _Layers
 from samtrt.kernels.hopper import launch as launching
 from samtrt.kernels.hopper.compiler import Program, bindings
@@ -170,20 +174,45 @@ LAUNCHES: dict[str, tuple[Callable[[], PluginLayer], Callable[[int, list[int]], 
 # --------------------------------------------------------------- what C++ launches
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@dataclass(frozen=True)
+class Harness:
+    """What runs a layer: its command, its folder, and whether it is by TensorRT's headers."""
+
+    command: tuple[Path, ...]
+    folder: Path
+    by_tensorrt: bool = False
+
+
+def header_folders() -> list[Path]:
+    """TensorRT's headers, of one version or of several: ``$SAMTRT_TENSORRT_INCLUDE``."""
+    return [Path(each) for each in os.environ.get("SAMTRT_TENSORRT_INCLUDE", "").split(":") if each]
+
+
+@pytest.fixture(scope="module", params=[None, *(header_folders() or ["TensorRT's headers"])])
+def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """The core by itself; or the library, driven as that version of TensorRT would."""
     folders = [f for f in plugin_library._cuda_folders() if (f / "cuda.h").is_file()]
     if not folders:
         pytest.skip("there is no cuda.h here")
+    if isinstance(request.param, str):
+        pytest.skip("$SAMTRT_TENSORRT_INCLUDE names no folder of TensorRT's headers")
     target = tmp_path_factory.mktemp("plugins")
     compiler = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-isystem", str(folders[0])]
+    compiler += ["-Wno-deprecated-declarations"]
     stub = ["-shared", "-fPIC", str(HERE / "stub_driver.cpp"), "-o", str(target / "libcuda.so.1")]
     subprocess.run([*compiler, *stub], check=True)
-    sources = [path for path in plugin_library.SOURCES.glob("*.cpp") if path.stem != "plugin"]
-    program = ["-I", str(plugin_library.SOURCES), str(HERE / "plugin_harness.cpp")]
-    program += [*map(str, sources), "-ldl", "-o", str(target / "harness")]
-    subprocess.run([*compiler, *program], check=True)
-    return target / "harness"
+    core = [path for path in plugin_library.SOURCES.glob("*.cpp") if "plugin" not in path.stem]
+    program = ["-I", str(plugin_library.SOURCES), "-o", str(target / "harness")]
+    if request.param is None:
+        sources = [HERE / "plugin_harness.cpp", *core]
+        subprocess.run([*compiler, *program, *map(str, sources), "-ldl"], check=True)
+        return Harness((target / "harness",), target)
+    library = target / "library.so"
+    build_library(library, request.param, folders[0])
+    sources = [HERE / "plugin_tensorrt_harness.cpp", *core]
+    program += ["-isystem", str(request.param)]
+    subprocess.run([*compiler, *program, *map(str, sources), "-ldl"], check=True)
+    return Harness((target / "harness", library), target, by_tensorrt=True)
 
 
 def serialised(layer: PluginLayer) -> bytes:
@@ -195,17 +224,26 @@ def serialised(layer: PluginLayer) -> bytes:
     )
 
 
-def launched(harness: Path, content: bytes, batch: int) -> list[list[str]]:
-    """The lines that the stand-in printed, in words."""
-    file = harness.parent / "layer"
+def launched(
+    harness: Harness, content: bytes, batch: int, sizes: Sequence[int] = ()
+) -> list[list[str]]:
+    """The lines that the stand-in printed, in words.
+
+    Args:
+        sizes: of the launch's arguments, in bytes.
+    """
+    file = harness.folder / "layer"
     file.write_bytes(content)
     places = [*map(str, INPUTS), "/", *map(str, OUTPUTS), "/", str(WORKSPACE)]
     result = subprocess.run(
-        [harness, file, str(batch), *places],
+        [*harness.command, file, str(batch), *places],
         capture_output=True,
         text=True,
         check=False,
-        env={"LD_LIBRARY_PATH": str(harness.parent)},
+        env={
+            "LD_LIBRARY_PATH": str(harness.folder),
+            "ARGUMENT_SIZES": " ".join(map(str, sizes)),
+        },
     )
     assert (result.returncode, result.stderr) in ((0, ""), (1, ""))
     return [line.split(" ") for line in result.stdout.splitlines()]
@@ -213,10 +251,12 @@ def launched(harness: Path, content: bytes, batch: int) -> list[list[str]]:
 
 @pytest.mark.parametrize("batch", [1, MOST])
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_the_same_is_launched(harness: Path, name: str, batch: int) -> None:
+def test_the_same_is_launched(harness: Harness, name: str, batch: int) -> None:
     make, expected = LAUNCHES[name]
     layer = make()
-    lines = launched(harness, serialised(layer), batch)
+    nowhere = [0] * (1 + MOST + len(layer.constants))
+    sizes = [len(launching._content(each)) for each in expected(batch, nowhere).arguments]
+    lines = launched(harness, serialised(layer), batch, sizes)
     copies = [(int(line[1], 16), bytes.fromhex(line[2])) for line in lines if line[0] == "copy"]
     assert [content for _, content in copies] == [
         each.contiguous().view(torch.uint8).numpy().tobytes() for each in layer.constants
@@ -234,12 +274,17 @@ def test_the_same_is_launched(harness: Path, name: str, batch: int) -> None:
     assert numbers == [*map(str, sizes), "6:1", code[:16].hex()]
     arguments = [line[1] for line in lines if line[0] == "argument"]
     assert arguments == [launching._content(each).hex() for each in work.arguments]
+    # Nothing is left to load when a stream may be recorded into a graph.
+    kinds = [line[0] for line in lines]
+    ready = kinds.index("ready")
+    assert {"copy", "function", "attribute"} <= set(kinds[:ready])
+    assert kinds[ready + 1] == "launch"
     # What was loaded and allocated goes again.
     assert [line[0] for line in lines].count("unload") == len(layer.codes)
     assert ["free", f"{copies[0][0]:x}"] in lines
 
 
-def test_statistics_that_nobody_reads_are_workspace(harness: Path) -> None:
+def test_statistics_that_nobody_reads_are_workspace(harness: Harness) -> None:
     layer = LAUNCHES["lin2"][0]()
     assert len(layer.outputs) == 1
     lines = launched(harness, serialised(layer), 1)
@@ -256,17 +301,19 @@ def test_statistics_that_nobody_reads_are_workspace(harness: Path) -> None:
         (lambda content: content[:12] + b"\x07" + content[13:], "of version 7, expected 1"),
     ],
 )
-def test_damaged_layers_are_refused(harness: Path, change: Any, message: str) -> None:
+def test_damaged_layers_are_refused(harness: Harness, change: Any, message: str) -> None:
+    if harness.by_tensorrt and message in ("cut short", "longer than it says"):
+        pytest.skip("the file is TensorRT's own")
     lines = launched(harness, change(serialised(LAUNCHES["qkv"][0]())), 1)
     assert lines[-1][0] == "error:" and message in " ".join(lines[-1])
 
 
-def test_other_batches_are_refused(harness: Path) -> None:
+def test_other_batches_are_refused(harness: Harness) -> None:
     lines = launched(harness, serialised(LAUNCHES["qkv"][0]()), MOST + 1)
     assert ["error:", *f"a batch of {MOST + 1}, expected 1 to {MOST}".split(" ")] in lines
 
 
-def test_digests_are_sha256(harness: Path) -> None:
+def test_digests_are_sha256(harness: Harness) -> None:
     """Of one block, of two, and of more."""
     layer = LAUNCHES["qkv"][0]()
     for length in (16, 55, 56, 63, 64, 65, 119, 120, 1000):

@@ -35,17 +35,25 @@ def library(folder: Path, sha256: str, major: int = 8) -> Path:
 
 
 class Registry:
-    """Knows the plugin once a library was loaded, if that has it."""
+    """Knows the plugin once a library was loaded, if that has it.
 
-    def __init__(self, has_plugin: bool = True) -> None:
+    Args:
+        listed: what has the plugins of the version's own kind: ``all_creators`` since TensorRT 10.
+    """
+
+    def __init__(self, has_plugin: bool = True, listed: str = "plugin_creator_list") -> None:
         self.loaded: list[str] = []
-        self.has_plugin = has_plugin
+        self.has_plugin, self.listed = has_plugin, listed
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("plugin_creator_list", "all_creators"):
+            return self._creators() if name == self.listed else []
+        raise AttributeError(name)
 
     def load_library(self, path: str) -> None:
         self.loaded.append(path)
 
-    @property
-    def plugin_creator_list(self) -> list[Any]:
+    def _creators(self) -> list[Any]:
         """TensorRT writes an error to its log where a plugin is asked for that is not in it."""
         there = [("Scatter", "1", ""), ("SamtrtKernel", "2", ""), ("SamtrtKernel", "1", "theirs")]
         there += [("SamtrtKernel", "1", "")] if self.loaded and self.has_plugin else []
@@ -55,27 +63,40 @@ class Registry:
         ]
 
 
-def tensorrt(registry: Registry) -> Any:
+def tensorrt(registry: Registry, version: str = "8.6.0", name: str = "tensorrt") -> Any:
+    definition = SimpleNamespace(add_plugin_v2=None)
+    if not version.startswith("8"):
+        definition.add_plugin_v3 = None
     return SimpleNamespace(
-        __name__="tensorrt", __version__="8.6.0", get_plugin_registry=lambda: registry
+        __name__=name,
+        __version__=version,
+        get_plugin_registry=lambda: registry,
+        INetworkDefinition=definition,
     )
 
 
-def test_it_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry, ours = Registry(), sources_sha256()
-    path = library(tmp_path, ours)
+@pytest.mark.parametrize(
+    ("version", "listed"),
+    [("8.6.0", "plugin_creator_list"), ("10.0.1", "all_creators"), ("11.4.0", "all_creators")],
+)
+def test_it_is_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, listed: str
+) -> None:
+    registry, ours = Registry(listed=listed), sources_sha256()
+    path = library(tmp_path, ours, int(version.split(".")[0]))
     monkeypatch.setenv(VARIABLE, str(path))
-    assert load_library(tensorrt(registry)) == load_library(tensorrt(registry), ours) == ours
+    trt = tensorrt(registry, version)
+    assert load_library(trt) == load_library(trt, ours) == ours
     assert registry.loaded == [str(path)]
 
 
 def test_what_is_no_library_of_ours_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(path: Path, match: str, registry: Registry | None = None, **needs: str) -> None:
+    def refused(path: Path, match: str, trt: Any = None, **needs: str) -> None:
         monkeypatch.setenv(VARIABLE, str(path))
         with pytest.raises(EngineError, match=match) as error:
-            load_library(tensorrt(registry or Registry()), **needs)
+            load_library(trt or tensorrt(Registry()), **needs)
         assert "\n" not in str(error.value)
 
     ours = sources_sha256()
@@ -84,7 +105,9 @@ def test_what_is_no_library_of_ours_is_refused(
     text.write_text("no library")
     refused(text, "cannot be loaded")
     refused(library(tmp_path, ours, 10), "compiled for TensorRT 10, and tensorrt 8.6.0 is inst")
-    refused(library(tmp_path, ours), "does not load the plugin library", Registry(False))
+    refused(library(tmp_path, ours), "does not load the plugin library", tensorrt(Registry(False)))
+    rtx = tensorrt(Registry(), "1.7.1.116", "tensorrt_rtx")
+    refused(library(tmp_path, ours, 1), "tensorrt_rtx .* takes no plugins from Python", trt=rtx)
     refused(library(tmp_path, "0" * 64), "other sources than this version's")
     refused(library(tmp_path, "1" * 64), "than those that the engine was built with", sha256=ours)
 

@@ -387,17 +387,25 @@ def _plugin(network: Network, layer: Layer, inputs: list, weights: Mapping) -> A
             "the network has plugins, and their library is not loaded; `samtrt build-plugins` "
             "compiles it, --plugin-library names it"
         )
-    creator = trt.get_plugin_registry().get_plugin_creator(*PLUGIN)
     fields = []
     for index, name in enumerate(layer["fields"]):
         content = np.ascontiguousarray(weights[name].content).view(np.int8)
         network.keep(content)
         fields.append(trt.PluginField(str(index), content, trt.PluginFieldType.INT8))
-    plugin = creator.create_plugin(layer["name"], trt.PluginFieldCollection(fields))
+    registry, collection = trt.get_plugin_registry(), trt.PluginFieldCollection(fields)
+    if _has_plugins_v3(trt):
+        creator = registry.get_creator(*PLUGIN)
+        plugin = creator.create_plugin(layer["name"], collection, trt.TensorRTPhase.BUILD)
+    else:
+        plugin = registry.get_plugin_creator(*PLUGIN).create_plugin(layer["name"], collection)
     if plugin is None:
         raise NetworkError(f"the plugin refuses {layer['name']}; its message is above")
     network.keep(plugin)
-    made = network.add(layer["name"], network.definition.add_plugin_v2(inputs, plugin))
+    if _has_plugins_v3(trt):
+        made = network.definition.add_plugin_v3(inputs, [], plugin)
+    else:
+        made = network.definition.add_plugin_v2(inputs, plugin)
+    made = network.add(layer["name"], made)
     return [made.get_output(index) for index in range(made.num_outputs)]
 
 
@@ -438,6 +446,11 @@ def load_plugins(trt: Any, library: Path) -> str:
     Raises:
         NetworkError: it is not there, cannot be loaded, or is none for this version.
     """
+    if trt.__name__ != "tensorrt":
+        raise NetworkError(
+            f"{_title(trt)} takes no plugins from Python; install tensorrt, or choose "
+            "--plugins none"
+        )
     if not library.is_file():
         raise NetworkError(
             f"the plugin library {library} does not exist; `samtrt build-plugins` compiles it"
@@ -460,10 +473,16 @@ def load_plugins(trt: Any, library: Path) -> str:
     return str(digest().decode())
 
 
+def _has_plugins_v3(trt: Any) -> bool:
+    """Whether plugins are of the kind that TensorRT has since 10 (plugins/plugin_v3.cpp)."""
+    return hasattr(trt.INetworkDefinition, "add_plugin_v3")
+
+
 def _has_plugin(trt: Any) -> bool:
     """Whether TensorRT knows the plugin; by the list, since to ask for one that is not there is an
     error in TensorRT's log."""
-    creators = getattr(trt.get_plugin_registry(), "plugin_creator_list", ())
+    listed = "all_creators" if _has_plugins_v3(trt) else "plugin_creator_list"
+    creators = getattr(trt.get_plugin_registry(), listed, ())
     return PLUGIN in [(each.name, each.plugin_version, each.plugin_namespace) for each in creators]
 
 

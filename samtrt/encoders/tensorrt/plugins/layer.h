@@ -77,6 +77,12 @@ class Layer {
     std::vector<Launch> launches;  // of batch 1, 2, …
     size_t workspace_bytes = 0;    // of a launch, at most
 
+    // Of an input, or of an output, which are counted after them.
+    Output::Type type(size_t tensor) const {
+        return tensor < inputs.size() ? inputs[tensor] : outputs[tensor - inputs.size()].type;
+    }
+
+    const std::vector<Bytes>& fields() const { return fields_; }
     size_t constant_count() const { return fields_.size() - 1 - codes.size(); }
     const Bytes& constant(size_t index) const { return fields_[1 + codes.size() + index]; }
 
