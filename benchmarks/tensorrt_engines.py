@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.encoder import ModelBenchmark, command_line, free_memory, show
+from benchmarks.profile_encoder import charges, profiled, replays
 from benchmarks.record import ROOT, Row, new_run
 from benchmarks.timing import PROTOCOLS
 from samtrt.building.accuracy import error_statistics
@@ -127,7 +128,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def profile(arguments: argparse.Namespace) -> None:
-    """Of each engine the layers that take longest; in the record, all."""
+    """Of each engine the layers and kernels that take longest; in the record, all."""
     batch = arguments.max_batch_size
     engines = [folder for _, _, folder in _engines(arguments, arguments.models, [batch])]
     if not engines:
@@ -141,6 +142,9 @@ def profile(arguments: argparse.Namespace) -> None:
         for name, milliseconds in layers.most_common(30):
             print(f"  {milliseconds:8.3f} ms  {name[:150]}")
         entry = {"engine": folder.name, "run": run["id"], "layers": dict(layers.most_common())}
+        entry["kernels"] = _kernels(encoder, x)
+        for kernel in entry["kernels"][:20]:
+            print(f"  {kernel['ms']:8.3f} ms  {kernel['launches']:4d} × {kernel['kernel'][:140]}")
         record.setdefault("profiles", []).append(entry)
         _keep(arguments, record)
 
@@ -270,6 +274,20 @@ def _profile(encoder: Any, x: torch.Tensor) -> Counter[str]:
         encoder(x)
         torch.cuda.synchronize()
     return Counter({name: sorted(times)[len(times) // 2] for name, times in seen.items()})
+
+
+def _kernels(encoder: ImageEncoder, x: torch.Tensor) -> list[dict[str, Any]]:
+    """Of the median call the kernels, as torch's profiler sees them, the longest first."""
+    calls = sorted(replays(profiled(encoder, x)), key=lambda launches: sum(charges(launches)))
+    launches = calls[len(calls) // 2]
+    times: dict[str, list[float]] = {}
+    for launch, microseconds in zip(launches, charges(launches), strict=True):
+        times.setdefault(launch.kernel, []).append(microseconds / 1e3)
+    found: list[dict[str, Any]] = [
+        {"kernel": name, "launches": len(each), "ms": round(sum(each), 4)}
+        for name, each in times.items()
+    ]
+    return sorted(found, key=lambda kernel: -kernel["ms"])
 
 
 def _settings(arguments: argparse.Namespace) -> argparse.Namespace:

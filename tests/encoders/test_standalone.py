@@ -285,6 +285,27 @@ def test_8_6_is_told_the_type_of_every_layer_that_computes(trt):
     assert told > 50
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_convolutions_add_up_in_float32(trt, precision):
+    """As TensorRT infers it: fp16 and bf16 are exact in their inputs, and so are the weights."""
+    recording = record_network(CFG, PARAMETERS.encoder(), precision, "plain")
+    network = standalone.add_network(
+        trt, trt.Builder(shared_log(trt)), recording.description(), raw_weights(recording)
+    ).definition
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    found = [layer for layer in layers if layer.type == trt.LayerType.CONVOLUTION]
+    assert [layer.name for layer in found] == [
+        "patch_embed.proj/conv2d",
+        "neck.0/conv2d",
+        "neck.2/conv2d",
+    ]
+    for layer in found:
+        assert layer.get_input(0).dtype == layer.get_output(0).dtype == trt.DataType.FLOAT
+    stored = recording.weights["neck.2.weight"]
+    given = torch.from_numpy(PARAMETERS.encoder()["neck.2.weight"])
+    assert torch.equal(stored, given.to(DTYPES[precision]).float())
+
+
 @pytest.mark.parametrize(
     ("precision", "attention", "message"),
     [

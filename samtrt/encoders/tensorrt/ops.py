@@ -80,21 +80,24 @@ def matmul(x: Tensor, y: Tensor, transpose_y: bool) -> Tensor:
 def conv2d(
     x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int
 ) -> Tensor:
+    # In float32, whatever the network's type: a convolution in fp16 may add up in fp16, and there
+    # are two or three of them. With TF32 its operands are exact, and so are their products.
     out_channels, _, *kernel = weight.shape
     sides = [
         (side + 2 * padding - length) // stride + 1
         for side, length in zip(x.shape[2:], kernel, strict=True)
     ]
-    return _like(
-        x,
+    y = _like(
+        cast(x, torch.float32),
         "conv2d",
         (x.shape[0], out_channels, *sides),
-        weight=_recording().keep("weight", weight),
-        bias=None if bias is None else _recording().keep("bias", bias),
+        weight=_recording().keep("weight", weight.float()),
+        bias=None if bias is None else _recording().keep("bias", bias.float()),
         kernel=list(kernel),
         stride=stride,
         padding=padding,
     )
+    return cast(y, x.dtype)
 
 
 def layer_norm(
