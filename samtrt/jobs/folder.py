@@ -4,20 +4,21 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from samtrt.console import ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
 from samtrt.formats.names import DEFAULT_TOLERANCE, EMBEDDED, EXPORTS, FORMATS, PAINTED, RECORD
+from samtrt.jobs.alone import Alone
 from samtrt.jobs.progress import JobProgress
 from samtrt.jobs.prompts import Asked, PromptFile, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
@@ -29,11 +30,8 @@ from samtrt.jobs.segmenting import (
     Item,
     Outcome,
     Resumed,
-    Segmenter,
     Settings,
     attempt,
-    finish,
-    read,
 )
 from samtrt.jobs.sources import Sources, find_sources
 from samtrt.sam import Sam
@@ -41,7 +39,9 @@ from samtrt.sam import Sam
 _logger = logging.getLogger(__name__)
 # Reasons why nothing more can be written at all. Any other is one picture's.
 _NO_MORE_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_WRITERS = 8  # pictures whose files are written at once
 
+_Write = Callable[[Outcome], Outcome]
 OneOrMore = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -169,8 +169,12 @@ def segment_folder(
         records = Records(output_dir, beside, computed_by)
         items = _items(found, records, settings, asked)
         with JobProgress(len(found.pictures), crew.count, show_progress) as progress:
-            for outcome in crew.outcomes(items, progress):
-                _put_down(outcome, records, report, progress)
+            write = partial(_write, records=records)
+            with closing(crew.outcomes(items, progress)) as outcomes:
+                each = _several if crew.together else _one_by_one
+                with closing(each(write, outcomes)) as written:
+                    for outcome in written:
+                        _put_down(outcome, report, progress)
         report.seconds, report.at_work = progress.pace.seconds, progress.pace.at_work
         names = list(found.pictures)
         _in_order(report, names)
@@ -209,42 +213,12 @@ def check_job(
     return found
 
 
-class _Alone:
-    """This process in the place of workers.
-
-    Attributes:
-        identity: of the model.
-        count: one.
-    """
-
-    count = 1
-
-    def __init__(self, sam: Sam, settings: Settings) -> None:
-        self.segmenter = Segmenter(sam, settings)
-        self.identity = Identity.of(sam)
-        self._device = sam.device
-        self._settings = settings
-
-    def outcomes(self, items: Iterator[Item | Failed], progress: JobProgress) -> Iterator[Outcome]:
-        """What becomes of each picture, in their order."""
-        segment = partial(self.segmenter.segment, progress=progress.points)
-        finisher = partial(finish, settings=self._settings, identity=self.identity)
-        for value in items:
-            progress.begin(value.item.name)
-            found: Any = value
-            for step in (read, segment, finisher):
-                found = attempt(step, found)
-            if isinstance(found, Failed) and found.error and self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # raises where nothing would work any more
-            yield found
-
-
 def _crew(
     sam: Sam | Callable[[], Sam], settings: Settings, workers: Workers | None
-) -> AbstractContextManager[_Alone | Crew]:
+) -> AbstractContextManager[Alone | Crew]:
     """Who does the work."""
     if workers is None:
-        return nullcontext(_Alone(sam if isinstance(sam, Sam) else sam(), settings))
+        return nullcontext(Alone(sam if isinstance(sam, Sam) else sam(), settings))
     if isinstance(sam, Sam):
         raise InputError(
             "workers load the model themselves; give what loads it, as "
@@ -265,22 +239,42 @@ def _items(
         yield attempt(look, Item(number, name, place, asked=asked.get(name, ())))
 
 
-def _put_down(
-    outcome: Outcome, records: Records, report: FolderReport, progress: JobProgress
-) -> None:
-    """Writes a picture's files, and what became of it into the report.
+def _one_by_one(write: _Write, outcomes: Iterable[Outcome]) -> Generator[Outcome, None, None]:
+    yield from map(write, outcomes)
+
+
+def _several(write: _Write, outcomes: Iterable[Outcome]) -> Generator[Outcome, None, None]:
+    """``map``, but several at once, since most of the time is spent waiting for the disk."""
+    waiting: deque[Future[Outcome]] = deque()
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="writer") as pool:
+        for outcome in outcomes:
+            waiting.append(pool.submit(write, outcome))
+            while waiting and (waiting[0].done() or len(waiting) > 2 * _WRITERS):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write(outcome: Outcome, records: Records) -> Outcome:
+    """Writes a picture's files, where it has any now; says what became of it.
 
     Raises:
         SamtrtError: no output can be written any more.
     """
+    if not isinstance(outcome, Finished):
+        return outcome
+    try:
+        records.write(outcome.item.name, outcome.files)
+    except SamtrtError as error:
+        if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
+            raise
+        return Failed(outcome.item, one_line(str(error)))
+    return outcome
+
+
+def _put_down(outcome: Outcome, report: FolderReport, progress: JobProgress) -> None:
+    """What became of a picture, in the report."""
     item, pace = outcome.item, progress.pace
-    if isinstance(outcome, Finished):
-        try:
-            records.write(item.name, outcome.files)
-        except SamtrtError as error:
-            if getattr(error.__cause__, "errno", None) in _NO_MORE_OUTPUT:
-                raise
-            outcome = Failed(item, one_line(str(error)))
     pace.done += 1
     if isinstance(outcome, Finished):
         report.segmented[item.name] = outcome.masks

@@ -11,7 +11,7 @@ import os
 import pickle
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 from samtrt.errors import InputError, SamtrtError
+from samtrt.formats.parquet import require_pyarrow
 from samtrt.hints import install
 from samtrt.jobs.segmenting import (
+    AT_ONCE,
     Failed,
     Identity,
     Item,
@@ -62,7 +64,10 @@ class Crew:
     Attributes:
         identity: of the model that all of them have.
         count: how many they are.
+        together: as ``Alone.together``.
     """
+
+    together = True
 
     def __init__(
         self, load: Callable[[], Sam], settings: Settings, identity: Identity, count: int
@@ -72,7 +77,9 @@ class Crew:
         self._load = load
         self._settings = settings
 
-    def outcomes(self, items: Iterable[Item | Failed], progress: Any = None) -> Iterator[Outcome]:
+    def outcomes(
+        self, items: Iterable[Item | Failed], progress: Any = None
+    ) -> Generator[Outcome, None, None]:
         """What becomes of each picture, in the order in which they are done.
 
         ``progress`` hears nothing of a picture that is under way elsewhere.
@@ -97,12 +104,14 @@ class Crew:
         for item in waiting.values():
             yield Failed(item, f"its workers died, {_TRIES} of them with this picture alone")
 
-    def _pass(self, items: list[Item], at_once: int) -> Iterator[Outcome]:
+    def _pass(self, items: list[Item], at_once: int) -> Generator[Outcome, None, None]:
         ray = require_ray()
 
         chunks = [items[start : start + at_once] for start in range(0, len(items), at_once)]
         finisher = partial(_finished, settings=self._settings, identity=self.identity)
         uses_gpu = self.identity.device != "cpu"
+        # Alone means alone: what is at a worker that dies, or waits there, has lost a try as well.
+        together = AT_ONCE[self.identity.device] if at_once > 1 else 1
         cores = int(ray.cluster_resources().get("CPU", 1))
         # Without a bound a picture that kills its worker would be tried for ever. Ray 2.60 calls
         # such arguments deprecated and has no others.
@@ -114,12 +123,17 @@ class Crew:
                 override_num_blocks=min(len(chunks), _MOST_BLOCKS),
             )
             dataset = dataset.flat_map(_read, num_cpus=1, **bounded)
-            dataset = dataset.map(
+            dataset = dataset.map_batches(
                 _Worker,
+                batch_size=None,
+                batch_format="pyarrow",  # whose bytes need not be copied
+                zero_copy_batch=True,
                 fn_constructor_args=(self._load, self._settings, max(1, cores // self.count)),
-                # Alone means alone: what waits at a worker that dies has lost a try as well.
                 compute=ray.data.ActorPoolStrategy(
-                    size=self.count, max_tasks_in_flight_per_actor=1 if at_once == 1 else None
+                    size=self.count,
+                    max_tasks_in_flight_per_actor=1 if at_once == 1 else None,
+                    max_concurrent_calls_per_actor=together,
+                    enable_true_multi_threading=together > 1,
                 ),
                 num_gpus=1 if uses_gpu else 0,
                 num_cpus=0,  # the CPUs are the readers'
@@ -240,20 +254,24 @@ class _Worker:
     """An actor: the model, loaded once."""
 
     def __init__(self, load: Callable[[], Sam], settings: Settings, threads: int) -> None:
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         sam = load()
         self.device = sam.device
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         self.segmenter = Segmenter(sam, settings)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found = attempt(self.segmenter.segment, pickle.loads(row["value"]))
+    def __call__(self, table: Any) -> Any:
+        return _table([_row(self._one(value)) for value in _values(table)])
+
+    def _one(self, picture: Any) -> Any:
+        found = attempt(self.segmenter.segment, picture)
         if isinstance(found, Failed) and found.error and self.device.type == "cuda":
             try:
                 torch.cuda.synchronize(self.device)
             except Exception:
                 os._exit(_STATUS_BROKEN)  # Ray starts another, whose GPU works
-        return _row(found)
+        return found
 
 
 def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -263,10 +281,40 @@ def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _finished(row: dict[str, Any], settings: Settings, identity: Identity) -> dict[str, Any]:
     step = partial(finish, settings=settings, identity=identity)
-    return _row(attempt(step, pickle.loads(row["value"])))
+    return _row(attempt(step, _value(row["value"], row["pixels"])))
 
 
 def _row(value: Any) -> dict[str, Any]:
+    """A value between two stages; the pixels of its picture apart, so that the next need not copy
+    them."""
     if isinstance(value, Failed):
         value = replace(value, error=None)  # which may not be picklable; its traceback is
-    return {"value": pickle.dumps(value, protocol=5)}
+    apart: list[pickle.PickleBuffer] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        if not apart:
+            apart.append(buffer)
+            return False
+        return True
+
+    packed = pickle.dumps(value, protocol=5, buffer_callback=stays)
+    return {"value": packed, "pixels": bytes(apart[0].raw()) if apart else b""}
+
+
+def _value(packed: bytes, pixels: Any) -> Any:
+    return pickle.loads(packed, buffers=[pixels])
+
+
+def _values(table: Any) -> Iterator[Any]:
+    """Those of a table of pyarrow's, whose memory their pictures use."""
+    for packed, pixels in zip(table["value"], table["pixels"], strict=True):
+        yield _value(packed.as_py(), pixels.as_buffer())
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    pyarrow = require_pyarrow()
+    kind = pyarrow.large_binary()
+    columns = {
+        name: pyarrow.array([row[name] for row in rows], kind) for name in ("value", "pixels")
+    }
+    return pyarrow.table(columns)

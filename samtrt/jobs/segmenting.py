@@ -6,6 +6,7 @@ cannot be used becomes a ``Failed`` and passes the rest.
 """
 
 import hashlib
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
 from samtrt.pictures.reading import decode_image, png_bytes
 from samtrt.sam import Sam
+
+# Pictures that a device is given at once: while the host packs the masks of one, a GPU computes
+# those of the other.
+AT_ONCE = {"cuda": 2, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -144,14 +149,21 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """A picture, the records of its masks in ``seconds`` of a worker's time, and its embedding as
-    a file, where it is wanted."""
+    """The records of a picture's masks, and what else its files are made of.
+
+    Attributes:
+        size: (H, W) of the picture, in pixels.
+        seconds: of a worker's time.
+        image: the picture, where it is painted on; else None.
+        embedding: the content of its file, where one is wanted.
+    """
 
     item: Item
     sha256: str
-    image: npt.NDArray[np.uint8]
+    size: tuple[int, int]
     records: list[dict[str, Any]]
     seconds: float
+    image: npt.NDArray[np.uint8] | None = None
     embedding: bytes = b""
 
 
@@ -187,8 +199,37 @@ def read(item: Item) -> Decoded | Resumed:
     return Decoded(item, sha256, decode_image(content, str(item.place)))
 
 
+class _Busy:
+    """The seconds in which at least one of a worker's threads is at work, each counted once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = self._seconds = 0.0
+
+    def begin(self) -> None:
+        """A thread begins."""
+        with self._lock:
+            self._take()
+            self._active += 1
+
+    def end(self) -> float:
+        """A thread is done: the seconds that nobody was told of."""
+        with self._lock:
+            self._take()
+            self._active -= 1
+            seconds, self._seconds = self._seconds, 0.0
+            return seconds
+
+    def _take(self) -> None:
+        now = time.perf_counter()
+        if self._active:
+            self._seconds += now - self._since
+        self._since = now
+
+
 class Segmenter:
-    """Makes masks; one a process, beside its model.
+    """Makes masks; one a process, beside its model, for any number of threads.
 
     Raises:
         InputError: what the generator refuses of the settings' arguments.
@@ -197,6 +238,7 @@ class Segmenter:
     def __init__(self, sam: Sam, settings: Settings) -> None:
         self._sam = sam
         self._settings = settings
+        self._busy = _Busy()
         arguments = settings.arguments
         self._generator: SamAutomaticMaskGenerator | SamPromptedMaskGenerator
         if settings.prompted:
@@ -215,7 +257,17 @@ class Segmenter:
         Raises:
             InputError: prompts that the picture cannot have, or no embedding of it.
         """
-        start = time.perf_counter()
+        self._busy.begin()
+        try:
+            records, embedding = self._segment(picture, progress)
+        finally:
+            seconds = self._busy.end()
+        size = (picture.image.shape[0], picture.image.shape[1])
+        image = picture.image if self._settings.painted else None
+        return Segmented(picture.item, picture.sha256, size, records, seconds, image, embedding)
+
+    def _segment(self, picture: Decoded, progress: Progress) -> tuple[list[dict[str, Any]], bytes]:
+        """Records, and the embedding's file where it is wanted."""
         embedding = b""
         if self._settings.embedded or self._settings.embeddings is not None:
             embedded = self._embed(picture)
@@ -230,8 +282,7 @@ class Segmenter:
         if self._settings.prompted:
             kept = (one.kept for one in picture.item.asked)
             records = [{**record, **more} for record, more in zip(records, kept, strict=True)]
-        seconds = time.perf_counter() - start
-        return Segmented(picture.item, picture.sha256, picture.image, records, seconds, embedding)
+        return records, embedding
 
     def _embed(self, picture: Decoded) -> EmbeddedPicture:
         folder = self._settings.embeddings
@@ -260,7 +311,7 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
         "computed_by": identity.computed_by,
         "arguments": settings.recorded_for(picture.item.asked),
     }
-    if settings.painted:
+    if picture.image is not None:
         by_area = sorted(picture.records, key=lambda record: -record["area"])
         masks = (coco_decode_rle(record["segmentation"]) for record in by_area)
         painted = paint_in_order(picture.image, masks)
@@ -269,8 +320,8 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
     if settings.embedded:
         files[EMBEDDING] = picture.embedding
         origin["embedding_sha256"] = hashlib.sha256(picture.embedding).hexdigest()
-    size = (picture.image.shape[0], picture.image.shape[1])
-    dataset = coco_dataset(picture.item.name, size, picture.records, settings.categories)
+    name, size = picture.item.name, picture.size
+    dataset = coco_dataset(name, size, picture.records, settings.categories)
     origin["dataset_sha256"] = sha256_of_json(dataset)
     files[".json"] = json_bytes({**dataset, MARK: origin})
     return Finished(picture.item, files, len(picture.records), picture.seconds)

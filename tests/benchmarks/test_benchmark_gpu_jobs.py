@@ -1,0 +1,53 @@
+"""The benchmark of jobs on GPUs: the pace of a job's middle, GPUs' load, Meta's loop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server_support import tiny_model
+
+from benchmarks import gpu_jobs
+from benchmarks.end_to_end import DiscDecoder
+from samtrt.masks.predictor import SamPredictor
+from samtrt.pictures.reading import load_image
+
+
+def test_the_pace_is_that_of_a_jobs_middle() -> None:
+    slow_ends = [0.0, *(50 + number for number in range(101)), 1000.0]
+    assert gpu_jobs.steady(slow_ends[::-1]) == (75.0, 141.0, 1.0)
+
+
+def test_load_is_a_mean_for_each_gpu() -> None:
+    lines = ["0, 90\n", "1, 0\n", "0, 100\n", "[N/A]\n", "1, [N/A]\n", "1, 50\n"]
+    assert gpu_jobs.shares(lines) == {"0": pytest.approx(0.95), "1": pytest.approx(0.25)}
+
+
+def test_boxes_lie_in_their_picture() -> None:
+    for boxes in gpu_jobs.draw_boxes(5):
+        assert boxes.shape == (gpu_jobs.BOXES, 4) and boxes.min() >= 0
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+        assert (boxes[:, 2:] <= gpu_jobs.SIZE[::-1]).all()
+
+
+def test_metas_loop_makes_our_masks(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    gpu_jobs.draw_pictures(tmp_path / "pictures", 1)
+    (picture,) = (tmp_path / "pictures").iterdir()
+    (boxes,) = gpu_jobs.draw_boxes(1)
+    rows = (tmp_path / "boxes.csv").read_text().splitlines()[1:]
+    given = [[float(cell) for cell in row.split(",")[1:]] for row in rows]
+    assert np.allclose(given, boxes) and rows[0].startswith(f"{picture.name},")
+    meta = gpu_jobs.Meta(tiny_model(), "cpu", 2, is_half=False)
+    meta(picture, boxes[:2], tmp_path / "masks.json")
+    records = json.loads((tmp_path / "masks.json").read_text())
+    sam = gpu_jobs.load_with_discs(tiny_model() / "engine", tiny_model(), "cpu")
+    discs = sam.get_decoder()
+    assert isinstance(discs, DiscDecoder)
+    sam.get_decoder = lambda precision="auto": discs.decoder  # type: ignore[method-assign, assignment]
+    predictor = SamPredictor(sam)
+    predictor.set_image(load_image(picture))
+    for record, box in zip(records, boxes[:2], strict=True):
+        masks, scores, _ = predictor.predict(box=box, multimask_output=False)
+        assert (coco.decode(record["segmentation"]) == masks[0]).mean() > 0.999
+        assert record["predicted_iou"] == pytest.approx(float(scores[0]), abs=1e-3)
