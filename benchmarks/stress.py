@@ -395,7 +395,13 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
         "--until-found", action="store_true", help="end at the first fault; say after how long"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=[], help="compute-sanitizer's")
+    parser.add_argument(
+        "--tools",
+        nargs="*",
+        choices=TOOLS,
+        default=[],
+        help="compute-sanitizer's, over kernels and programs",
+    )
     parser.add_argument("--tool-seconds", type=float, default=120.0, help="a tool and section")
     parser.add_argument("--in-process", action="store_true", help="one process, this one")
     parser.add_argument("--output", type=Path, help="JSON record to write")
@@ -473,14 +479,16 @@ def main() -> None:
         tools: list[Future[dict[str, Any]]] = [
             pool.submit(sanitize, tool, section, arguments.tool_seconds, arguments.seed)
             for section in ("kernels", "programs")
+            if section in arguments.sections
             for tool in arguments.tools
         ]
+        for tool in tools:
+            tool.add_done_callback(lambda tool: print(tool.result(), flush=True))
         if not (arguments.alone or arguments.in_process):
             start = time.perf_counter()
             note(run_together(works, PROCESSES), PROCESSES, start)
         for tool in tools:
             record["sanitizer"].append(tool.result())
-            print(record["sanitizer"][-1], flush=True)
     if arguments.in_process:
         counts = {row["variant"]: row for row in record["rows"]}
         print("COUNTS", json.dumps(counts), flush=True)

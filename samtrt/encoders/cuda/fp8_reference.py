@@ -16,6 +16,7 @@ from samtrt.checkpoints.config import EncoderConfig
 from samtrt.encoders.cuda.packing import EncoderParameters
 from samtrt.encoders.cuda.quantisation import LINEARS, Fp8Plan, LinearName, quantise
 from samtrt.encoders.protocol import check_pictures
+from samtrt.kernels.device import resolved
 from samtrt.modeling.bound import bound_encoder
 from samtrt.modeling.functional import window_partition, window_unpartition
 from samtrt.modeling.image_encoder import Block
@@ -46,7 +47,7 @@ class Fp8Reference:
         observe: Observe | None = None,
     ) -> None:
         self.config, self.img_size = config, config.img_size
-        self.device = torch.device(device)
+        self.device = resolved(device)
         self.plan, self.observe, self.stream = plan, observe, torch.float16
         self._tensors = tensors
         with as_written():
