@@ -12,6 +12,7 @@ from samtrt.building.accuracy import PictureSource, load_picture, load_pictures
 from samtrt.building.gate_pictures import calibration_pictures, drawn_pictures
 from samtrt.building.parity import LIMITS, check_parity
 from samtrt.checkpoints.parameters import Parameters
+from samtrt.encoders import LIBRARY_PLUGINS
 from samtrt.encoders.choice import CUDA_PRECISIONS, fastest_backend, why_not_cuda
 from samtrt.encoders.cpu import CPU_PRECISIONS
 from samtrt.encoders.engine import (
@@ -27,7 +28,7 @@ from samtrt.encoders.engine import (
 )
 from samtrt.encoders.load import default_precision, open_encoder
 from samtrt.encoders.packed import write_packed
-from samtrt.encoders.tensorrt.standalone import PLUGINS_NEED
+from samtrt.encoders.tensorrt.standalone import AOT_PLUGINS_NEED, PLUGINS_NEED
 from samtrt.errors import EngineError
 from samtrt.files import read_whole, writing
 from samtrt.modeling.image_encoder import AttentionKind
@@ -50,7 +51,7 @@ class BuildOptions:
             gate, else fp32.
         max_batch_size: the engine takes 1…max_batch_size pictures.
         attention: ``fused`` or ``plain`` attention in a TensorRT network.
-        plugins: ``none``, ``attention`` or ``all``: what is our kernels in a TensorRT engine.
+        plugins: one of ``PLUGINS``: what is our kernels in a TensorRT engine.
         compute_capability: of the GPU to build for, as "8.9"; None for this machine's.
         skip_parity_gate: do not compare the engine with fp32; recorded in the sidecar.
         calibrate: pictures that an fp8 engine's scales come from, as ``build_encoder`` takes them;
@@ -159,12 +160,22 @@ def _refuse_impossible(options: BuildOptions) -> None:
         raise EngineError(
             f"--calibrate and --fp8-keep are for --precision fp8; {precision} has no scales"
         )
-    if options.plugins != "none" and compute_capability() != PLUGINS_NEED:
+    if options.plugins in LIBRARY_PLUGINS and compute_capability() != PLUGINS_NEED:
         found = compute_capability()
         raise EngineError(
             f"the plugins' machine code is for compute capability {PLUGINS_NEED}, and "
             f"{f'this GPU has {found}' if found else 'torch finds no GPU here'}; leave --plugins "
             "out, or write the network with --write-network"
+        )
+    _refuse_old_gpu(options)
+
+
+def _refuse_old_gpu(options: BuildOptions) -> None:
+    found = compute_capability()
+    if options.plugins == "attention-aot" and found and float(found) < float(AOT_PLUGINS_NEED):
+        raise EngineError(
+            f"the plugins' PTX is for compute capability {AOT_PLUGINS_NEED} and newer, and this "
+            f"GPU has {found}; leave --plugins out"
         )
 
 
@@ -286,7 +297,7 @@ def _write_tensorrt(engine_file: Path, parameters: Parameters, options: BuildOpt
         compute_capability=options.compute_capability or here,
         attention=options.attention,
         plugins=options.plugins,
-        plugins_sha256=sources_sha256() if options.plugins != "none" else None,
+        plugins_sha256=sources_sha256() if options.plugins in LIBRARY_PLUGINS else None,
     )
 
 

@@ -38,8 +38,8 @@ def write_network(
     Args:
         precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
         attention: "plain" for every TensorRT, "fused" for 10.14 and later.
-        plugins: "none", "attention" or "all": what is our kernels.
-        max_batch_size: with plugins, the network is for 1…max_batch_size pictures.
+        plugins: one of ``PLUGINS``: what is our kernels.
+        max_batch_size: with a library's plugins, the network is for 1…max_batch_size pictures.
 
     Raises:
         EngineError: another precision, or no plugins for it or for these sizes.

@@ -60,8 +60,9 @@ def add_options(options: Options) -> None:
         "--plugins",
         choices=PLUGINS,
         default="none",
-        help="what is our kernels in a TensorRT engine on compute capability 9.0 (default: none; "
-        "`samtrt build-plugins` compiles their library)",
+        help="what is our kernels in a TensorRT engine: attention or all, on compute capability "
+        "9.0 (`samtrt build-plugins` compiles their library); attention-aot, with TensorRT 10.14 "
+        "and newer; or none (default)",
     )
     options.add_pictures(
         "--pictures", "what the engine is compared with fp32 on; without any, two drawn ones"

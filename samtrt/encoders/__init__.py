@@ -8,4 +8,6 @@ Imports modeling, checkpoints and kernels. Entry points: ``load.load_encoder`` f
 BACKENDS = ("tensorrt", "cuda", "cpu")
 PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
 ATTENTIONS = ("fused", "plain")
-PLUGINS = ("none", "attention", "all")
+# Of a TensorRT engine: those that a library of ours brings, and PTX that the engine itself holds.
+LIBRARY_PLUGINS = ("attention", "all")
+PLUGINS = ("none", *LIBRARY_PLUGINS, "attention-aot")

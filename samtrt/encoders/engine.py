@@ -125,7 +125,7 @@ class EngineInfo:
         compute_capability: of the GPU it was built for, as "9.0"; None where any will do.
         attention: one of ``ATTENTIONS``; None for packed parameters.
         plugins: one of ``PLUGINS``: which layers of a TensorRT engine are our kernels.
-        plugins_sha256: of the sources of the plugins' library; None without plugins.
+        plugins_sha256: of the sources of the plugins' library; None where they need none.
         build_seconds: wall time of the build without the parity gate.
         parity: the parity gate's result.
         note: what a user must know of the parameters (``Parameters.note``).

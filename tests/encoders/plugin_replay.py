@@ -87,6 +87,8 @@ def evaluate(recording: Recording, inputs: dict[str, Value]) -> dict[str, Value]
         given = [values[tensor.name] for tensor in layer.inputs]
         if layer.kind == "plugin":
             made = _replayed(recording, layer, given)
+        elif layer.kind == "aot_plugin":
+            made = _launched(recording, layer, given)
         else:
             made = [_OPS[layer.kind](recording, layer, *given)]
         for tensor, value in zip((layer.output, *layer.further), made, strict=True):
@@ -119,6 +121,37 @@ def _replayed(recording: Recording, layer: RecordedLayer, inputs: list[Value]) -
     assert function == description.codes[code][0]
     _FUNCTIONS[function](arguments, settings, at)
     return outputs
+
+
+def not_compiled(launch: Any, tensors: dict[str, str]) -> Any:
+    """For ``ahead_of_time.compiled``: what would be compiled in, in the place of PTX."""
+    from samtrt.kernels.triton.ahead_of_time import Ptx
+
+    fixed = json.dumps({**launch.numbers, **launch.constants})
+    return Ptx(launch.kernel.__name__, fixed, 32 * launch.num_warps, 0)
+
+
+def _launched(recording: Recording, layer: RecordedLayer, inputs: list[Value]) -> list[Value]:
+    """An ahead-of-time plugin: the kernel itself, given what TensorRT would pass, in its order."""
+    import triton_kernels  # before the kernels: it chooses Triton's interpreter
+
+    from samtrt.kernels.triton import global_attention, window_attention
+
+    settings = layer.settings["launch"]
+    name, fixed = settings["function"], recording.weights[layer.settings["ptx"]]
+    kernel = getattr(window_attention if "window" in name else global_attention, name)
+    constants = json.loads(fixed.numpy().tobytes())
+    device, batch = triton_kernels.DEVICE, len(inputs[0])
+    outputs = [
+        torch.full((batch, *tensor.shape[1:]), float("nan"), dtype=tensor.dtype, device=device)
+        for tensor in (layer.output, *layer.further)
+    ]
+    given = [*(x.contiguous().to(device) for x in inputs), *settings["sizes"], *outputs]
+    taken = [parameter for parameter in kernel.arg_names if parameter not in constants]
+    x, y, z_of_one = settings["grid"]
+    warps = {"num_warps": settings["threads"] // 32}
+    kernel[(x, y, z_of_one * batch)](**dict(zip(taken, given, strict=True)), **constants, **warps)
+    return [output.cpu() for output in outputs]
 
 
 def _number(piece: bytes, kind: str = "i") -> Any:

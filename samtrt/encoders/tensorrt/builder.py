@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from samtrt.checkpoints.config import EncoderConfig
+from samtrt.encoders import LIBRARY_PLUGINS
 from samtrt.encoders.tensorrt import ops, standalone
 from samtrt.encoders.tensorrt.library import import_tensorrt, shared_log
 from samtrt.encoders.tensorrt.plugin_library import load_library
@@ -39,15 +40,19 @@ def record_network(
             where their type is that of the network.
         precision: fp32, fp16 or bf16: the type of the weights and of the residual stream.
         attention: "fused" or "plain" (see ``bound_encoder``).
-        plugins: "none", "attention" or "all": what is our kernels, for compute capability 9.0.
-        max_batch_size: with plugins the network is for 1…max_batch_size pictures.
+        plugins: one of ``PLUGINS``: what is our kernels.
+        max_batch_size: with a library's plugins the network is for 1…max_batch_size pictures.
 
     Raises:
         CheckpointError: the parameters do not fit the configuration.
         EngineError: there are no plugins of these sizes or this precision.
     """
     model = bound_encoder(config, tensors, DTYPES[precision], attention)
-    if plugins != "none":
+    if plugins == "attention-aot":
+        from samtrt.encoders.tensorrt.aot_network import use_aot_plugins
+
+        use_aot_plugins(model, config, tensors)
+    elif plugins != "none":
         from samtrt.encoders.tensorrt.plugin_network import use_plugins
 
         use_plugins(model, config, tensors, plugins, max_batch_size)
@@ -124,7 +129,7 @@ def build_engine(
         precision: fp32 (without TF32), fp16 or bf16.
         max_batch_size: the engine takes 1…max_batch_size pictures and is optimised for that many.
         attention: "fused" takes TensorRT's attention layer, "plain" spells attention out.
-        plugins: "none", "attention" or "all": what is our kernels; their library is loaded.
+        plugins: one of ``PLUGINS``: what is our kernels; their library is loaded if they have one.
         compute_capability: TensorRT-RTX only: the GPU to build for, as "8.9"; by default the
             engine runs on every GPU from compute capability 8.0 on that TensorRT-RTX supports.
         progress: whether to show a progress bar on stderr.
@@ -142,8 +147,10 @@ def build_engine(
     trt = import_tensorrt()
     log = shared_log(trt)
     log.errors.clear()
-    if plugins != "none":
+    if plugins in LIBRARY_PLUGINS:
         load_library(trt)
+    elif plugins != "none":
+        _require_aot_plugins(trt)
     builder = _make_builder(trt, log)
     recording = record_network(config, tensors, precision, attention, plugins, max_batch_size)
     builder_config = standalone.configure(
@@ -167,6 +174,13 @@ def build_engine(
             "try --attention plain or another --precision"
         )
     return bytes(engine)
+
+
+def _require_aot_plugins(trt: Any) -> None:
+    try:
+        standalone.aot_plugins(trt)
+    except standalone.NetworkError as error:
+        raise EngineError(str(error)) from error
 
 
 def _make_builder(trt: Any, log: Any) -> Any:

@@ -48,6 +48,24 @@ class PluginLayer:
 
 
 @dataclass(frozen=True)
+class AotLayer:
+    """A layer of NVIDIA's ahead-of-time Python plugins: one kernel, which the engine will hold.
+
+    Attributes:
+        plugin: its name.
+        outputs: what it gives.
+        launch: ``function``, ``grid`` (the last axis for one picture), ``threads``,
+            ``shared_bytes``, and ``sizes``: 32-bit numbers between its inputs and its outputs.
+        ptx: the kernel.
+    """
+
+    plugin: str
+    outputs: tuple[Batched, ...]
+    launch: dict[str, Any]
+    ptx: bytes
+
+
+@dataclass(frozen=True)
 class Operands:
     """What a layer's launch for one batch size reads and writes.
 

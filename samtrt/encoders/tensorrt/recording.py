@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from samtrt.encoders.tensorrt.launches import PluginLayer
+from samtrt.encoders.tensorrt.launches import AotLayer, Batched, PluginLayer
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,38 @@ class Recording:
     ) -> tuple[RecordedTensor, ...]:
         """Adds a layer of the plugin; gives its outputs. What layers share is kept once."""
         full = self._unique(name)
-        outputs = tuple(
-            RecordedTensor(full if not index else f"{full}.{index}", (-1, *made.shape), made.dtype)
-            for index, made in enumerate(layer.outputs)
-        )
         fields = [self._shared(f"{full}.launches", layer.description)]
         for code in layer.codes:
             fields.append(self._shared(f"code.{hashlib.sha256(code).hexdigest()[:16]}", code))
         for index, constant in enumerate(layer.constants):
             fields.append(self._shared(f"{full}.constant{index}", constant))
-        settings = {"fields": fields}
-        self.layers.append(
-            RecordedLayer("plugin", tuple(inputs), outputs[0], settings, outputs[1:])
+        return self._add_batched(full, "plugin", inputs, layer.outputs, fields=fields)
+
+    def add_aot_plugin(
+        self, name: str, inputs: Sequence[RecordedTensor], layer: AotLayer
+    ) -> tuple[RecordedTensor, ...]:
+        """Adds a layer of an ahead-of-time Python plugin; gives its outputs."""
+        ptx = self._shared(f"ptx.{hashlib.sha256(layer.ptx).hexdigest()[:16]}", layer.ptx)
+        settings = {"plugin": layer.plugin, "launch": layer.launch, "ptx": ptx}
+        return self._add_batched(
+            self._unique(name), "aot_plugin", inputs, layer.outputs, **settings
         )
-        return outputs
+
+    def _add_batched(
+        self,
+        name: str,
+        kind: str,
+        inputs: Sequence[RecordedTensor],
+        outputs: Sequence[Batched],
+        **settings: Any,
+    ) -> tuple[RecordedTensor, ...]:
+        """Adds a layer of one output or several."""
+        made = tuple(
+            RecordedTensor(name if not index else f"{name}.{index}", (-1, *each.shape), each.dtype)
+            for index, each in enumerate(outputs)
+        )
+        self.layers.append(RecordedLayer(kind, tuple(inputs), made[0], settings, made[1:]))
+        return made
 
     def _shared(self, name: str, content: torch.Tensor | bytes) -> str:
         """The name of weights that are kept, whoever kept them first."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from samtrt.encoders import LIBRARY_PLUGINS
 from samtrt.encoders.engine import EngineInfo
 from samtrt.encoders.protocol import (
     NotCopied,
@@ -55,7 +56,7 @@ class TensorRTImageEncoder(NotCopied):
         self._trt = import_tensorrt(info.library)
         self._log = shared_log(self._trt)
         self._log.errors.clear()
-        if info.plugins != "none":
+        if info.plugins in LIBRARY_PLUGINS:
             load_library(self._trt, info.plugins_sha256)
         with torch.cuda.device(device):
             # The engine lives in the runtime's memory and the context in the engine's.

@@ -19,13 +19,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import importlib
+import inspect
 import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -43,6 +45,7 @@ _STORED = {
 }
 PLUGIN = ("SamtrtKernel", "1", "")  # name, version, namespace
 PLUGINS_NEED = "9.0"  # the compute capability that their machine code is for
+AOT_PLUGINS_NEED = "8.0"  # the oldest that the PTX of ahead-of-time plugins is for
 _WORKSPACE_BYTES = 4 << 30
 
 
@@ -409,6 +412,20 @@ def _plugin(network: Network, layer: Layer, inputs: list, weights: Mapping) -> A
     return [made.get_output(index) for index in range(made.num_outputs)]
 
 
+def _aot_plugin(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    """A layer of an ahead-of-time Python plugin: PTX, and how it is launched."""
+    described = [layer, *layer.get("further", [])]
+    define = _aot_definition(network.trt, layer["plugin"], len(inputs), len(described))
+    plugin = define(
+        *inputs,
+        launch=json.dumps(layer["launch"]),
+        results=json.dumps([[each["type"], each["shape"][1:]] for each in described]),
+        ptx=weights[layer["ptx"]].content.tobytes().decode(),
+    )
+    made = network.add(layer["name"], network.definition.add_plugin(plugin, True))
+    return [made.get_output(index) for index in range(made.num_outputs)]
+
+
 _LAYERS: Dict[str, Callable[..., Any]] = {
     "constant": _constant,
     "cast": _cast,
@@ -426,6 +443,7 @@ _LAYERS: Dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "attention": _attention,
     "plugin": _plugin,
+    "aot_plugin": _aot_plugin,
 }
 
 
@@ -484,6 +502,73 @@ def _has_plugin(trt: Any) -> bool:
     listed = "all_creators" if _has_plugins_v3(trt) else "plugin_creator_list"
     creators = getattr(trt.get_plugin_registry(), listed, ())
     return PLUGIN in [(each.name, each.plugin_version, each.plugin_namespace) for each in creators]
+
+
+# ------------------------------------------------------------------ ahead-of-time Python plugins
+
+
+def aot_plugins(trt: Any) -> Any:
+    """The library's module ``plugin``, of a version with ahead-of-time plugins.
+
+    Raises:
+        NetworkError: it has none.
+    """
+    offers = hasattr(trt, "QuickPluginCreationRequest")
+    if not (offers and hasattr(trt.INetworkDefinition, "add_plugin")):
+        raise NetworkError(
+            f"{_title(trt)} has no ahead-of-time Python plugins; expected tensorrt 10.14 or newer, "
+            "or choose another --plugins"
+        )
+    return importlib.import_module(trt.__name__ + ".plugin")
+
+
+def _aot_definition(trt: Any, name: str, input_count: int, output_count: int) -> Any:
+    """What makes plugins ``samtrt::name``; TensorRT is told of it once.
+
+    It takes the inputs, and in JSON how the kernel is launched and the types and shapes of its
+    outputs, and PTX. The engine keeps what comes of these, not them.
+    """
+    plugins = aot_plugins(trt)
+    if hasattr(plugins.op, "samtrt") and hasattr(plugins.op.samtrt, name):
+        return getattr(plugins.op.samtrt, name)
+
+    def described(*inputs: Any, launch: str, results: str, ptx: str) -> Any:
+        batch = inputs[0].shape_expr[0]
+        return tuple(
+            plugins.from_shape_expr((batch, *shape), getattr(trt.DataType, TYPES[type_name]))
+            for type_name, shape in json.loads(results)
+        )
+
+    def launched(*given: Any) -> Any:
+        settings, ptx = json.loads(given[input_count]), given[input_count + 2]
+        x, y, z_of_one = settings["grid"]
+        launch = plugins.KernelLaunchParams(x, y, given[0].shape_expr[0] * z_of_one)
+        launch.block_x, launch.shared_mem = settings["threads"], settings["shared_bytes"]
+        # Between the addresses of the inputs and of the outputs.
+        sizes = plugins.SymIntExprs.from_tuple(
+            [plugins.SymInt32(size) for size in settings["sizes"]]
+        )
+        return settings["function"], ptx, launch, sizes
+
+    # TensorRT reads the signatures.
+    text, tensor = Union[str, bytes], plugins.TensorDesc  # noqa: UP007 (Python 3.8)
+    taken = {f"input{index}": tensor for index in range(input_count)}
+    taken.update(launch=str, results=str, ptx=str)
+    outputs: Any = Tuple[(tensor,) * output_count]
+    described.__signature__ = _signature(taken, outputs)  # type: ignore[attr-defined]
+    launched.__signature__ = _signature(  # type: ignore[attr-defined]
+        {**taken, "outputs": outputs, "tactic": int},
+        Tuple[text, text, plugins.KernelLaunchParams, plugins.SymIntExprs],
+    )
+    plugins.register("samtrt::" + name)(described)
+    plugins.aot_impl("samtrt::" + name)(launched)
+    return getattr(plugins.op.samtrt, name)
+
+
+def _signature(parameters: Mapping[str, Any], returned: Any) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    made = [inspect.Parameter(name, kind, annotation=each) for name, each in parameters.items()]
+    return inspect.Signature(made, return_annotation=returned)
 
 
 # ------------------------------------------------------------------ the engine
@@ -553,7 +638,7 @@ def read_description(folder: Path) -> Dict[str, Any]:
 
 
 def _names_of_weights(description: Mapping[str, Any]) -> set[str]:
-    settings = ("weights", "weight", "bias")
+    settings = ("weights", "weight", "bias", "ptx")
     names = {
         layer[setting]
         for layer in description["layers"]
@@ -626,6 +711,8 @@ def _build(arguments: argparse.Namespace) -> None:
         ) from error
     if has_plugins(description):
         record["plugins_sha256"] = _prepare_plugins(trt, arguments.plugin_library)
+    if _has_aot_plugins(description):
+        _check_aot_plugins(trt)
     start = time.time()
     network = add_network(trt, builder, description, weights)
     config = configure(trt, builder, description, record["precision"], batch)
@@ -681,6 +768,20 @@ def _prepare_plugins(trt: Any, library: Path | None) -> str:
             f"{found}; write the network with --plugins none"
         )
     return load_plugins(trt, library)
+
+
+def _has_aot_plugins(description: Mapping[str, Any]) -> bool:
+    return any(layer["kind"] == "aot_plugin" for layer in description["layers"])
+
+
+def _check_aot_plugins(trt: Any) -> None:
+    aot_plugins(trt)
+    found = _compute_capability()
+    if float(found) < float(AOT_PLUGINS_NEED):
+        raise NetworkError(
+            f"the plugins' PTX is for compute capability {AOT_PLUGINS_NEED} and newer, and this "
+            f"GPU has {found}; write the network with --plugins none"
+        )
 
 
 def _library() -> Any:

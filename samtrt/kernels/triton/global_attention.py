@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import launches
+from samtrt.kernels.triton.launch import Launch
 from samtrt.kernels.triton.window_attention import LOG2_E, split_head_dim
 
 MAX_GRID = 128
@@ -42,11 +43,11 @@ def _relative_positions_kernel(
     qkv_ptr,
     table_h_ptr,
     table_w_ptr,
-    rel_h_ptr,
-    rel_w_ptr,
     height,
     width,
     heads,
+    rel_h_ptr,
+    rel_w_ptr,
     D: tl.constexpr,
     D_TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -132,10 +133,10 @@ def _global_attention_kernel(
     qkv_ptr,
     rel_h_ptr,
     rel_w_ptr,
-    out_ptr,
     height,
     width,
     heads,
+    out_ptr,
     scale_log2e,
     D: tl.constexpr,
     D_TAIL: tl.constexpr,
@@ -255,22 +256,23 @@ def relative_positions(
             column i; -inf past the last column.
     """
     batch, height, width, channels = qkv.shape
-    head_dim = channels // (3 * num_heads)
+    launch = relative_launch(batch, height, width, num_heads, channels // (3 * num_heads))
+    launch(qkv_ptr=qkv, table_h_ptr=table_h, table_w_ptr=table_w, rel_h_ptr=rel_h, rel_w_ptr=rel_w)
+
+
+def relative_launch(batch: int, height: int, width: int, num_heads: int, head_dim: int) -> Launch:
+    """``relative_positions``' launch for a grid of ``height`` × ``width`` tokens."""
     d, d_tail = split_head_dim(head_dim)
-    _relative_positions_kernel[(height + width, num_heads, batch)](
-        qkv,
-        table_h,
-        table_w,
-        rel_h,
-        rel_w,
-        height,
-        width,
-        num_heads,
-        D=d,
-        D_TAIL=d_tail,
-        BLOCK=max(row_block(height), row_block(width)),
-        BLOCK_W=row_block(width),
-        num_warps=4,
+    return Launch(
+        _relative_positions_kernel,
+        (height + width, num_heads, batch),
+        sizes={"height": height, "width": width, "heads": num_heads},
+        constants={
+            "D": d,
+            "D_TAIL": d_tail,
+            "BLOCK": max(row_block(height), row_block(width)),
+            "BLOCK_W": row_block(width),
+        },
     )
 
 
@@ -297,30 +299,48 @@ def global_attention(
         EngineError: a grid wider than 128 tokens, or a head dimension two tiles do not cover.
     """
     batch, height, width, channels = qkv.shape
-    head_dim = channels // (3 * num_heads)
+    launch = global_launch(batch, height, width, num_heads, channels // (3 * num_heads), tiles)
+    tensors = {"qkv_ptr": qkv, "rel_h_ptr": rel_h, "rel_w_ptr": rel_w, "out_ptr": out}
+    if not tiles.tma:
+        launch(**tensors)
+        return
+    flat, sizes = qkv.view(-1, channels), launch.constants
+    descriptors = {
+        name: TensorDescriptor.from_tensor(flat, [sizes["BLOCK_N"], columns])
+        for name, columns in (("qkv_desc", sizes["D"]), ("qkv_tail_desc", sizes["D_TAIL"] or 16))
+    }
+    launch(**descriptors, **tensors)
+
+
+def global_launch(
+    batch: int, height: int, width: int, num_heads: int, head_dim: int, tiles: GlobalTiles
+) -> Launch:
+    """``global_attention``'s launch for a grid of ``height`` × ``width`` tokens.
+
+    With ``tiles.tma`` it needs two descriptors of ``qkv`` [B * H * W, 3 * heads * D] beside the
+    tensors: ``qkv_desc`` of blocks [BLOCK_N, D], ``qkv_tail_desc`` of [BLOCK_N, D_TAIL or 16].
+
+    Raises:
+        EngineError: see ``global_attention``.
+    """
     d, d_tail = split_head_dim(head_dim)
-    block_n = row_block(width)
     block_m = min(tiles.block_m, max(64, triton.next_power_of_2(height * width)))
-    flat = qkv.view(-1, channels)
-    _global_attention_kernel[(triton.cdiv(height * width, block_m), num_heads, batch)](
-        TensorDescriptor.from_tensor(flat, [block_n, d]) if tiles.tma else None,
-        TensorDescriptor.from_tensor(flat, [block_n, d_tail or 16]) if tiles.tma else None,
-        qkv,
-        rel_h,
-        rel_w,
-        out,
-        height,
-        width,
-        num_heads,
-        head_dim**-0.5 * LOG2_E,
-        D=d,
-        D_TAIL=d_tail,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        TMA=tiles.tma,
+    return Launch(
+        _global_attention_kernel,
+        (triton.cdiv(height * width, block_m), num_heads, batch),
+        sizes={"height": height, "width": width, "heads": num_heads},
+        numbers={"scale_log2e": head_dim**-0.5 * LOG2_E},
+        constants={
+            **({} if tiles.tma else {"qkv_desc": None, "qkv_tail_desc": None}),
+            "D": d,
+            "D_TAIL": d_tail,
+            "BLOCK_M": block_m,
+            "BLOCK_N": row_block(width),
+            "TMA": tiles.tma,
+        },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        maxnreg=tiles.registers,
+        registers=tiles.registers,
     )
 
 

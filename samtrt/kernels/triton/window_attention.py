@@ -15,6 +15,7 @@ import triton.language as tl
 
 from samtrt.errors import EngineError
 from samtrt.kernels.device import launches
+from samtrt.kernels.triton.launch import Launch
 
 # Half the columns of the relative position product: the largest window side.
 MAX_WINDOW = 16
@@ -45,12 +46,12 @@ def _window_attention_kernel(
     bias_ptr,
     table_ptr,
     places_ptr,
-    out_ptr,
     height,
     width,
     windows_y,
     windows_x,
     heads,
+    out_ptr,
     scale_log2e,
     WINDOW: tl.constexpr,
     D: tl.constexpr,
@@ -176,33 +177,51 @@ def window_attention(
     """
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
+    launch = window_launch(batch, height, width, window_size, num_heads, head_dim, tiles)
+    launch(qkv_ptr=qkv, bias_ptr=qkv_bias, table_ptr=table, places_ptr=places, out_ptr=out)
+
+
+def window_launch(
+    batch: int,
+    height: int,
+    width: int,
+    window_size: int,
+    num_heads: int,
+    head_dim: int,
+    tiles: WindowTiles,
+) -> Launch:
+    """``window_attention``'s launch for a grid of ``height`` × ``width`` tokens.
+
+    Raises:
+        EngineError: a head dimension that two tiles do not cover.
+    """
     d, d_tail = split_head_dim(head_dim)
     windows_y = triton.cdiv(height, window_size)
     windows_x = triton.cdiv(width, window_size)
     queries = min(window_size, height) * min(window_size, width)
     block_m = min(tiles.block_m, max(64, triton.next_power_of_2(queries)))
-    grid = (triton.cdiv(queries, block_m), num_heads, batch * windows_y * windows_x)
-    _window_attention_kernel[grid](
-        qkv,
-        qkv_bias,
-        table,
-        places,
-        out,
-        height,
-        width,
-        windows_y,
-        windows_x,
-        num_heads,
-        head_dim**-0.5 * LOG2_E,
-        WINDOW=window_size,
-        D=d,
-        D_TAIL=d_tail,
-        HALF=MAX_WINDOW,
-        BLOCK_M=block_m,
-        BLOCK_N=tiles.block_n,
-        STAGES=tiles.num_stages,
+    return Launch(
+        _window_attention_kernel,
+        (triton.cdiv(queries, block_m), num_heads, batch * windows_y * windows_x),
+        sizes={
+            "height": height,
+            "width": width,
+            "windows_y": windows_y,
+            "windows_x": windows_x,
+            "heads": num_heads,
+        },
+        numbers={"scale_log2e": head_dim**-0.5 * LOG2_E},
+        constants={
+            "WINDOW": window_size,
+            "D": d,
+            "D_TAIL": d_tail,
+            "HALF": MAX_WINDOW,
+            "BLOCK_M": block_m,
+            "BLOCK_N": tiles.block_n,
+            "STAGES": tiles.num_stages,
+        },
         num_warps=tiles.num_warps,
-        maxnreg=tiles.registers,
+        registers=tiles.registers,
     )
 
 
