@@ -4,17 +4,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What is copied out of page-locked memory at once, in bytes: each part costs an event and a start
-# of all CPU threads, and the last one's time comes after the transfer's.
+from samtrt.host_memory import claim, copy, map_pages
+
+# What is copied out of page-locked memory at once, in bytes: each part costs an event, and the last
+# one's time comes after the transfer's.
 _PART_BYTES = 2 << 20
 
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """Copies in ordinary host memory, which nobody else holds; waits for them.
 
-    From a GPU in parts: one is copied out of page-locked memory by all CPU threads while the
-    next crosses the bus. Page-locked blocks are never handed out: held masks would pin memory
-    that the system can then neither move nor swap.
+    From a GPU in parts: one is copied out of page-locked memory while the next crosses the bus.
+    Page-locked blocks are never handed out: held masks would pin memory that the system can then
+    neither move nor swap.
 
     Args:
         tensors: bool or float32.
@@ -70,19 +72,17 @@ def _start(pairs: list[tuple[Tensor, Tensor]]) -> list[_Arrival]:
 
 
 def _copy_out(under_way: list[_Arrival]) -> None:
-    """Waits for each part and copies it to its target; while it waits, it zeroes targets to come,
-    so that all CPU threads map their pages."""
-    targets = [target for _, parts in under_way for _, target in parts]
-    mapped = copied = 0
-    for arrived, parts in under_way:
-        while mapped < len(targets) and not arrived.query():
-            targets[mapped].zero_()
-            mapped += 1
+    """Waits for each part and copies it to its target, whose pages are mapped meanwhile."""
+    arrivals = [
+        (arrived, [(locked.numpy(), target.numpy()) for locked, target in parts])
+        for arrived, parts in under_way
+    ]
+    mapping = map_pages([target for _, parts in arrivals for _, target in parts])
+    for arrived, parts in arrivals:
         arrived.synchronize()
         for locked, target in parts:
-            target.copy_(locked)
-        copied += len(parts)
-        mapped = max(mapped, copied)
+            claim(target, mapping)
+            copy(target, locked)
 
 
 _NUMPY = {torch.bool: np.bool_, torch.float32: np.float32}

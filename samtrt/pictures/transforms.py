@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from samtrt.checkpoints.config import PIXEL_MEAN, PIXEL_STD
+from samtrt.host_memory import copy
 
 Size = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]  # mean and deviation of the channels, [3, 1, 1] each
@@ -190,14 +191,16 @@ def preprocess(
 
 
 def _upload(x: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, on its way: in parts, each to page-locked memory by all CPU threads
-    while the one before it crosses the bus."""
+    """A copy on the device, on its way: in parts, each copied to page-locked memory while the one
+    before it crosses the bus."""
     found = torch.empty(x.shape, dtype=x.dtype, device=device)
     locked = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=device.type == "cuda")
-    flat, source, target = locked.view(-1), x.view(-1), found.view(-1)
-    for first in range(0, x.numel(), _UPLOAD_BYTES):
+    flat, source, target = (each.view(-1).view(torch.uint8) for each in (locked, x, found))
+    staged, original = flat.numpy(), source.numpy()
+    for first in range(0, len(flat), _UPLOAD_BYTES):
         part = slice(first, first + _UPLOAD_BYTES)
-        target[part].copy_(flat[part].copy_(source[part]), non_blocking=True)
+        copy(staged[part], original[part])
+        target[part].copy_(flat[part], non_blocking=True)
     return found
 
 
