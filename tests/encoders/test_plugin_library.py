@@ -38,7 +38,8 @@ class Registry:
     """Knows the plugin once a library was loaded, if that has it.
 
     Args:
-        listed: what has the plugins of the version's own kind: ``all_creators`` since TensorRT 10.
+        listed: what has the plugins of the version's own kind: ``all_creators`` since TensorRT 10,
+            where ``plugin_creator_list`` has the older kind only.
     """
 
     def __init__(self, has_plugin: bool = True, listed: str = "plugin_creator_list") -> None:
@@ -46,8 +47,10 @@ class Registry:
         self.has_plugin, self.listed = has_plugin, listed
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("plugin_creator_list", "all_creators"):
-            return self._creators() if name == self.listed else []
+        if name == self.listed:
+            return self._creators()
+        if name == "plugin_creator_list":
+            return []
         raise AttributeError(name)
 
     def load_library(self, path: str) -> None:
@@ -79,13 +82,16 @@ def tensorrt(registry: Registry, version: str = "8.6.0", name: str = "tensorrt")
     ("version", "listed"),
     [("8.6.0", "plugin_creator_list"), ("10.0.1", "all_creators"), ("11.4.0", "all_creators")],
 )
+@pytest.mark.parametrize("builds", [True, False], ids=["builder", "runtime-only"])
 def test_it_is_loaded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, listed: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, listed: str, builds: bool
 ) -> None:
     registry, ours = Registry(listed=listed), sources_sha256()
     path = library(tmp_path, ours, int(version.split(".")[0]))
     monkeypatch.setenv(VARIABLE, str(path))
     trt = tensorrt(registry, version)
+    if not builds:
+        del trt.INetworkDefinition
     assert load_library(trt) == load_library(trt, ours) == ours
     assert registry.loaded == [str(path)]
 

@@ -498,9 +498,10 @@ def _has_plugins_v3(trt: Any) -> bool:
 
 def _has_plugin(trt: Any) -> bool:
     """Whether TensorRT knows the plugin; by the list, since to ask for one that is not there is an
-    error in TensorRT's log."""
-    listed = "all_creators" if _has_plugins_v3(trt) else "plugin_creator_list"
-    creators = getattr(trt.get_plugin_registry(), listed, ())
+    error in TensorRT's log. What only runs engines has no network definition to look at."""
+    registry = trt.get_plugin_registry()
+    listed = "all_creators" if hasattr(registry, "all_creators") else "plugin_creator_list"
+    creators = getattr(registry, listed, ())
     return PLUGIN in [(each.name, each.plugin_version, each.plugin_namespace) for each in creators]
 
 
