@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,36 +18,37 @@ _LEAST_BYTES = 256 << 10  # of a piece: less is copied sooner than a thread wake
 _PAGE_BYTES = 4096
 
 Bytes = npt.NDArray[np.uint8]
+Mapping = list["Future[None]"]
 
 
 def copy(target: Bytes, source: Bytes) -> None:
     """``target[:] = source``, [n] bytes each, which do not overlap; returns when it is done."""
-    pieces = max(1, min(HELPERS + 1, len(target) // _LEAST_BYTES))
-    bounds = [len(target) * index // pieces for index in range(pieces + 1)]
-    parts = [slice(*pair) for pair in pairwise(bounds)]
-    together([partial(np.copyto, target[part], source[part]) for part in parts])
+    pieces = zip(_pieces(target), _pieces(source), strict=True)
+    together([partial(np.copyto, *piece) for piece in pieces])
 
 
-def map_pages(targets: Sequence[Bytes]) -> "Mapping":
-    """Has the system map the pages of new memory, [n] bytes each, while the caller waits for what
-    is to be written there."""
-    large = [target for target in targets if len(target) >= _LEAST_BYTES]
-    helpers = _helpers(os.getpid()) if large else None
-    return {id(target): helpers.submit(_touch, target) for target in large} if helpers else {}
+def begin_mapping(target: Bytes) -> Mapping:
+    """Has the system map the pages of new memory, [n] bytes, whose content is lost, while the
+    caller waits for what belongs there. Small ones are left as they are."""
+    if len(target) < _LEAST_BYTES:
+        return []
+    helpers = _helpers(os.getpid())
+    return [helpers.submit(_touch, piece) for piece in _pieces(target)]
 
 
-def claim(target: Bytes, mapping: "Mapping") -> None:
-    """No helper touches it any more, when this returns."""
-    touching = mapping.get(id(target))
-    if touching is not None and not touching.cancel():
-        touching.result()
-
-
-Mapping = dict[int, "Future[None]"]
+def end_mapping(mapping: Mapping) -> None:
+    """No helper writes to the memory any more, when this returns."""
+    for touching in reversed(mapping):
+        if not touching.cancel():
+            touching.result()
 
 
 def _touch(target: Bytes) -> None:
     target[::_PAGE_BYTES] = 0
+
+
+def _pieces(x: Bytes) -> list[Bytes]:
+    return np.array_split(x, max(1, min(HELPERS + 1, len(x) // _LEAST_BYTES)))
 
 
 def together(tasks: Sequence[Callable[[], object]]) -> None:

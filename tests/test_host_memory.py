@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from samtrt import host_memory
-from samtrt.host_memory import claim, copy, map_pages, together
+from samtrt.host_memory import begin_mapping, copy, end_mapping, together
 
 MEGABYTE = 1 << 20
 
@@ -40,8 +40,7 @@ def test_the_caller_does_what_nobody_has_begun(monkeypatch: pytest.MonkeyPatch) 
         hanging.wait()
         try:
             source, target = noise(4 * MEGABYTE), np.empty(4 * MEGABYTE, np.uint8)
-            mapping = map_pages([target])
-            claim(target, mapping)
+            end_mapping(begin_mapping(target))
             copy(target, source)
             np.testing.assert_array_equal(target, source)
         finally:
@@ -54,9 +53,9 @@ def test_pages_are_mapped_before_the_copy() -> None:
     for _ in range(20):
         target = np.empty(len(source), np.uint8)
         parts = np.split(target, 8)
-        mapping = map_pages(parts)
-        for part, own in zip(parts, np.split(source, 8), strict=True):
-            claim(part, mapping)
+        mappings = [begin_mapping(part) for part in parts]
+        for part, own, mapping in zip(parts, np.split(source, 8), mappings, strict=True):
+            end_mapping(mapping)
             copy(part, own)
         np.testing.assert_array_equal(target, source)
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrt.host_memory import claim, copy, map_pages
+from samtrt.host_memory import begin_mapping, copy, end_mapping
 
-# What is copied out of page-locked memory at once, in bytes: each part costs an event, and the last
-# one's time comes after the transfer's.
-_PART_BYTES = 2 << 20
+# What is copied out of page-locked memory at once, in bytes: each part costs an event and a wake of
+# the helpers.
+_PART_BYTES = 8 << 20
 
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -74,14 +74,13 @@ def _start(pairs: list[tuple[Tensor, Tensor]]) -> list[_Arrival]:
 def _copy_out(under_way: list[_Arrival]) -> None:
     """Waits for each part and copies it to its target, whose pages are mapped meanwhile."""
     arrivals = [
-        (arrived, [(locked.numpy(), target.numpy()) for locked, target in parts])
+        (arrived, [(x.numpy(), y.numpy(), begin_mapping(y.numpy())) for x, y in parts])
         for arrived, parts in under_way
     ]
-    mapping = map_pages([target for _, parts in arrivals for _, target in parts])
-    for arrived, parts in arrivals:
+    for arrived, arrays in arrivals:
         arrived.synchronize()
-        for locked, target in parts:
-            claim(target, mapping)
+        for locked, target, mapping in arrays:
+            end_mapping(mapping)
             copy(target, locked)
 
 
