@@ -30,6 +30,8 @@ REQUIREMENTS = {
     "peers": "requirements-test.txt",
     "ray": "requirements-ray.txt",
     "cloud": "requirements-ray.txt",
+    "geo": "requirements-ray.txt",
+    "zarr": "requirements-ray.txt",
 }
 
 

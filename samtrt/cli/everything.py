@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from samtrt.cli.options import Options
 from samtrt.cli.parts.model import add_model, chosen_model
+from samtrt.cli.parts.windows import add_windows, chosen_windows
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import write_json
 from samtrt.formats.names import DEFAULT_TOLERANCE, EXPORTS, PAINTED, RECORD
 from samtrt.hints import install
 
 if TYPE_CHECKING:
-    from samtrt.jobs.folder import FolderReport
+    from samtrt.jobs.progress import FolderReport
     from samtrt.jobs.ray import Workers
 
 # Option → its default; of whole numbers the bounds as well, both of them inside.
@@ -73,6 +74,7 @@ def add_options(options: Options) -> None:
         metavar="DIR",
         help="take the embeddings that an earlier run has kept there in place of encoding",
     )
+    add_windows(options)
     options.add(
         "--prompts",
         type=Path,
@@ -131,16 +133,20 @@ def add_options(options: Options) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Segments, and prints what became of the pictures; status 1 where one was skipped."""
     settings = _checked(arguments)
-    formats = _formats(arguments.formats)
+    windowing = chosen_windows(arguments)
+    formats = _formats(arguments.formats or ([RECORD] if windowing is not None else None))
 
     from samtrt.jobs.folder import check_job, segment_folder
     from samtrt.jobs.prompts import read_prompts
+    from samtrt.jobs.windows import check_windows
     from samtrt.sam import load_sam
 
     output_dir: Path = arguments.output_dir
     tolerance, column = arguments.polygon_tolerance, arguments.column
     found = check_job(arguments.sources, output_dir, formats, tolerance, column)
     # Before the model, which takes longer.
+    if windowing is not None:
+        check_windows(windowing, formats, found)
     prompts = None if arguments.prompts is None else read_prompts(arguments.prompts)
     workers, idle = _workers(arguments)
     model = chosen_model(arguments)
@@ -155,6 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
         workers=workers,
         prompts=prompts,
         embeddings=arguments.embeddings,
+        windowing=windowing,
         **settings,
     )
     _print(report, output_dir)

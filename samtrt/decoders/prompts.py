@@ -355,6 +355,24 @@ class Prompt:
             self.check_inside(size)
         return self if box == self.box else replace(self, box=box)
 
+    def moved(self, right: float, down: float) -> "Prompt":
+        """The same by so many pixels elsewhere."""
+        points = tuple((x + right, y + down) for x, y in self.point_coords)
+        if self.box is None:
+            return replace(self, point_coords=points)
+        x0, y0, x1, y1 = self.box
+        box = (x0 + right, y0 + down, x1 + right, y1 + down)
+        return replace(self, point_coords=points, box=box)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 around its points and its box."""
+        corners = [*self.point_coords]
+        if self.box is not None:
+            corners += [self.box[:2], self.box[2:]]
+        x, y = zip(*corners, strict=True)
+        return min(x), min(y), max(x), max(y)
+
     def to_model_frame(self, picture: EmbeddedPicture) -> Prompts:
         """The same for a decoder.
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from samtrt.masks.coco import CATEGORIES
-from samtrt.masks.runs import coco_decode_rle
+from samtrt.masks.runs import coco_decode_crop, coco_decode_rle
+from samtrt.pictures.rasters import Georeference
 
 WRITTEN_BY = "samtrt"  # stands within the first bytes of every file that is written here
 _FIRST_BYTES = 400
@@ -26,6 +27,7 @@ class AnnotatedPicture:
         annotations: COCO's, with compressed run lengths, as ``coco_dataset`` makes them.
         sha256: of the data set that they were read from.
         categories: COCO's; all pictures of a job have the same.
+        georeference: where the picture lies on Earth; None where that is not known.
     """
 
     name: Path
@@ -33,6 +35,7 @@ class AnnotatedPicture:
     annotations: list[dict[str, Any]]
     sha256: str = ""
     categories: Sequence[dict[str, Any]] = CATEGORIES
+    georeference: Georeference | None = None
 
     def category_of(self, annotation: dict[str, Any]) -> str:
         """The name of what an annotation is."""
@@ -59,6 +62,11 @@ def score_of(annotation: dict[str, Any]) -> float | None:
 def mask_of(annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """The mask of an annotation, [H, W]."""
     return coco_decode_rle(annotation["segmentation"])
+
+
+def crop_of(annotation: dict[str, Any]) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
+    """The part of a mask that has pixels, [h, w], and the (x, y) of its corner in the picture."""
+    return coco_decode_crop(annotation["segmentation"])
 
 
 def to_text(value: Any) -> str:

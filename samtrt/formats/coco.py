@@ -11,11 +11,10 @@ from samtrt.formats.annotated import (
     WRITTEN_BY,
     AnnotatedPicture,
     joined,
-    mask_of,
     score_of,
     to_text,
 )
-from samtrt.formats.polygons import outline, without_holes
+from samtrt.formats.polygons import outline_of, without_holes
 from samtrt.masks.coco import CATEGORIES
 from samtrt.masks.runs import require_pycocotools
 
@@ -56,13 +55,13 @@ def write_coco_polygons(
 
 def with_polygons(annotation: dict[str, Any], tolerance: float) -> dict[str, Any] | None:
     """The annotation with polygons in the place of its run lengths; None for an empty mask."""
-    mask = mask_of(annotation)
+    size = annotation["segmentation"]["size"]
     mask_utils = require_pycocotools()
-    polygons = flat_polygons(mask, tolerance)
-    encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *mask.shape)) if polygons else None
+    polygons = flat_polygons(outline_of(annotation, tolerance))
+    encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *size)) if polygons else None
     if encoded is not None and tolerance and not mask_utils.area(encoded):
-        polygons = flat_polygons(mask, 0.0)
-        encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *mask.shape))
+        polygons = flat_polygons(outline_of(annotation))
+        encoded = mask_utils.merge(mask_utils.frPyObjects(polygons, *size))
     if encoded is None:
         return None
     return {
@@ -73,13 +72,13 @@ def with_polygons(annotation: dict[str, Any], tolerance: float) -> dict[str, Any
     }
 
 
-def flat_polygons(mask: Any, tolerance: float) -> list[list[float]]:
-    """The polygons of a mask [H, W] as COCO has them: [x, y, x, y, …] each, without holes.
+def flat_polygons(parts: list[Any]) -> list[list[float]]:
+    """Polygons as COCO has them: [x, y, x, y, …] each, without holes.
 
     Args:
-        tolerance: see ``outline``.
+        parts: shapely's, as of ``outline``.
     """
-    pieces = without_holes(outline(mask, tolerance))
+    pieces = without_holes(parts)
     rings = (np.asarray(piece.exterior.coords)[:-1] for piece in pieces)
     return [ring.round(2).ravel().tolist() for ring in rings]
 

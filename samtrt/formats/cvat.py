@@ -9,7 +9,7 @@ import numpy as np
 
 from samtrt.console import one_line
 from samtrt.files import replacing
-from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, mask_of, score_of
+from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, crop_of, score_of
 from samtrt.masks.coco import CATEGORIES
 
 _HEAD = """<?xml version="1.0" encoding="utf-8"?>
@@ -64,8 +64,8 @@ def _image(number: int, picture: AnnotatedPicture) -> Iterator[str]:
 
 
 def _mask(order: int, annotation: dict[str, Any], category: str) -> str:
-    left, top, width, height = (int(value) for value in annotation["bbox"])
-    mask = mask_of(annotation)[top : top + height, left : left + width]
+    mask, (left, top) = crop_of(annotation)
+    height, width = mask.shape
     counts = ", ".join(map(str, row_counts(mask)))
     return (
         f'    <mask label={quoteattr(one_line(category))} source="auto" occluded="0" '

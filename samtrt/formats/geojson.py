@@ -1,4 +1,8 @@
-"""A picture's masks as GeoJSON, in pixels: x to the right, y down, (0, 0) the picture's corner."""
+"""A picture's masks as GeoJSON.
+
+Of a picture that says where it lies, in longitude and latitude (WGS 84), as RFC 7946 has it. Of
+others in pixels: x to the right, y down, (0, 0) the picture's corner.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +14,13 @@ from samtrt.formats.annotated import (
     AnnotatedPicture,
     first_text,
     joined,
-    mask_of,
     score_of,
     to_text,
 )
-from samtrt.formats.polygons import outline
+from samtrt.formats.polygons import outline_of, require_shapely
+from samtrt.pictures.rasters import Georeference
 
+_DECIMALS = 9  # of a degree: a tenth of a millimetre
 _LEFT_OUT = {"segmentation", "image_id", "category_id", "iscrowd", "bbox"}
 
 
@@ -31,7 +36,9 @@ def write_geojson(path: Path, picture: AnnotatedPicture, tolerance: float) -> No
     Raises:
         SamtrtError: the file cannot be written.
     """
-    origin = {"dataset_sha256": picture.sha256, "tolerance": tolerance}
+    origin: dict[str, Any] = {"dataset_sha256": picture.sha256, "tolerance": tolerance}
+    if picture.georeference is not None:
+        origin["picture"] = picture.georeference.to_json()
     head = to_text({"type": "FeatureCollection", WRITTEN_BY: origin})[:-1]
     if picture.sha256 and first_text(path).startswith(head):
         return
@@ -46,7 +53,10 @@ def write_geojson(path: Path, picture: AnnotatedPicture, tolerance: float) -> No
 
 def _features(picture: AnnotatedPicture, tolerance: float) -> Iterator[str]:
     for annotation in picture.annotations:
-        polygons = [_rings(part) for part in outline(mask_of(annotation), tolerance)]
+        parts = outline_of(annotation, tolerance)
+        if picture.georeference is not None:
+            parts = [_on_earth(part, picture.georeference) for part in parts]
+        polygons = [_rings(part) for part in parts]
         if not polygons:
             continue
         one = len(polygons) == 1
@@ -71,3 +81,10 @@ def _features(picture: AnnotatedPicture, tolerance: float) -> Iterator[str]:
 def _rings(polygon: Any) -> list[list[tuple[float, ...]]]:
     """The outer ring and the holes, each closed."""
     return [list(ring.coords) for ring in (polygon.exterior, *polygon.interiors)]
+
+
+def _on_earth(part: Any, georeference: Georeference) -> Any:
+    """A polygon in longitude and latitude, the outer ring counter-clockwise."""
+    shapely = require_shapely()
+    found = shapely.transform(part, lambda corners: georeference.to_wgs84(corners).round(_DECIMALS))
+    return shapely.geometry.polygon.orient(found)

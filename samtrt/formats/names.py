@@ -19,5 +19,7 @@ EXPORTS = {
 }
 FORMATS = (RECORD, PAINTED, EMBEDDED, *EXPORTS)
 WITH_POLYGONS = ("coco-polygons", "geojson", "yolo")
+# What is made of run lengths, however large a picture or a mask is.
+WITHOUT_PIXELS = (RECORD, "coco", "coco-polygons", "geojson", "yolo", "parquet")
 
 DEFAULT_TOLERANCE = 1.0  # pixels

@@ -4,6 +4,8 @@ A pixel (x, y) covers [x, x + 1] × [y, y + 1], as pycocotools has it: polygons 
 without simplification give back every pixel. Pixels that touch over a corner alone are apart.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +14,14 @@ import numpy.typing as npt
 
 from samtrt.errors import SamtrtError
 from samtrt.hints import install_packages
+from samtrt.masks.runs import Columns, coco_columns, mask_columns
 
 # A part that simplifying would change by more than this share of its area keeps more corners.
 _MOST_CHANGED = 0.1
+_MANY_CORNERS = 10_000
+_STACK_A_CORNER = 1024  # bytes
+_MOST_STACK = 1 << 32
+_stack = threading.Lock()  # its size is the process's
 _FINEST = 0.25  # pixels; below it a part stays as it is
 
 
@@ -47,8 +54,19 @@ def outline(mask: npt.NDArray[np.bool_], tolerance: float = 0.0) -> list[Any]:
     Returns:
         shapely's polygons, the outer ring counter-clockwise by its numbers; none for an empty mask.
     """
+    return _outline(mask_columns(mask), tolerance)
+
+
+def outline_of(annotation: dict[str, Any], tolerance: float = 0.0) -> list[Any]:
+    """``outline`` of an annotation's mask, however large its picture is."""
+    return _outline(coco_columns(annotation["segmentation"]), tolerance)
+
+
+def _outline(columns: Columns, tolerance: float) -> list[Any]:
     shapely = require_shapely()
-    exact = shapely.get_parts(shapely.simplify(shapely.union_all(_stretches(mask)), 0))
+    x, top, bottom = columns
+    stretches = shapely.box(x, top, x + 1, bottom)
+    exact = shapely.get_parts(_simplify(shapely.union_all(stretches), 0))
     parts = [_simplified(part, tolerance) for part in exact if not part.is_empty]
     if tolerance and len(parts) > 1:  # neighbours may have come to overlap
         parts = polygons_of(shapely.union_all(parts))
@@ -100,20 +118,27 @@ def polygons_of(shape: Any) -> list[Any]:
     return [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
 
 
-def _stretches(mask: npt.NDArray[np.bool_]) -> Any:
-    """Each column's stretches of pixels, as boxes."""
-    columns = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
-    columns[:, 1:-1] = mask.T
-    steps = np.diff(columns, axis=1)
-    x, top = np.nonzero(steps == 1)
-    _, bottom = np.nonzero(steps == -1)
-    return require_shapely().box(x, top, x + 1, bottom)
+def _simplify(shape: Any, tolerance: float) -> Any:
+    """shapely's, which calls itself as often as a ring has corners and would run out of stack."""
+    shapely = require_shapely()
+    corners = shapely.get_num_coordinates(shape)
+    if corners < _MANY_CORNERS:
+        return shapely.simplify(shape, tolerance)
+    with _stack:
+        before = threading.stack_size(min(corners * _STACK_A_CORNER, _MOST_STACK))
+        try:
+            pool = ThreadPoolExecutor(1)
+            found = pool.submit(shapely.simplify, shape, tolerance)  # starts the thread
+        finally:
+            threading.stack_size(before)
+    with pool:
+        return found.result()
 
 
 def _simplified(part: Any, tolerance: float) -> Any:
     shapely = require_shapely()
     while tolerance >= _FINEST:
-        simple = shapely.simplify(part, tolerance)
+        simple = _simplify(part, tolerance)
         if simple.is_valid and simple.geom_type == "Polygon":
             changed = shapely.symmetric_difference(part, simple).area
             if changed <= _MOST_CHANGED * part.area:

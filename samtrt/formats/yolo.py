@@ -10,8 +10,8 @@ import numpy as np
 
 from samtrt.errors import InputError
 from samtrt.files import replacing
-from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, mask_of, to_text
-from samtrt.formats.polygons import one_ring, outline, without_holes
+from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, to_text
+from samtrt.formats.polygons import one_ring, outline_of, without_holes
 from samtrt.masks.coco import CATEGORIES
 
 _YAML_WORDS = ("yes", "off", "true", "false", "null")  # which are no texts
@@ -78,7 +78,7 @@ def label_name(name: Path) -> Path:
 def label_line(picture: AnnotatedPicture, annotation: dict[str, Any], tolerance: float) -> str:
     """One mask's line, with its line feed."""
     height, width = picture.size
-    ring = one_ring(without_holes(outline(mask_of(annotation), tolerance)))
+    ring = one_ring(without_holes(outline_of(annotation, tolerance)))
     shares = (ring / np.array([width, height])).ravel()
     numbers = [category["id"] for category in picture.categories]
     place = numbers.index(annotation.get("category_id", numbers[0]))

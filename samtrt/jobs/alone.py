@@ -16,6 +16,7 @@ from samtrt.jobs.segmenting import (
     Identity,
     Item,
     Outcome,
+    Resumed,
     Segmenter,
     Settings,
     attempt,
@@ -49,7 +50,7 @@ class Alone:
         self.together = self._at_once > 1
 
     def outcomes(
-        self, items: Iterator[Item | Failed], progress: JobProgress
+        self, items: Iterator[Item | Failed | Resumed], progress: JobProgress
     ) -> Generator[Outcome, None, None]:
         """What becomes of each picture, in their order."""
         every = self._one_by_one(items, progress) if not self.together else self._together(items)
@@ -59,13 +60,13 @@ class Alone:
             yield found
 
     def _one_by_one(
-        self, items: Iterator[Item | Failed], progress: JobProgress
+        self, items: Iterator[Item | Failed | Resumed], progress: JobProgress
     ) -> Generator[Outcome, None, None]:
         for value in items:
             progress.begin(value.item.name)
             yield self._one(value, progress.points)
 
-    def _together(self, items: Iterator[Item | Failed]) -> Generator[Outcome, None, None]:
+    def _together(self, items: Iterator[Item | Failed | Resumed]) -> Generator[Outcome, None, None]:
         """Some pictures are read and packed while others are on the GPU."""
         turns = threading.Semaphore(self._at_once)
         waiting: deque[Future[Outcome]] = deque()
@@ -82,7 +83,7 @@ class Alone:
 
     def _one(
         self,
-        value: Item | Failed,
+        value: Item | Failed | Resumed,
         progress: Progress,
         turns: threading.Semaphore | None = None,
     ) -> Outcome:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
 from samtrt.formats.names import DEFAULT_TOLERANCE, EMBEDDED, EXPORTS, FORMATS, PAINTED, RECORD
 from samtrt.jobs.alone import Alone
-from samtrt.jobs.progress import JobProgress
+from samtrt.jobs.progress import FolderReport, JobProgress
 from samtrt.jobs.prompts import Asked, PromptFile, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
 from samtrt.jobs.record import EMBEDDING, PAINTING, Records
 from samtrt.jobs.segmenting import (
     Failed,
     Finished,
-    Identity,
     Item,
     Outcome,
     Resumed,
@@ -34,6 +33,7 @@ from samtrt.jobs.segmenting import (
     attempt,
 )
 from samtrt.jobs.sources import Sources, find_sources
+from samtrt.jobs.windows import WindowedPictures, Windowing, check_windows
 from samtrt.sam import Sam
 
 _logger = logging.getLogger(__name__)
@@ -43,58 +43,6 @@ _WRITERS = 8  # pictures whose files are written at once
 
 _Write = Callable[[Outcome], Outcome]
 OneOrMore = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
-@dataclass
-class FolderReport:
-    """What became of each picture; paths are relative to the folder.
-
-    Attributes:
-        segmented: pictures segmented now, with the number of their masks.
-        resumed: pictures whose outputs an earlier run with the same model and settings has left.
-        failed: pictures without outputs, with the reason in one line.
-        ignored: files that are no pictures of the run, with the reason in a word or two.
-        unknown: what prompts were given for and is no picture of the run.
-        exported: the files of further formats: of all pictures, or the output folder.
-        identity: the model that has worked.
-        workers: how many have shared the work.
-        seconds: from the first picture to the last.
-        at_work: the share of that time that the workers were at work, 0 to 1.
-    """
-
-    segmented: dict[Path, int] = field(default_factory=dict)
-    resumed: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
-    ignored: dict[Path, str] = field(default_factory=dict)
-    unknown: list[str | int] = field(default_factory=list)
-    exported: list[Path] = field(default_factory=list)
-    identity: Identity = field(default=Identity("", "", "", ""))
-    workers: int = 1
-    seconds: float = 0.0
-    at_work: float = 0.0
-
-    @property
-    def masks(self) -> int:
-        """How many were made now."""
-        return sum(self.segmented.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """For a record: counts, pace, and each picture that failed."""
-        return {
-            "segmented": len(self.segmented),
-            "masks": self.masks,
-            "resumed": len(self.resumed),
-            "ignored": len(self.ignored),
-            "prompts_for_others": self.unknown,
-            "failed": {str(name): reason for name, reason in self.failed.items()},
-            "exported": [str(path) for path in self.exported],
-            "computed_by": self.identity.computed_by,
-            "workers": self.workers,
-            "seconds": self.seconds,
-            "pictures_per_second": len(self.segmented) / self.seconds if self.seconds else None,
-            "masks_per_second": self.masks / self.seconds if self.seconds else None,
-            "workers_at_work": self.at_work,
-        }
 
 
 def segment_folder(
@@ -107,6 +55,7 @@ def segment_folder(
     workers: Workers | None = None,
     prompts: str | Path | PromptFile | None = None,
     embeddings: str | Path | None = None,
+    windowing: Windowing | None = None,
     **arguments: Any,
 ) -> FolderReport:
     """Segments every picture of a folder and its subfolders, or of several sources.
@@ -137,6 +86,8 @@ def segment_folder(
             masks.
         embeddings: output folder of an earlier job with the format ``embeddings``: these are taken
             in place of encoding. A picture without one, or with that of another encoder, fails.
+        windowing: cuts pictures that are larger than a window, and TIFFs, whose place on Earth
+            then is known; the masks are those of the whole picture (``jobs.windows``).
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``; with
             ``prompts`` of ``SamPromptedMaskGenerator``.
 
@@ -153,6 +104,11 @@ def segment_folder(
         else check_job(sources, output_dir, formats, tolerance)
     )
     recorded = json.loads(json.dumps(arguments, default=_plain))
+    if windowing is not None:
+        check_windows(windowing, formats, found)
+        if embeddings is not None:
+            raise InputError("an embedding is of a whole picture; leave windows or embeddings out")
+        recorded["windows"] = windowing.to_json()
     given = None if embeddings is None else Path(embeddings).absolute()
     settings = Settings(arguments, recorded, PAINTED in formats, EMBEDDED in formats, given)
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
@@ -168,13 +124,26 @@ def segment_folder(
         beside = [suffix for suffix, is_wanted in wanted.items() if is_wanted]
         records = Records(output_dir, beside, computed_by)
         items = _items(found, records, settings, asked)
-        with JobProgress(len(found.pictures), crew.count, show_progress) as progress:
+        windows, total = None, len(found.pictures)
+        if windowing is not None:
+            windows = WindowedPictures(records, settings, windowing, crew.identity)
+            cut = list(windows.items(items))
+            items, total = iter(cut), len(cut)
+        with JobProgress(total, crew.count, show_progress) as progress:
             write = partial(_write, records=records)
             with closing(crew.outcomes(items, progress)) as outcomes:
                 each = _several if crew.together else _one_by_one
                 with closing(each(write, outcomes)) as written:
                     for outcome in written:
-                        _put_down(outcome, report, progress)
+                        whole = windows.settle(outcome) if windows is not None else None
+                        _count(outcome, progress)
+                        if outcome.item.part_of is None:
+                            _put_down(outcome, report)
+                        if windows is not None and whole is not None:
+                            whole = write(whole)
+                            _put_down(whole, report)
+                            if isinstance(whole, Finished):
+                                windows.clear(whole.item.name)
         report.seconds, report.at_work = progress.pace.seconds, progress.pace.at_work
         names = list(found.pictures)
         _in_order(report, names)
@@ -229,7 +198,7 @@ def _crew(
 
 def _items(
     found: Sources, records: Records, settings: Settings, asked: Mapping[Path, tuple[Asked, ...]]
-) -> Iterator[Item | Failed]:
+) -> Iterator[Item | Failed | Resumed]:
     """The pictures, with what is known of their outputs; one whose outputs cannot be has failed."""
 
     def look(item: Item) -> Item:
@@ -272,27 +241,35 @@ def _write(outcome: Outcome, records: Records) -> Outcome:
     return outcome
 
 
-def _put_down(outcome: Outcome, report: FolderReport, progress: JobProgress) -> None:
-    """What became of a picture, in the report."""
-    item, pace = outcome.item, progress.pace
+def _count(outcome: Outcome, progress: JobProgress) -> None:
+    """A picture, or a window of one, is done, well or not."""
+    pace = progress.pace
     pace.done += 1
     if isinstance(outcome, Finished):
-        report.segmented[item.name] = outcome.masks
         pace.masks += outcome.masks
         pace.busy += outcome.seconds
         text = f"{outcome.masks} masks"
     elif isinstance(outcome, Resumed):
-        report.resumed.append(item.name)
         text = "already done"
+    else:
+        text = f"skipped: {outcome.reason}"
+        pace.failed += 1
+    progress.end(outcome.item.name, text, isinstance(outcome, Failed))
+
+
+def _put_down(outcome: Outcome, report: FolderReport) -> None:
+    """What became of a picture, in the report."""
+    item = outcome.item
+    if isinstance(outcome, Finished):
+        report.segmented[item.name] = outcome.masks
+    elif isinstance(outcome, Resumed):
+        report.resumed.append(item.name)
     else:
         if outcome.details:
             where = f"unexpected error at {one_line(str(item.place))}"
             details = "" if outcome.error else f"\n{outcome.details}"
             _logger.error("%s%s", where, details, exc_info=outcome.error)
         report.failed[item.name] = outcome.reason
-        pace.failed += 1
-        text = f"skipped: {outcome.reason}"
-    progress.end(item.name, text, isinstance(outcome, Failed))
 
 
 def _in_order(report: FolderReport, names: list[Path]) -> None:

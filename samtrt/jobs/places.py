@@ -8,9 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from samtrt.errors import InputError, SamtrtError
+from samtrt.files import sha256_of_file
 from samtrt.formats.parquet import require_pyarrow
 from samtrt.hints import install
+from samtrt.jobs.merging import Window
+from samtrt.pictures.rasters import Reading, read_part
 from samtrt.pictures.reading import MAX_FILE_BYTES, read_file
 from samtrt.pictures.sources import PictureSource, read_url
 
@@ -54,7 +60,20 @@ class Row:
         return f"{self.file}, row {self.row} of group {self.group}"
 
 
-Place = Path | Remote | Member | Row
+@dataclass(frozen=True)
+class Part:
+    """A window of a picture that is not read as a whole."""
+
+    source: Path | Remote
+    window: Window
+    reading: Reading
+
+    def __str__(self) -> str:
+        window = self.window
+        return f"{self.source}, {window.width}×{window.height} pixels at {window.x}, {window.y}"
+
+
+Place = Path | Remote | Member | Row | Part
 
 
 def is_url(text: str) -> bool:
@@ -63,7 +82,43 @@ def is_url(text: str) -> bool:
     return bool(found) and scheme.isascii() and scheme.replace("+", "").isalnum()
 
 
-def read_place(place: Place) -> bytes:
+def raster_source(place: Path | Remote) -> tuple[str, Any]:
+    """What ``pictures.rasters`` takes of a place: a path, and fsspec's file system of a store.
+
+    Raises:
+        InputError: it lies on the web.
+        SamtrtError: fsspec, or its part for that store, is not installed.
+    """
+    if isinstance(place, Path):
+        return str(place), None
+    if PictureSource(place.url).is_url:
+        raise InputError(f"{place} is on the web, which is not read by windows; download it first")
+    with told(place.url):
+        files, path = require_fsspec().core.url_to_fs(place.url)
+        return path, files
+
+
+def read_part_of(part: Part) -> npt.NDArray[np.uint8]:
+    """A window's pixels, [H, W, 3] uint8 RGB.
+
+    Raises:
+        InputError, SamtrtError: as ``pictures.rasters.read_part``.
+    """
+    source, files = raster_source(part.source)
+    return read_part(source, part.window.box, part.reading, files)
+
+
+def digest_of(place: Path | Remote) -> str:
+    """The SHA-256 of a picture's content, read in chunks.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    with opened(str(place)) as file:
+        return sha256_of_file(file)  # type: ignore[arg-type]
+
+
+def read_place(place: Path | Remote | Member | Row) -> bytes:
     """A picture's content.
 
     Raises:

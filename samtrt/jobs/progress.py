@@ -1,9 +1,12 @@
 """What is seen of a job: a bar or lines while it runs, a summary of it at the end."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samtrt.console import SECONDS_A_LINE, ProgressBar
+from samtrt.jobs.segmenting import Identity
 
 _PERCENT = 100
 
@@ -101,3 +104,55 @@ class JobProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+@dataclass
+class FolderReport:
+    """What became of each picture; paths are relative to the folder.
+
+    Attributes:
+        segmented: pictures segmented now, with the number of their masks.
+        resumed: pictures whose outputs an earlier run with the same model and settings has left.
+        failed: pictures without outputs, with the reason in one line.
+        ignored: files that are no pictures of the run, with the reason in a word or two.
+        unknown: what prompts were given for and is no picture of the run.
+        exported: the files of further formats: of all pictures, or the output folder.
+        identity: the model that has worked.
+        workers: how many have shared the work.
+        seconds: from the first picture to the last.
+        at_work: the share of that time that the workers were at work, 0 to 1.
+    """
+
+    segmented: dict[Path, int] = field(default_factory=dict)
+    resumed: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    ignored: dict[Path, str] = field(default_factory=dict)
+    unknown: list[str | int] = field(default_factory=list)
+    exported: list[Path] = field(default_factory=list)
+    identity: Identity = field(default=Identity("", "", "", ""))
+    workers: int = 1
+    seconds: float = 0.0
+    at_work: float = 0.0
+
+    @property
+    def masks(self) -> int:
+        """How many were made now."""
+        return sum(self.segmented.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """For a record: counts, pace, and each picture that failed."""
+        return {
+            "segmented": len(self.segmented),
+            "masks": self.masks,
+            "resumed": len(self.resumed),
+            "ignored": len(self.ignored),
+            "prompts_for_others": self.unknown,
+            "failed": {str(name): reason for name, reason in self.failed.items()},
+            "exported": [str(path) for path in self.exported],
+            "computed_by": self.identity.computed_by,
+            "workers": self.workers,
+            "seconds": self.seconds,
+            "pictures_per_second": len(self.segmented) / self.seconds if self.seconds else None,
+            "masks_per_second": self.masks / self.seconds if self.seconds else None,
+            "workers_at_work": self.at_work,
+        }

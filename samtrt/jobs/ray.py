@@ -29,6 +29,7 @@ from samtrt.jobs.segmenting import (
     Identity,
     Item,
     Outcome,
+    Resumed,
     Segmenter,
     Settings,
     attempt,
@@ -78,7 +79,7 @@ class Crew:
         self._settings = settings
 
     def outcomes(
-        self, items: Iterable[Item | Failed], progress: Any = None
+        self, items: Iterable[Item | Failed | Resumed], progress: Any = None
     ) -> Generator[Outcome, None, None]:
         """What becomes of each picture, in the order in which they are done.
 

@@ -11,6 +11,7 @@ from samtrt.files import sha256_of, write_bytes
 from samtrt.formats.annotated import AnnotatedPicture
 from samtrt.formats.annotated import is_ours as is_written_by_us
 from samtrt.jobs.sources import MARK, is_painting
+from samtrt.pictures.rasters import Georeference
 
 PAINTING, EMBEDDING = ".png", ".safetensors"  # added to a picture's name
 # What a JSON calls the digest of the file beside it.
@@ -82,8 +83,10 @@ class Records:
             size = (image["height"], image["width"])
             sha256 = dataset[MARK]["dataset_sha256"]
             annotations, categories = dataset["annotations"], dataset["categories"]
-            return AnnotatedPicture(name, size, annotations, sha256, categories)
-        except (KeyError, IndexError, TypeError) as error:
+            where = image.get("georeference")
+            georeference = None if where is None else Georeference.from_json(where)
+            return AnnotatedPicture(name, size, annotations, sha256, categories, georeference)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SamtrtError(
                 f"{json_file} was removed or altered during the run; run the command again"
             ) from error

@@ -21,7 +21,7 @@ from samtrt.console import one_line
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import json_bytes
-from samtrt.jobs.places import Place, read_place
+from samtrt.jobs.places import Part, Place, read_part_of, read_place
 from samtrt.jobs.prompts import Asked
 from samtrt.jobs.record import EMBEDDING, MARK, PAINTING, embedding_name, sha256_of_json
 from samtrt.masks.automatic import Progress, SamAutomaticMaskGenerator, unseen
@@ -30,6 +30,7 @@ from samtrt.masks.embedding import embedding_bytes, image_sha256, load_embedding
 from samtrt.masks.prompted import SamPromptedMaskGenerator
 from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
+from samtrt.pictures.rasters import Georeference
 from samtrt.pictures.reading import decode_image, png_bytes
 from samtrt.sam import Sam
 
@@ -101,6 +102,7 @@ class Item:
         known: SHA-256 of the picture that the outputs on the disk were made of, where they are
             whole and by this model and these settings; empty otherwise.
         asked: its prompts.
+        part_of: the picture that this is a window of; None for a whole one.
     """
 
     number: int
@@ -108,6 +110,7 @@ class Item:
     place: Place
     known: str = ""
     asked: tuple[Asked, ...] = ()
+    part_of: Path | None = None
 
     @property
     def item(self) -> "Item":
@@ -156,6 +159,7 @@ class Segmented:
         seconds: of a worker's time.
         image: the picture, where it is painted on; else None.
         embedding: the content of its file, where one is wanted.
+        georeference: where the picture lies on Earth, where that is known.
     """
 
     item: Item
@@ -165,6 +169,7 @@ class Segmented:
     seconds: float
     image: npt.NDArray[np.uint8] | None = None
     embedding: bytes = b""
+    georeference: Georeference | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,10 @@ def read(item: Item) -> Decoded | Resumed:
     Raises:
         InputError: it cannot be used.
     """
+    if isinstance(item.place, Part):
+        image = read_part_of(item.place)
+        sha256 = image_sha256(image)
+        return Resumed(item) if sha256 == item.known else Decoded(item, sha256, image)
     content = read_place(item.place)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 == item.known:
@@ -322,6 +331,8 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
         origin["embedding_sha256"] = hashlib.sha256(picture.embedding).hexdigest()
     name, size = picture.item.name, picture.size
     dataset = coco_dataset(name, size, picture.records, settings.categories)
+    if picture.georeference is not None:
+        dataset["images"][0]["georeference"] = picture.georeference.to_json()
     origin["dataset_sha256"] = sha256_of_json(dataset)
     files[".json"] = json_bytes({**dataset, MARK: origin})
     return Finished(picture.item, files, len(picture.records), picture.seconds)

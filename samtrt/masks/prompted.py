@@ -70,7 +70,7 @@ class SamPromptedMaskGenerator:
             InputError: not a uint8 picture, or a prompt outside it.
         """
         check_picture(image)
-        checked = _inside(prompts, (image.shape[0], image.shape[1]))
+        checked = inside(prompts, (image.shape[0], image.shape[1]))
         if not checked:
             return []
         return self._generate(self.predictor.model.embed(image), checked, progress)
@@ -80,7 +80,7 @@ class SamPromptedMaskGenerator:
         self, picture: EmbeddedPicture, prompts: Sequence[Prompt], progress: Progress = unseen
     ) -> list[dict[str, Any]]:
         """``generate`` for a picture that was embedded before."""
-        checked = _inside(prompts, picture.original_size)
+        checked = inside(prompts, picture.original_size)
         return self._generate(picture.to(self.predictor.device), checked, progress)
 
     def _generate(
@@ -94,7 +94,7 @@ class SamPromptedMaskGenerator:
             for part in alike.split(self.prompts_per_batch):
                 for record in self._decode(picture, part):
                     number = next(waiting)
-                    found[number] = {**record, **_asked(prompts[number])}
+                    found[number] = {**record, **asked_as(prompts[number])}
                 done += len(part)
                 progress(done, len(prompts))
         return found
@@ -130,20 +130,20 @@ class SamPromptedMaskGenerator:
         return records
 
 
-def _inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> list[Prompt]:
+def inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> list[Prompt]:
     """The prompts, boxes cut to the picture; one that cannot be is named by its number."""
     checked = []
     for number, prompt in enumerate(prompts, start=1):
         try:
-            inside = prompt.cut_to(size)
-            inside.check_inside(size)
+            found = prompt.cut_to(size)
+            found.check_inside(size)
         except InputError as error:
             raise InputError(f"prompt {number} of {len(prompts)}: {error}") from error
-        checked.append(inside)
+        checked.append(found)
     return checked
 
 
-def _asked(prompt: Prompt) -> dict[str, Any]:
+def asked_as(prompt: Prompt) -> dict[str, Any]:
     """A prompt as an annotation has it."""
     asked: dict[str, Any] = {}
     if prompt.point_coords:

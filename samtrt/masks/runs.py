@@ -11,6 +11,10 @@ from samtrt.errors import SamtrtError
 from samtrt.hints import install_packages
 from samtrt.masks.transfer import to_host
 
+# Stretches of pixels, each in one column: int64 arrays of their x, their first y, and the y after
+# their last; by x, then by y.
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 # COCO's order is column-major: position = x * H + y.
 
 # Masks decoded on the GPU at once, in bytes.
@@ -182,3 +186,86 @@ def require_pycocotools() -> Any:
             f"run `{install_packages('pycocotools')}` or ask for output_mode='uncompressed_rle'"
         ) from error
     return mask
+
+
+def coco_counts(text: str) -> np.ndarray:
+    """The run lengths, int64, that a compressed RLE's counts stand for.
+
+    COCO writes each number in groups of five bits, the least first, and from the fourth number on
+    what it differs by from the one two before.
+    """
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    if not len(codes):
+        return codes
+    last = (codes & 32) == 0
+    first = np.concatenate([[True], last[:-1]])
+    starts = np.flatnonzero(first)
+    group = np.arange(len(codes)) - starts[np.cumsum(first) - 1]
+    numbers = np.add.reduceat((codes & 31) << (5 * group), starts)
+    negative = (codes[last] & 16) != 0
+    numbers -= negative.astype(np.int64) << (5 * (group[last] + 1))
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
+
+
+def coco_columns(rle: dict[str, Any]) -> Columns:
+    """A compressed RLE's mask by its columns' stretches of pixels, however large the picture is."""
+    height = int(rle["size"][0])
+    ends = coco_counts(rle["counts"]).cumsum()
+    begins, stops = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+    begins, stops = begins[stops > begins], stops[stops > begins]
+    if not len(begins):
+        return begins, begins, begins
+    # A run that goes on in the next column is a stretch in each.
+    columns = (stops - 1) // height - begins // height + 1
+    run = np.repeat(np.arange(len(begins)), columns)
+    step = np.arange(len(run)) - np.repeat(columns.cumsum() - columns, columns)
+    x = begins[run] // height + step
+    top = np.where(step == 0, begins[run] % height, 0)
+    return x, top, np.minimum(stops[run] - x * height, height)
+
+
+def mask_columns(mask: np.ndarray) -> Columns:
+    """The same of a bool mask [H, W]."""
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = mask.T
+    steps = np.diff(columns, axis=1)
+    x, top = np.nonzero(steps == 1)
+    return x, top, np.nonzero(steps == -1)[1]
+
+
+def coco_decode_crop(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part of a compressed RLE's mask that has pixels.
+
+    Returns:
+        bool [h, w], without an empty row or column at its edges, and the (x, y) of its corner in
+        the picture; [0, 0] at (0, 0) of an empty mask.
+    """
+    x, top, bottom = coco_columns(rle)
+    if not len(x):
+        return np.zeros((0, 0), bool), (0, 0)
+    x0, y0 = int(x.min()), int(top.min())
+    steps = np.zeros((int(x.max()) - x0 + 1, int(bottom.max()) - y0 + 1), np.int8)
+    np.add.at(steps, (x - x0, top - y0), 1)
+    np.add.at(steps, (x - x0, bottom - y0), -1)
+    return steps.cumsum(axis=1, dtype=np.int8)[:, :-1].T.astype(bool), (x0, y0)
+
+
+def placed_rle(columns: Columns, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """The compressed RLE, in a picture (H, W), of a mask whose corner lies at (x, y) of it.
+
+    Raises:
+        SamtrtError: pycocotools is not installed.
+    """
+    height, width = size
+    x, top, bottom = columns
+    column = (corner[0] + x) * height + corner[1]
+    changes = np.stack([column + top, column + bottom], axis=1).ravel()
+    # A run that ends where the next begins goes on from column to column.
+    joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])
+    changes = np.delete(changes, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    if len(changes) and changes[-1] == height * width:
+        changes = changes[:-1]
+    counts = np.diff(changes, prepend=0, append=height * width)
+    return coco_encode_rle({"size": [height, width], "counts": counts.tolist()})

@@ -16,7 +16,8 @@ from pycocotools import mask as mask_utils
 
 from samtrt.checkpoints.parameters import random_parameters
 from samtrt.errors import InputError, SamtrtError
-from samtrt.jobs.folder import FolderReport, segment_folder
+from samtrt.jobs.folder import segment_folder
+from samtrt.jobs.progress import FolderReport
 from samtrt.jobs.sources import find_sources
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.coco import coco_dataset

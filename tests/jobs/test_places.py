@@ -4,7 +4,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def segmented(*sources: Any, out: Path, params: Path | None = None) -> dict[str, Any]:
+def segmented(*sources: Any, out: Path, options: Sequence[str] = ()) -> dict[str, Any]:
     """The masks of each picture by the command."""
     arguments = ["everything", *sources, "--params", tiny_model(), "--output-dir", out]
-    arguments += ["--format", "json", *OPTIONS]
+    arguments += ["--format", "json", *OPTIONS, *options]
     assert run_script(lambda: commands.run([str(argument) for argument in arguments])) == 0
     found = {}
     for path in sorted(out.rglob("*.json")):
@@ -188,6 +188,19 @@ def test_s3_gives_the_masks_of_files(bucket: str, tmp_path: Path) -> None:
     both = {path.relative_to(tmp_path / "s3") for path in (tmp_path / "s3").rglob("*.json")}
     for path in both:  # byte for byte
         assert (tmp_path / "s3" / path).read_bytes() == (tmp_path / "files" / path).read_bytes()
+
+
+def test_windows_of_an_object(bucket: str, tmp_path: Path) -> None:
+    """Read a part at a time, and not fetched."""
+    pytest.importorskip("rasterio")
+    local = tmp_path / "0.png"
+    local.write_bytes(PICTURES["0.png"])
+    options = ["--window", "96"]
+    expected = segmented(local, out=tmp_path / "file", options=options)
+    assert segmented(f"{bucket}/in/0.png", out=tmp_path / "s3", options=options) == expected
+    content = (tmp_path / "s3" / "0.png.json").read_bytes()
+    assert content == (tmp_path / "file" / "0.png.json").read_bytes()
+    assert len(list((tmp_path / "s3").iterdir())) == 1
 
 
 def test_what_a_store_has(bucket: str, tmp_path: Path) -> None:

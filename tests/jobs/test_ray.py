@@ -29,7 +29,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from samtrt.cli import commands  # noqa: E402
 from samtrt.console import run_script  # noqa: E402
 from samtrt.errors import EngineError, InputError  # noqa: E402
-from samtrt.jobs.folder import FolderReport, segment_folder  # noqa: E402
+from samtrt.jobs.folder import segment_folder  # noqa: E402
+from samtrt.jobs.progress import FolderReport  # noqa: E402
 from samtrt.jobs.ray import Workers  # noqa: E402
 
 # All that the command gives, in its order.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from samtrt.formats.coco import flat_polygons
+from samtrt.formats.polygons import outline
 from samtrt.masks.runs import require_pycocotools
 from samtrt.server.problems import RequestError
 
@@ -48,7 +49,7 @@ def mask_fields(
             f"a mask has {changes:,} run lengths, and polygons are made of up to {max_runs:,}; "
             "ask for the format rle or png",
         )
-    return {"segmentation": flat_polygons(mask, tolerance), **fields}
+    return {"segmentation": flat_polygons(outline(mask, tolerance)), **fields}
 
 
 def png_of(mask: npt.NDArray[np.bool_]) -> str:
