@@ -53,6 +53,7 @@ TOOLS = ("memcheck", "synccheck", "initcheck", "racecheck")
 PROCESSES = {"kernels": 8, "triton": 1, "encoders": 8, "programs": 2}  # at the same time
 SHARE_OF_JITTERED = {"kernels": 0.25, "encoders": 0.1}  # calls: they take longer than ordinary ones
 TELL = 5.0  # seconds between two lines
+BLOCKS = 3  # of the programs' encoder under a sanitizer: two of windows, one of the whole grid
 PAUSES = 0.02  # of the calls, so many are followed by a pause of up to 5 ms
 MOST_DIFFERENCES = 5  # told of a process
 # Our kernels' sources, which a sanitizer names.
@@ -79,6 +80,7 @@ class Work:
     Attributes:
         calls: of all cases together, after which it ends, if not after ``seconds``.
         until_found: it ends at the first fault.
+        blocks: of the programs' encoder, in place of ViT-B's.
     """
 
     section: str
@@ -89,6 +91,7 @@ class Work:
     cases: int = 32
     calls: int | None = None
     until_found: bool = False
+    blocks: int | None = None
 
 
 @dataclass
@@ -144,10 +147,11 @@ def cases_of(work: Work) -> Iterator[tuple[str, Any]]:
             else:
                 from benchmarks.stressing import encoders
 
-                model = MODELS[work.rank % len(MODELS)]
-                make = encoders.encoders if work.section == "encoders" else encoders.programs
-                name = model if work.section == "encoders" else "vit_b"
-                for repeated in make(name, work.seed):
+                if work.section == "encoders":
+                    made = encoders.encoders(MODELS[work.rank % len(MODELS)], work.seed)
+                else:
+                    made = encoders.programs("vit_b", work.seed, blocks=work.blocks)
+                for repeated in made:
                     yield variant, lambda repeated=repeated: repeated
 
 
@@ -311,7 +315,7 @@ def sanitize(tool: str, section: str, seconds: float, seed: int) -> dict[str, An
         *(("--report-api-errors", "no") if tool == "memcheck" else ()),
         sys.executable, str(Path(__file__).resolve()), "--sections", section, "--in-process",
         "--calls", "80" if section == "kernels" else "12", "--cases", "8", "--seed", str(seed),
-        "--seconds", str(seconds), "--variants", "ordinary",
+        "--seconds", str(seconds), "--variants", "ordinary", "--blocks", str(BLOCKS),
     ]  # fmt: skip
     row: dict[str, Any] = {"tool": tool, "section": section}
     variables = dict(os.environ)
@@ -394,6 +398,7 @@ def parse_arguments(options: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--until-found", action="store_true", help="end at the first fault; say after how long"
     )
+    parser.add_argument("--blocks", type=int, help="of the programs' encoder, in place of ViT-B's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--tools",
@@ -418,6 +423,7 @@ def work_of(section: str, arguments: argparse.Namespace) -> Work:
         cases=arguments.cases,
         calls=arguments.calls,
         until_found=arguments.until_found,
+        blocks=arguments.blocks,
     )
 
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,18 @@ def encoders(model: str, seed: int, device: str = "cuda") -> list[Repeated]:
     return cases
 
 
-def programs(model: str, seed: int, device: str = "cuda") -> list[Repeated]:
-    """``SamPredictor`` and ``SamAutomaticMaskGenerator`` on pictures of several sizes."""
-    parameters = random_parameters(getattr(sizes, model)(), seed)
+def programs(
+    model: str, seed: int, device: str = "cuda", blocks: int | None = None
+) -> list[Repeated]:
+    """``SamPredictor`` and ``SamAutomaticMaskGenerator`` on pictures of several sizes.
+
+    Args:
+        blocks: of the encoder, in place of the model's; the last attends globally.
+    """
+    config = getattr(sizes, model)()
+    if blocks is not None:
+        config = replace(config, depth=blocks, global_attn_indexes=(blocks - 1,))
+    parameters = random_parameters(config, seed)
     with tempfile.TemporaryDirectory() as folder:
         save_parameters(parameters, Path(folder) / "parameters")
         sam = load_sam(Path(folder) / "parameters", device=device)
