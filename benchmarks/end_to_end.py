@@ -19,15 +19,19 @@ import numpy as np
 import torch
 
 from samtrt.checkpoints import config as sizes
-from samtrt.checkpoints.parameters import load_parameters, random_parameters
+from samtrt.checkpoints.parameters import Parameters, load_parameters, random_parameters
 from samtrt.console import run_script
 from samtrt.decoders.prompts import Prompts
 from samtrt.decoders.protocol import Decoder
+from samtrt.encoders.cuda.calibration import calibrated_plan
+from samtrt.encoders.cuda.encoder import FusedImageEncoder
 from samtrt.encoders.embedded import EmbeddedPicture
+from samtrt.encoders.modules import LazyImageEncoder
 from samtrt.errors import InputError
 from samtrt.files import write_json
 from samtrt.masks.automatic import SamAutomaticMaskGenerator
 from samtrt.masks.predictor import SamPredictor
+from samtrt.pictures.transforms import preprocess
 from samtrt.reports.benchmarking import describe, environment, markdown_table
 from samtrt.reports.end_to_end import end_to_end_table, measure_end_to_end, measure_everything
 from samtrt.sam import Sam, sam_from_parameters
@@ -43,6 +47,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="vit_h", choices=("vit_b", "vit_l", "vit_h"))
     parser.add_argument("--params", type=Path, help="parameter folder, in place of --model")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp16", "bf16", "fp32", "fp8"),
+        help="of the image encoder (default: auto, the device's; fp8 with all linear layers in it)",
+    )
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--runs", type=int, default=60, help="prompts timed (default: 60)")
     parser.add_argument("--everything-runs", type=int, default=5, help="(default: 5)")
@@ -97,15 +107,32 @@ def half_pass(sam: Sam, image: np.ndarray) -> dict[str, float]:
     return {"pred_iou_thresh": score, "stability_score_thresh": float(stability.median())}
 
 
+def fp8_encoder(parameters: Parameters, device: str, seed: int) -> LazyImageEncoder:
+    """With scales of two pictures of their own. (A build writes it into an engine after its parity
+    gate, which random weights do not pass.)"""
+    config, tensors = parameters.encoder_config, parameters.encoder()
+    pictures = [random_picture(PROMPT_PICTURE, seed + 1 + index) for index in range(2)]
+    frames = [preprocess(picture, config.img_size)[0] for picture in pictures]
+    plan = calibrated_plan(config, tensors, frames, device)
+    encoder = FusedImageEncoder(config, tensors, "fp8", device, fp8=plan)
+    return LazyImageEncoder(lambda device: encoder, config.img_size).to(device)
+
+
 def main() -> None:
     arguments = parse_arguments()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda needs an NVIDIA GPU, and there is none; take --device cpu")
+    if arguments.device == "cpu" and arguments.precision == "fp8":
+        raise InputError("--precision fp8 needs a Hopper GPU; take --device cuda")
     if arguments.params:
         parameters = load_parameters(arguments.params)
     else:
         parameters = random_parameters(getattr(sizes, arguments.model)(), arguments.seed)
-    sam = sam_from_parameters(parameters, device=arguments.device)
+    is_fp8 = arguments.precision == "fp8"
+    precision = "auto" if is_fp8 else arguments.precision
+    sam = sam_from_parameters(parameters, device=arguments.device, precision=precision)
+    if is_fp8:
+        sam.image_encoder = fp8_encoder(parameters, arguments.device, arguments.seed)
     name = arguments.params.name if arguments.params else arguments.model
 
     prompt = measure_end_to_end(sam, random_picture(PROMPT_PICTURE, arguments.seed), arguments.runs)
@@ -137,6 +164,7 @@ def main() -> None:
                 "environment": record,
                 "note": parameters.note,
                 "model": name,
+                "computed_by": sam.image_encoder.computed_by,
                 "prompt": prompt.to_json(),
                 "everything": {label: result.to_json() for label, result in everything.items()},
             },
