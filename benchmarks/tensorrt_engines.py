@@ -150,13 +150,12 @@ def profile(arguments: argparse.Namespace) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """The demo model from its checkpoint to masks, through TensorRT."""
+    """The demo model from its checkpoint to masks, through TensorRT; the gate's answer first."""
     record, run = _record(arguments)
     params = arguments.work / "demo"
     samtrt = [sys.executable, "-m", "samtrt"]
     if not params.exists():
         _run(*samtrt, "convert", DEMO, "--output-dir", params)
-        _run(*samtrt, "build", "--params", params, "--backend", "cpu", "--precision", "fp32")
     parameters = load_parameters(params)
     for plugins in arguments.plugins:
         network = arguments.work / f"demo-{plugins}"
@@ -166,25 +165,29 @@ def demo(arguments: argparse.Namespace) -> None:
         batch = arguments.max_batch_size
         parity = check_parity(encoder, parameters, drawn_pictures(), "fp16", batch)
         print(f"{engine}: {parity}", flush=True)
+        entry: dict[str, Any] = {
+            "plugins": plugins,
+            "run": run["id"],
+            "sidecar": json.loads((engine / "encoder.json").read_text()),
+            "parity": asdict(parity),
+        }
+        record.setdefault("demo", []).append(entry)
+        _keep(arguments, record)
+        if not (params / "engine").exists():
+            # What a build's gate compares with is this engine's own code: no gate for it.
+            built = ("--backend", "cpu", "--precision", "fp32", "--skip-parity-gate")
+            _run(*samtrt, "build", "--params", params, *built)
         scores = arguments.work / f"demo-{plugins}.json"
         given = ("--params", params, "--engine", engine, "--against", params / "engine")
         _run(*samtrt, "evaluate", *given, "--scenes", "50", "--json", scores)
+        entry["evaluation"] = json.loads(scores.read_text())
+        _keep(arguments, record)
         picture = ROOT / "examples/sam/images/shapes.jpg"
         mask = arguments.work / f"demo-{plugins}.png"
         _run(
             *samtrt, "run", "--params", params, "--engine", engine, "--image", picture,
             "--point", "400,300", "--output", mask,
         )  # fmt: skip
-        record.setdefault("demo", []).append(
-            {
-                "plugins": plugins,
-                "run": run["id"],
-                "sidecar": json.loads((engine / "encoder.json").read_text()),
-                "parity": asdict(parity),
-                "evaluation": json.loads(scores.read_text()),
-            }
-        )
-        _keep(arguments, record)
 
 
 STEPS = {

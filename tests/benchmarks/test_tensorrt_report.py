@@ -54,6 +54,12 @@ def test_the_tables_have_the_records_figures() -> None:
     demo = report.demo(RECORD)
     assert cells(demo, "worst mask") == ["parity gate: worst mask", "0.9632", "0.98"]
     assert cells(demo, "| parity gate ")[1] == "failed"
+    assert "1 click" in demo
+    (entry,) = RECORD["demo"]
+    ended = {name: each for name, each in entry.items() if name != "evaluation"}
+    gate_alone = report.demo(RECORD | {"demo": [ended]})
+    assert cells(gate_alone, "| parity gate ")[1] == "failed"
+    assert "1 click" not in gate_alone
     layers = report.layers(RECORD)
     assert cells(layers, "attention of grids")[1:] == ["4", "0.642"]  # 0.1608 + 0.1607 + 2 · 0.16
     assert cells(layers, "attention of windows")[1] == "28"
