@@ -35,8 +35,7 @@ $(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
 
 test check: lint
 	tests/browser/install.sh $(BIN)/python
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
-	$(BIN)/python -m pytest -m slow  # full sizes, clusters: each needs the memory for itself
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # 12 GB at most
 
 CLIENTS ?= all
 

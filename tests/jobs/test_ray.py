@@ -54,7 +54,7 @@ Tree = dict[Path, bytes]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(only_ray: None) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})

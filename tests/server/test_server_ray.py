@@ -39,7 +39,9 @@ def configuration(port: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
+def server(
+    only_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, psutil.Process]]:
     """`serve run` with the configuration; its URL and process."""
     folder = tmp_path_factory.mktemp("ray")
     port = free_port()
