@@ -5,7 +5,6 @@ What differs is the order of the work: predicted IoUs are looked at before a mas
 that only those that pass are; masks become runs on their device; only final ones become records.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,11 @@ from samtrt.encoders.embedded import EmbeddedPicture, check_picture
 from samtrt.errors import InputError
 from samtrt.masks.geometry import (
     box_areas,
+    check_at_least,
+    checked_point_grids,
     crop_boxes,
     is_box_near_crop_edge,
-    layer_point_grids,
+    is_number,
     mask_boxes,
     take_masks,
     uncrop_masks,
@@ -36,7 +37,6 @@ from samtrt.pictures.transforms import Size
 from samtrt.sam import Sam
 
 _MAX_CROP_LAYERS = 8
-_MAX_POINTS_PER_SIDE = 1_000  # a million points, three masks each
 _RECORDS_AT_ONCE = 64
 
 
@@ -132,9 +132,9 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
         decoder: Decoder | None = None,
         decoder_precision: str = "auto",
     ) -> None:
-        _check_at_least("points_per_batch", points_per_batch, 1)
-        _check_at_least("crop_n_layers", crop_n_layers, 0)
-        _check_at_least("min_mask_region_area", min_mask_region_area, 0)
+        check_at_least("points_per_batch", points_per_batch, 1)
+        check_at_least("crop_n_layers", crop_n_layers, 0)
+        check_at_least("min_mask_region_area", min_mask_region_area, 0)
         if crop_n_layers > _MAX_CROP_LAYERS:
             raise InputError(
                 f"crop_n_layers is {crop_n_layers}, expected at most {_MAX_CROP_LAYERS}: layer n "
@@ -148,38 +148,15 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
             ("crop_nms_thresh", crop_nms_thresh),
             ("crop_overlap_ratio", crop_overlap_ratio),
         ):
-            if not _is_number(value):
+            if not is_number(value):
                 raise InputError(f"{name} is {value!r}, expected a finite number")
         if not 0 <= crop_overlap_ratio < 1:
             raise InputError(
                 f"crop_overlap_ratio is {crop_overlap_ratio}, expected 0 or more and less than 1"
             )
-        if point_grids is None and points_per_side is not None:
-            _check_at_least("points_per_side", points_per_side, 1)
-            if points_per_side > _MAX_POINTS_PER_SIDE:
-                raise InputError(
-                    f"points_per_side is {points_per_side}, expected at most {_MAX_POINTS_PER_SIDE}"
-                )
-            factor = crop_n_points_downscale_factor
-            if not _is_number(factor) or not factor > 0:
-                raise InputError(
-                    f"crop_n_points_downscale_factor is {factor!r}, expected a number above 0"
-                )
-            if points_per_side / factor**crop_n_layers < 1:
-                raise InputError(
-                    f"layer {crop_n_layers} would have {points_per_side} / {factor}**"
-                    f"{crop_n_layers} points a side, which is none; take a smaller "
-                    "crop_n_points_downscale_factor, fewer layers or more points_per_side"
-                )
-            point_grids = layer_point_grids(points_per_side, crop_n_layers, factor)
-        elif point_grids is None or points_per_side is not None:
-            raise InputError("give either points_per_side or point_grids, and not both")
-        if len(point_grids) <= crop_n_layers:
-            raise InputError(
-                f"{crop_n_layers} crop layers need {crop_n_layers + 1} point_grids, "
-                f"got {len(point_grids)}"
-            )
-        point_grids = [_checked_grid(grid) for grid in point_grids]
+        point_grids = checked_point_grids(
+            points_per_side, crop_n_layers, crop_n_points_downscale_factor, point_grids
+        )
         if output_mode not in OUTPUT_MODES:
             raise InputError(
                 f"unknown output_mode {output_mode!r}, expected one of {', '.join(OUTPUT_MODES)}"
@@ -428,23 +405,3 @@ class SamAutomaticMaskGenerator(GeneratorSteps):
 def _held(parts: list[KeptMasks]) -> tuple[int, int]:
     """Masks, and the bytes of their run lengths."""
     return sum(map(len, parts)), sum(part.runs.nbytes for part in parts)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not _is_number(value) or value != int(value) or value < least:
-        raise InputError(f"{name} is {value!r}, expected a whole number, at least {least}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
-
-
-def _checked_grid(grid: Any) -> np.ndarray:
-    points = np.asarray(grid)
-    if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "iuf":
-        raise InputError(
-            f"a point grid is {points.dtype} of shape {list(points.shape)}, expected numbers [N, 2]"
-        )
-    if not np.isfinite(points).all():
-        raise InputError("a point grid holds a number that is not finite")
-    return points

@@ -4,12 +4,17 @@ What each function computes follows segment_anything/utils/amg.py and torchvisio
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
+
+from samtrt.errors import InputError
+
+MAX_POINTS_PER_SIDE = 1_000  # a million points, three masks each
 
 # A box this close to a crop's border, in pixels, is taken to be cut by it (Meta's atol).
 CROP_EDGE_TOLERANCE = 20.0
@@ -37,6 +42,69 @@ def layer_point_grids(
         point_grid(int(points_per_side / downscale_factor**layer))
         for layer in range(crop_n_layers + 1)
     ]
+
+
+def checked_point_grids(
+    points_per_side: int | None,
+    layers: int,
+    factor: int,
+    point_grids: list[np.ndarray] | None,
+) -> list[np.ndarray]:
+    """A generator's grids [N, 2] in the unit square, one for each of ``layers`` + 1: those that are
+    given, or ``layer_point_grids``.
+
+    Raises:
+        InputError: both are given or neither, too few of them, or something else than grids.
+    """
+    if point_grids is None and points_per_side is not None:
+        check_at_least("points_per_side", points_per_side, 1)
+        if points_per_side > MAX_POINTS_PER_SIDE:
+            raise InputError(
+                f"points_per_side is {points_per_side}, expected at most {MAX_POINTS_PER_SIDE}"
+            )
+        if not is_number(factor) or not factor > 0:
+            raise InputError(
+                f"crop_n_points_downscale_factor is {factor!r}, expected a number above 0"
+            )
+        if points_per_side / factor**layers < 1:
+            raise InputError(
+                f"layer {layers} would have {points_per_side} / {factor}**{layers} points a side, "
+                "which is none; take a smaller crop_n_points_downscale_factor, fewer layers or "
+                "more points_per_side"
+            )
+        point_grids = layer_point_grids(points_per_side, layers, factor)
+    elif point_grids is None or points_per_side is not None:
+        raise InputError("give either points_per_side or point_grids, and not both")
+    if len(point_grids) <= layers:
+        raise InputError(
+            f"{layers} crop layers need {layers + 1} point_grids, got {len(point_grids)}"
+        )
+    return [_checked_grid(grid) for grid in point_grids]
+
+
+def _checked_grid(grid: Any) -> np.ndarray:
+    points = np.asarray(grid)
+    if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "iuf":
+        raise InputError(
+            f"a point grid is {points.dtype} of shape {list(points.shape)}, expected numbers [N, 2]"
+        )
+    if not np.isfinite(points).all():
+        raise InputError("a point grid holds a number that is not finite")
+    return points
+
+
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """
+    Raises:
+        InputError: the argument is no whole number, or is less.
+    """
+    if not is_number(value) or value != int(value) or value < least:
+        raise InputError(f"{name} is {value!r}, expected a whole number, at least {least}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one, and finite."""
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def crop_boxes(
