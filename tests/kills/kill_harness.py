@@ -1,10 +1,12 @@
 """Kills commands while they write, runs them two at once and out of room, and looks what is left.
 
 Commands run in forks of this process, which has run each of them once on one thread: a kill lands
-in the command's own work and not in the imports. It comes from a timer of the kernel, which
-is set when the command begins, or begins to write.
+in the command's own work and not in the imports, nor in the seconds that torch takes to trace a
+decoder with its output still empty. It comes from a timer of the kernel, which is set when the
+command begins, or begins to write.
 """
 
+import copy
 import ctypes
 import fcntl
 import io
@@ -24,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from writing_commands import (
     Command,
     Inputs,
@@ -35,8 +38,11 @@ from writing_commands import (
 )
 
 from samtrt import files
+from samtrt.checkpoints.config import EncoderConfig
 from samtrt.cli.commands import run as run_command
 from samtrt.console import run_script
+from samtrt.decoders import export
+from samtrt.decoders.export import DecoderExport
 from samtrt.errors import SamtrtError
 
 SECONDS = 300.0  # a command that takes longer hangs
@@ -370,9 +376,25 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def warm_up(commands: Iterable[Command], inputs: Inputs, folder: Path) -> None:
-    """Runs each once in this process, on one thread, so that its forks import nothing."""
+    """Runs each version once in this process, on one thread: forks import and trace nothing."""
     inputs.write()
     enter_checkout()
+    _trace_once()
     for command in commands:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run_command(command.argv(inputs, folder, 0))
+        for version in range(2):
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                run_command(command.argv(inputs, folder / command.name, version))
+
+
+def _trace_once() -> None:
+    """Keeps the graph of each decoder that was exported, by its parameters."""
+    trace = export._to_onnx
+    traced: dict[bytes, Any] = {}
+
+    def kept(model: nn.Module, options: DecoderExport, config: EncoderConfig) -> Any:
+        key = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+        if key not in traced:
+            traced[key] = trace(model, options, config)
+        return copy.deepcopy(traced[key])
+
+    export._to_onnx = kept
