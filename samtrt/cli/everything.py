@@ -44,7 +44,12 @@ def add_options(options: Options) -> None:
         "s3://bucket/photos, gs://, az://, https://",
     )
     add_model(options)
-    options.add("--output-dir", type=Path, required=True, help="created where it is missing")
+    options.add(
+        "--output-dir",
+        type=_place,
+        required=True,
+        help="created where it is missing; or a place in a store: s3://bucket/masks, gs://, az://",
+    )
     options.add(
         "--format",
         dest="formats",
@@ -52,7 +57,8 @@ def add_options(options: Options) -> None:
         metavar="NAME[,NAME]",
         help="json (COCO, a file a picture, which is always written), png (the masks painted on "
         "the picture), embeddings (a safetensors file a picture, for --embeddings and "
-        f"SamPredictor.load_embedding), {_FORMATS}; repeatable (default: json,png)",
+        "SamPredictor.load_embedding), zarr (the same as zarr, NAME.zarr.zip), "
+        f"{_FORMATS}; repeatable (default: json,png)",
     )
     options.add("--formats", action="extend", nargs="+", help=argparse.SUPPRESS)
     options.add(
@@ -70,7 +76,7 @@ def add_options(options: Options) -> None:
     )
     options.add(
         "--embeddings",
-        type=Path,
+        type=_place,
         metavar="DIR",
         help="take the embeddings that an earlier run has kept there in place of encoding",
     )
@@ -141,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     from samtrt.jobs.windows import check_windows
     from samtrt.sam import load_sam
 
-    output_dir: Path = arguments.output_dir
+    output_dir: Path | str = arguments.output_dir
     tolerance, column = arguments.polygon_tolerance, arguments.column
     found = check_job(arguments.sources, output_dir, formats, tolerance, column)
     # Before the model, which takes longer.
@@ -242,6 +248,11 @@ def _given(arguments: argparse.Namespace, name: str, usual: Any) -> Any:
     return usual if value is None else value
 
 
+def _place(text: str) -> Path | str:
+    """A path, or an address in a store as it is."""
+    return text if "://" in text else Path(text)
+
+
 def _formats(given: Sequence[str] | None) -> list[str]:
     """The names in the order given, each once; commas part them as well."""
     names = [name.strip() for text in given or (RECORD, PAINTED) for name in text.split(",")]
@@ -252,7 +263,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _print(report: "FolderReport", output_dir: Path) -> None:
+def _print(report: "FolderReport", output_dir: Path | str) -> None:
     from samtrt.console import one_line
     from samtrt.jobs.sources import counted
 
@@ -275,7 +286,7 @@ def _print(report: "FolderReport", output_dir: Path) -> None:
         print(f"            {one_line(str(name))}: {reason}")
     print(f"written     {output_dir}")
     for file in report.exported:
-        if file != output_dir:
+        if file != str(output_dir):
             print(f"            {file}")
 
 

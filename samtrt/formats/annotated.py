@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,11 @@ def joined(items: Iterable[str]) -> Iterator[str]:
 def is_ours(path: Path) -> bool:
     """Whether a file was written by this package: its first bytes say so."""
     return WRITTEN_BY in first_text(path)
+
+
+def begins_as_ours(file: IO[bytes]) -> bool:
+    """``is_ours`` of an open file."""
+    return WRITTEN_BY in file.read(_FIRST_BYTES).decode("utf-8", "replace")
 
 
 def first_text(path: Path) -> str:

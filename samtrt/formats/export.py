@@ -1,11 +1,12 @@
 """Exports pictures' masks into the formats of other programs."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from samtrt.errors import InputError
-from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, is_ours
+from samtrt.formats.annotated import WRITTEN_BY, AnnotatedPicture, begins_as_ours
 from samtrt.formats.coco import write_coco, write_coco_polygons
 from samtrt.formats.cvat import write_cvat
 from samtrt.formats.geojson import write_geojson
@@ -44,11 +45,18 @@ def output_of(kind: str, output_dir: Path, name: Path | None = None) -> Path:
     return output_dir / f"{name}{_A_PICTURE[kind]}" if name else output_dir
 
 
-def check_exports(kinds: Collection[str], output_dir: Path, names: Collection[Path]) -> None:
+def check_exports(
+    kinds: Collection[str],
+    output_dir: Path,
+    names: Collection[Path],
+    look: Callable[[Path], IO[bytes] | None] | None = None,
+) -> None:
     """Refuses, before anything is computed, what could not be exported in the end.
 
     Args:
         names: the pictures, as the data sets shall call them.
+        look: opens a file of that name below ``output_dir``, which is not on the disk then; None
+            where there is none, an ``OSError`` where it is none.
 
     Raises:
         InputError: a file is there that was not written here, or two pictures would share one.
@@ -64,10 +72,10 @@ def check_exports(kinds: Collection[str], output_dir: Path, names: Collection[Pa
         check_keys(names)
     for kind in kinds:
         for name in [None] if kind in _OF_ALL else names:
-            file = output_of(kind, output_dir, name)
-            if (file.exists() or file.is_symlink()) and not _is_replaceable(file):
+            file = output_of(kind, Path(), name)
+            if not _is_free(file, look or partial(_look, output_dir)):
                 raise InputError(
-                    f"{file} is there, and no earlier run has written it; "
+                    f"{output_dir / file} is there, and no earlier run has written it; "
                     "move it away, or give another output folder"
                 )
 
@@ -111,9 +119,22 @@ def export(
             write_labels(file, picture)
 
 
-def _is_replaceable(file: Path) -> bool:
-    if file.suffix == ".png":
-        return file.is_file() and WRITTEN_BY in read_png_texts(file)
-    if file.suffix == ".parquet":
-        return file.is_file() and is_our_parquet(file)
-    return file.is_file() and is_ours(file)
+def _look(folder: Path, name: Path) -> IO[bytes] | None:
+    path = folder / name
+    return path.open("rb") if path.exists() or path.is_symlink() else None
+
+
+def _is_free(name: Path, look: Callable[[Path], IO[bytes] | None]) -> bool:
+    """Whether a file may be written: none is there, or one that was written here."""
+    try:
+        file = look(name)
+        if file is None:
+            return True
+        with file:
+            if name.suffix == ".png":
+                return WRITTEN_BY in read_png_texts(file)
+            if name.suffix == ".parquet":
+                return is_our_parquet(file)
+            return begins_as_ours(file)
+    except OSError:  # a folder, say
+        return False

@@ -3,7 +3,7 @@
 # What every picture's masks are kept in, and the picture with its masks painted on it.
 RECORD, PAINTED = "json", "png"
 # The embeddings that they were made from.
-EMBEDDED = "embeddings"
+EMBEDDED, EMBEDDED_ZARR = "embeddings", "zarr"
 
 # Name → what it is, in the words of the command's help.
 EXPORTS = {
@@ -17,7 +17,7 @@ EXPORTS = {
     "parquet": "a table with a row a mask: masks.parquet",
     "webdataset": "a tar with a data set and a label PNG a picture: masks.tar",
 }
-FORMATS = (RECORD, PAINTED, EMBEDDED, *EXPORTS)
+FORMATS = (RECORD, PAINTED, EMBEDDED, EMBEDDED_ZARR, *EXPORTS)
 WITH_POLYGONS = ("coco-polygons", "geojson", "yolo")
 # What is made of run lengths, however large a picture or a mask is.
 WITHOUT_PIXELS = (RECORD, "coco", "coco-polygons", "geojson", "yolo", "parquet")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from samtrt.errors import SamtrtError
 from samtrt.files import replacing
@@ -66,7 +66,7 @@ def write_parquet(path: Path, pictures: Iterable[AnnotatedPicture]) -> None:
         file.write_table(pyarrow.Table.from_pylist(rows, schema))
 
 
-def is_our_parquet(path: Path) -> bool:
+def is_our_parquet(path: Path | IO[bytes]) -> bool:
     """Whether a Parquet file was written by this package."""
     try:
         metadata = require_pyarrow().parquet.read_schema(path).metadata or {}

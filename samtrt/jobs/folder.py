@@ -11,18 +11,27 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from samtrt.checkpoints.zarr_file import require_zarr
 from samtrt.console import ProgressBar, one_line
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import check_writable, claimed_folder
 from samtrt.formats.export import check_exports, export, output_of
-from samtrt.formats.names import DEFAULT_TOLERANCE, EMBEDDED, EXPORTS, FORMATS, PAINTED, RECORD
+from samtrt.formats.names import (
+    DEFAULT_TOLERANCE,
+    EMBEDDED,
+    EMBEDDED_ZARR,
+    EXPORTS,
+    FORMATS,
+    PAINTED,
+    RECORD,
+)
 from samtrt.jobs.alone import Alone
+from samtrt.jobs.places import is_url
 from samtrt.jobs.progress import FolderReport, JobProgress
 from samtrt.jobs.prompts import Asked, PromptFile, read_prompts
 from samtrt.jobs.ray import Crew, Workers, started
-from samtrt.jobs.record import EMBEDDING, PAINTING, Records
+from samtrt.jobs.record import EMBEDDING, EMBEDDING_ZARR, PAINTING, Records
 from samtrt.jobs.segmenting import (
     Failed,
     Finished,
@@ -33,15 +42,17 @@ from samtrt.jobs.segmenting import (
     attempt,
 )
 from samtrt.jobs.sources import Sources, find_sources
+from samtrt.jobs.targets import FolderTarget, target_of
 from samtrt.jobs.windows import WindowedPictures, Windowing, check_windows
 from samtrt.sam import Sam
 
 _logger = logging.getLogger(__name__)
 # Reasons why nothing more can be written at all. Any other is one picture's.
 _NO_MORE_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_WRITERS = 8  # pictures whose files are written at once
+_THREADS = 8  # pictures whose files are written, or looked at, at once
 
-_Write = Callable[[Outcome], Outcome]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 OneOrMore = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -75,7 +86,8 @@ def segment_folder(
         sam: the model, or what loads it; with ``workers`` the latter, which must be picklable.
         sources: a folder, a picture or a pattern, or several (``find_sources``); or what
             ``check_job`` has found of them.
-        output_dir: where the outputs go, in the same subfolders; created where missing.
+        output_dir: where the outputs go, in the same subfolders; created where missing. Or a place
+            in a store, as ``s3://bucket/masks`` (``jobs.targets``).
         formats: of ``samtrt.formats.names.FORMATS``; JSON is written always, because it is what
             an interrupted run is resumed by.
         show_progress: a progress bar on stderr, or a line a picture where that is no terminal.
@@ -84,8 +96,9 @@ def segment_folder(
         prompts: file of boxes or points (``jobs.prompts``), or what ``read_prompts`` has read of
             one: these are segmented, and not everything. Pictures that it does not name get no
             masks.
-        embeddings: output folder of an earlier job with the format ``embeddings``: these are taken
-            in place of encoding. A picture without one, or with that of another encoder, fails.
+        embeddings: output folder, or place in a store, of an earlier job with the format
+            ``embeddings`` or ``zarr``: these are taken in place of encoding. A picture without one,
+            or with that of another encoder, fails.
         windowing: cuts pictures that are larger than a window, and TIFFs, whose place on Earth
             then is known; the masks are those of the whole picture (``jobs.windows``).
         **arguments: of ``SamAutomaticMaskGenerator``, except ``output_mode`` and ``decoder``; with
@@ -97,7 +110,7 @@ def segment_folder(
         SamtrtError: no output can be written any more, as on a full disk; another process is at
             work in the output folder; a format's library, or Ray, is missing.
     """
-    output_dir = Path(output_dir)
+    target = target_of(output_dir)
     found = (
         sources
         if isinstance(sources, Sources)
@@ -109,20 +122,21 @@ def segment_folder(
         if embeddings is not None:
             raise InputError("an embedding is of a whole picture; leave windows or embeddings out")
         recorded["windows"] = windowing.to_json()
-    given = None if embeddings is None else Path(embeddings).absolute()
-    settings = Settings(arguments, recorded, PAINTED in formats, EMBEDDED in formats, given)
+    given = None if embeddings is None else _from_everywhere(embeddings)
+    kinds = {EMBEDDED: EMBEDDING, EMBEDDED_ZARR: EMBEDDING_ZARR}
+    embedded = tuple(suffix for name, suffix in kinds.items() if name in formats)
+    settings = Settings(arguments, recorded, PAINTED in formats, embedded, given)
     report = FolderReport(failed=dict(found.unreadable), ignored=found.ignored)
     asked: Mapping[Path, tuple[Asked, ...]] = {}
     if prompts is not None:
         file = prompts if isinstance(prompts, PromptFile) else read_prompts(Path(prompts))
         asked, report.unknown = file.for_pictures(found.pictures)
         settings = replace(settings, prompted=True, categories=file.categories)
-    with claimed_folder(output_dir), _crew(sam, settings, workers) as crew:
+    with target.claimed(), _crew(sam, settings, workers) as crew:
         report.identity, report.workers = crew.identity, crew.count
         computed_by = crew.identity.computed_by
-        wanted = {PAINTING: settings.painted, EMBEDDING: settings.embedded}
-        beside = [suffix for suffix, is_wanted in wanted.items() if is_wanted]
-        records = Records(output_dir, beside, computed_by)
+        beside = [*([PAINTING] if settings.painted else []), *settings.embedded]
+        records = Records(target, beside, computed_by)
         items = _items(found, records, settings, asked)
         windows, total = None, len(found.pictures)
         if windowing is not None:
@@ -153,7 +167,7 @@ def segment_folder(
 
 def check_job(
     sources: OneOrMore,
-    output_dir: Path,
+    output_dir: str | os.PathLike[str],
     formats: Sequence[str],
     tolerance: float,
     column: str | None = None,
@@ -176,9 +190,16 @@ def check_job(
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"the polygons' tolerance is {tolerance}; expected 0 pixels or more")
     several = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    found = find_sources(several, output_dir, column)
-    check_exports(_exports(formats), output_dir, found.pictures)
-    check_writable(output_dir)
+    if EMBEDDED_ZARR in formats:
+        require_zarr()
+    target = target_of(output_dir)
+    if isinstance(target, FolderTarget):
+        found = find_sources(several, target.root, column)
+        check_exports(_exports(formats), target.root, found.pictures)
+    else:
+        found = find_sources(several, str(target), column)
+        check_exports(_exports(formats), Path(), found.pictures, target.look)
+    target.check()
     return found
 
 
@@ -204,21 +225,25 @@ def _items(
     def look(item: Item) -> Item:
         return replace(item, known=records.known(item.name, settings.recorded_for(item.asked)))
 
-    for number, (name, place) in enumerate(found.in_reading_order()):
-        yield attempt(look, Item(number, name, place, asked=asked.get(name, ())))
+    each = (
+        Item(number, name, place, asked=asked.get(name, ()))
+        for number, (name, place) in enumerate(found.in_reading_order())
+    )
+    looked = partial(attempt, look)
+    yield from _several(looked, each) if records.target.is_far else map(looked, each)
 
 
-def _one_by_one(write: _Write, outcomes: Iterable[Outcome]) -> Generator[Outcome, None, None]:
-    yield from map(write, outcomes)
+def _one_by_one(do: Callable[[_In], _Out], values: Iterable[_In]) -> Generator[_Out, None, None]:
+    yield from map(do, values)
 
 
-def _several(write: _Write, outcomes: Iterable[Outcome]) -> Generator[Outcome, None, None]:
-    """``map``, but several at once, since most of the time is spent waiting for the disk."""
-    waiting: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="writer") as pool:
-        for outcome in outcomes:
-            waiting.append(pool.submit(write, outcome))
-            while waiting and (waiting[0].done() or len(waiting) > 2 * _WRITERS):
+def _several(do: Callable[[_In], _Out], values: Iterable[_In]) -> Generator[_Out, None, None]:
+    """``map``, but several at once, since most of the time is spent waiting for disk or store."""
+    waiting: deque[Future[_Out]] = deque()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="files") as pool:
+        for value in values:
+            waiting.append(pool.submit(do, value))
+            while waiting and (waiting[0].done() or len(waiting) > 2 * _THREADS):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -302,8 +327,15 @@ def _export_all(
                     yield records.read(name)
                     bar.advance()
 
-            export(kind, records.output_dir, each(), tolerance, settings.categories)
-        report.exported.append(output_of(kind, records.output_dir, None))
+            with records.target.exporting() as folder:
+                export(kind, folder, each(), tolerance, settings.categories)
+        report.exported.append(records.target.shown(output_of(kind, Path())))
+
+
+def _from_everywhere(place: str | os.PathLike[str]) -> Path | str:
+    """A place as workers find it, which stand in other folders."""
+    text = os.fspath(place)
+    return text if is_url(text) else Path(text).absolute()
 
 
 def _exports(formats: Sequence[str]) -> list[str]:

@@ -128,7 +128,7 @@ class FolderReport:
     failed: dict[Path, str] = field(default_factory=dict)
     ignored: dict[Path, str] = field(default_factory=dict)
     unknown: list[str | int] = field(default_factory=list)
-    exported: list[Path] = field(default_factory=list)
+    exported: list[str] = field(default_factory=list)
     identity: Identity = field(default=Identity("", "", "", ""))
     workers: int = 1
     seconds: float = 0.0
@@ -148,7 +148,7 @@ class FolderReport:
             "ignored": len(self.ignored),
             "prompts_for_others": self.unknown,
             "failed": {str(name): reason for name, reason in self.failed.items()},
-            "exported": [str(path) for path in self.exported],
+            "exported": self.exported,
             "computed_by": self.identity.computed_by,
             "workers": self.workers,
             "seconds": self.seconds,

@@ -7,33 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from samtrt.errors import InputError, SamtrtError
-from samtrt.files import sha256_of, write_bytes
 from samtrt.formats.annotated import AnnotatedPicture
-from samtrt.formats.annotated import is_ours as is_written_by_us
+from samtrt.formats.annotated import begins_as_ours as is_written_by_us
 from samtrt.jobs.sources import MARK, is_painting
+from samtrt.jobs.targets import Target, sha256_at
 from samtrt.pictures.rasters import Georeference
 
-PAINTING, EMBEDDING = ".png", ".safetensors"  # added to a picture's name
+# Added to a picture's name.
+PAINTING, EMBEDDING, EMBEDDING_ZARR = ".png", ".safetensors", ".zarr.zip"
+EMBEDDINGS = (EMBEDDING, EMBEDDING_ZARR)
+_ABSENT, _OURS, _THEIRS = "absent", "ours", "theirs"
 # What a JSON calls the digest of the file beside it.
-_DIGESTS = {PAINTING: "png_sha256", EMBEDDING: "embedding_sha256"}
-
-
-def embedding_name(name: Path) -> Path:
-    """Where a picture's embedding lies below an output folder."""
-    return name.with_name(name.name + EMBEDDING)
+DIGESTS = {
+    PAINTING: "png_sha256", EMBEDDING: "embedding_sha256", EMBEDDING_ZARR: "zarr_sha256"
+}  # fmt: skip
 
 
 class Records:
     """The outputs of a run's pictures.
 
     Args:
-        output_dir: where they go.
-        beside: the files that are written beside each JSON: ``PAINTING``, ``EMBEDDING``.
+        target: where they go.
+        beside: the files that are written beside each JSON, of ``DIGESTS``.
         computed_by: what computes the embeddings.
     """
 
-    def __init__(self, output_dir: Path, beside: Collection[str], computed_by: str) -> None:
-        self.output_dir = output_dir
+    def __init__(self, target: Target, beside: Collection[str], computed_by: str) -> None:
+        self.target = target
         self.beside = beside
         self.computed_by = computed_by
 
@@ -49,8 +49,7 @@ class Records:
             SamtrtError: there are none, and what is there was written by others, or they cannot be
                 written.
         """
-        json_file = self._file(name)
-        written = _read_json(json_file)
+        written = self._read_json(name)
         is_ours, mark = MARK in written, written.pop(MARK, None)
         origin = {"computed_by": self.computed_by, "arguments": arguments}
         if isinstance(mark, dict) and self._are_whole(written, mark, origin, name):
@@ -68,7 +67,7 @@ class Records:
             SamtrtError: one cannot be written.
         """
         for suffix, content in files.items():
-            write_bytes(self._file(name, suffix), content)
+            self.target.write(_file(name, suffix), content)
 
     def read(self, name: Path) -> AnnotatedPicture:
         """A picture's masks, from the JSON that a run has written.
@@ -76,8 +75,7 @@ class Records:
         Raises:
             SamtrtError: it has gone meanwhile.
         """
-        json_file = self._file(name)
-        dataset = _read_json(json_file)
+        dataset = self._read_json(name)
         try:
             image = dataset["images"][0]
             size = (image["height"], image["width"])
@@ -88,11 +86,21 @@ class Records:
             return AnnotatedPicture(name, size, annotations, sha256, categories, georeference)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SamtrtError(
-                f"{json_file} was removed or altered during the run; run the command again"
+                f"{self.target.shown(_file(name))} was removed or altered during the run; run the "
+                "command again"
             ) from error
 
-    def _file(self, name: Path, suffix: str = ".json") -> Path:
-        return self.output_dir / f"{name}{suffix}"
+    def _read_json(self, name: Path) -> dict[str, Any]:
+        """The object in a picture's JSON; empty where there is none, or none that can be read."""
+        try:
+            file = self.target.look(_file(name))
+            if file is None:
+                return {}
+            with file:
+                value = json.loads(file.read().decode("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def _are_whole(
         self, dataset: dict[str, Any], mark: dict[str, Any], origin: dict[str, Any], name: Path
@@ -102,7 +110,7 @@ class Records:
             return False
         try:
             return mark.get("dataset_sha256") == sha256_of_json(dataset) and all(
-                mark.get(_DIGESTS[suffix]) == sha256_of(self._file(name, suffix))
+                mark.get(DIGESTS[suffix]) == sha256_at(self.target, _file(name, suffix))
                 for suffix in self.beside
             )
         except OSError:
@@ -110,34 +118,39 @@ class Records:
 
     def _check_outputs(self, name: Path, is_ours: bool) -> None:
         """Refuses, before the encoder runs, what cannot be written or was written by others."""
-        painting, embedding = self._file(name, PAINTING), self._file(name, EMBEDDING)
-        are_ours = {PAINTING: is_painting(painting), EMBEDDING: is_written_by_us(embedding)}
+        for suffix in (".json", *self.beside):
+            self.target.make_room(_file(name, suffix))
+        states = {suffix: self._state(name, suffix) for suffix in DIGESTS}
         # A damaged JSON beside our PNG is ours as well.
-        ours = {self._file(name): is_ours or any(are_ours.values())}
-        ours |= {self._file(name, suffix): are_ours[suffix] for suffix in self.beside}
-        for file, replaceable in ours.items():
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                there = file.is_symlink() or file.exists()
-            except OSError as error:
-                reason = f"{error.strerror}; give another output folder"
-                raise SamtrtError(f"cannot write {file}: {reason}") from error
-            if there and not (replaceable and file.is_file()):
+        own = is_ours or _OURS in states.values()
+        states[".json"] = self._state(name, ".json", own)
+        for suffix in (".json", *self.beside):
+            if states[suffix] not in (_ABSENT, _OURS):
                 raise InputError(
-                    f"{file} is there, and no earlier run has written it; "
-                    "move it away, or give another output folder"
+                    f"{self.target.shown(_file(name, suffix))} is there, and no earlier run has "
+                    "written it; move it away, or give another output folder"
                 )
+
+    def _state(self, name: Path, suffix: str, is_ours: bool = False) -> str:
+        """Whether a file is there, and was written by an earlier run."""
+        try:
+            file = self.target.look(_file(name, suffix))
+            if file is None:
+                return _ABSENT
+            with file:
+                if suffix == PAINTING:
+                    is_ours = is_painting(file)
+                elif suffix in EMBEDDINGS:
+                    is_ours = is_written_by_us(file)
+        except OSError:  # no file, or one that cannot be read
+            return _THEIRS
+        return _OURS if is_ours else _THEIRS
+
+
+def _file(name: Path, suffix: str = ".json") -> Path:
+    return name.with_name(name.name + suffix)
 
 
 def sha256_of_json(value: Any) -> str:
     """Of a value as JSON has it, however a file of it is laid out."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_json(json_file: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no file, or none that can be read."""
-    try:
-        value = json.loads(json_file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

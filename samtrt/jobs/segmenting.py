@@ -21,12 +21,19 @@ from samtrt.console import one_line
 from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import InputError, SamtrtError
 from samtrt.files import json_bytes
-from samtrt.jobs.places import Part, Place, read_part_of, read_place
+from samtrt.jobs.places import Part, Place, Remote, read_part_of, read_place
 from samtrt.jobs.prompts import Asked
-from samtrt.jobs.record import EMBEDDING, MARK, PAINTING, embedding_name, sha256_of_json
+from samtrt.jobs.record import (
+    DIGESTS,
+    EMBEDDING_ZARR,
+    EMBEDDINGS,
+    MARK,
+    PAINTING,
+    sha256_of_json,
+)
 from samtrt.masks.automatic import Progress, SamAutomaticMaskGenerator, unseen
 from samtrt.masks.coco import CATEGORIES, coco_dataset
-from samtrt.masks.embedding import embedding_bytes, image_sha256, load_embedding
+from samtrt.masks.embedding import embedding_bytes, image_sha256, load_embedding, read_embedding
 from samtrt.masks.prompted import SamPromptedMaskGenerator
 from samtrt.masks.runs import coco_decode_rle
 from samtrt.pictures.drawing import paint_in_order
@@ -47,8 +54,9 @@ class Settings:
         arguments: of ``SamAutomaticMaskGenerator``, or of ``SamPromptedMaskGenerator``.
         recorded: the same as JSON has them.
         painted: whether the picture is wanted with its masks painted on it.
-        embedded: whether its embedding is wanted.
-        embeddings: where an earlier job has left embeddings, which are taken in place of encoding.
+        embedded: the kinds of files of its embedding that are wanted, of ``EMBEDDINGS``.
+        embeddings: where an earlier job has left embeddings, which are taken in place of encoding:
+            a folder, or the address of a place in a store.
         prompted: whether each picture has prompts of its own.
         categories: COCO's.
     """
@@ -56,8 +64,8 @@ class Settings:
     arguments: dict[str, Any]
     recorded: dict[str, Any]
     painted: bool
-    embedded: bool = False
-    embeddings: Path | None = None
+    embedded: tuple[str, ...] = ()
+    embeddings: Path | str | None = None
     prompted: bool = False
     categories: Sequence[dict[str, Any]] = CATEGORIES
 
@@ -158,7 +166,7 @@ class Segmented:
         size: (H, W) of the picture, in pixels.
         seconds: of a worker's time.
         image: the picture, where it is painted on; else None.
-        embedding: the content of its file, where one is wanted.
+        embeddings: the content of its files, by what is added to the picture's name.
         georeference: where the picture lies on Earth, where that is known.
     """
 
@@ -168,7 +176,7 @@ class Segmented:
     records: list[dict[str, Any]]
     seconds: float
     image: npt.NDArray[np.uint8] | None = None
-    embedding: bytes = b""
+    embeddings: dict[str, bytes] = field(default_factory=dict)
     georeference: Georeference | None = None
 
 
@@ -268,20 +276,23 @@ class Segmenter:
         """
         self._busy.begin()
         try:
-            records, embedding = self._segment(picture, progress)
+            records, embeddings = self._segment(picture, progress)
         finally:
             seconds = self._busy.end()
         size = (picture.image.shape[0], picture.image.shape[1])
         image = picture.image if self._settings.painted else None
-        return Segmented(picture.item, picture.sha256, size, records, seconds, image, embedding)
+        return Segmented(picture.item, picture.sha256, size, records, seconds, image, embeddings)
 
-    def _segment(self, picture: Decoded, progress: Progress) -> tuple[list[dict[str, Any]], bytes]:
-        """Records, and the embedding's file where it is wanted."""
-        embedding = b""
+    def _segment(
+        self, picture: Decoded, progress: Progress
+    ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+        """Records, and the embedding's files that are wanted."""
+        files = {}
         if self._settings.embedded or self._settings.embeddings is not None:
             embedded = self._embed(picture)
-            if self._settings.embedded:
-                embedding = embedding_bytes(embedded, image_sha256(picture.image))
+            for suffix in self._settings.embedded:
+                digest, as_zarr = image_sha256(picture.image), suffix == EMBEDDING_ZARR
+                files[suffix] = embedding_bytes(embedded, digest, as_zarr)
             records = self._of_embedded(embedded, picture.item, progress)
         elif isinstance(self._generator, SamPromptedMaskGenerator):
             prompts = [one.prompt for one in picture.item.asked]
@@ -291,13 +302,26 @@ class Segmenter:
         if self._settings.prompted:
             kept = (one.kept for one in picture.item.asked)
             records = [{**record, **more} for record, more in zip(records, kept, strict=True)]
-        return records, embedding
+        return records, files
 
     def _embed(self, picture: Decoded) -> EmbeddedPicture:
-        folder = self._settings.embeddings
-        if folder is None:
+        place, name = self._settings.embeddings, picture.item.name
+        if place is None:
             return self._sam.embed(picture.image)
-        return load_embedding(folder / embedding_name(picture.item.name), picture.image, self._sam)
+        if isinstance(place, Path):
+            files = [place / f"{name}{suffix}" for suffix in EMBEDDINGS]
+            found = next((file for file in files if file.exists()), files[0])
+            return load_embedding(found, picture.image, self._sam)
+        missing = None
+        for suffix in EMBEDDINGS:
+            address = f"{place.rstrip('/')}/{name.as_posix()}{suffix}"
+            try:
+                content = read_place(Remote(address))
+            except InputError as error:
+                missing = missing or error
+                continue
+            return read_embedding(content, address, picture.image, self._sam)
+        raise missing or InputError(f"no embedding at {place}")
 
     def _of_embedded(
         self, picture: EmbeddedPicture, item: Item, progress: Progress
@@ -326,9 +350,9 @@ def finish(picture: Segmented, settings: Settings, identity: Identity) -> Finish
         painted = paint_in_order(picture.image, masks)
         files[PAINTING] = png_bytes(painted, {MARK: picture.sha256})
         origin["png_sha256"] = hashlib.sha256(files[PAINTING]).hexdigest()
-    if settings.embedded:
-        files[EMBEDDING] = picture.embedding
-        origin["embedding_sha256"] = hashlib.sha256(picture.embedding).hexdigest()
+    for suffix, content in picture.embeddings.items():
+        files[suffix] = content
+        origin[DIGESTS[suffix]] = hashlib.sha256(content).hexdigest()
     name, size = picture.item.name, picture.size
     dataset = coco_dataset(name, size, picture.records, settings.categories)
     if picture.georeference is not None:

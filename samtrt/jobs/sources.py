@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
@@ -74,7 +74,7 @@ class Sources:
 
 def find_sources(
     sources: Sequence[str | os.PathLike[str]],
-    output_dir: Path | None = None,
+    output_dir: Path | str | None = None,
     column: str | None = None,
 ) -> Sources:
     """The pictures that folders, files, patterns, lists, stores, tars and Parquet files name.
@@ -127,17 +127,20 @@ def find_sources(
 
 
 def _pictures_of(
-    source: str | os.PathLike[str], output_dir: Path | None, column: str | None, found: Sources
+    source: str | os.PathLike[str],
+    output_dir: Path | str | None,
+    column: str | None,
+    found: Sources,
 ) -> Iterator[tuple[Path, Place]]:
     """Names and places of the pictures of one source."""
     text = os.fspath(source)
     if is_url(text):
-        for url, name in _objects(text, found):
+        for url, name in _objects(text, output_dir, found):
             yield from _of_file(url, name, column, found)
         return
     for path in _expanded(source):
         if path.is_dir():
-            yield from _below(path, output_dir, found)
+            yield from _below(path, output_dir if isinstance(output_dir, Path) else None, found)
         elif path.suffix.lower() == ".txt":
             yield from _listed(path)
         else:
@@ -176,8 +179,9 @@ def _named(text: str, folder: Path, where: str) -> tuple[Path, Place]:
     return _safe(text, where), folder / text
 
 
-def _objects(url: str, found: Sources) -> list[tuple[str, Path]]:
-    """Addresses and names of what a store has at a place, below it, or by a pattern."""
+def _objects(url: str, output_dir: Path | str | None, found: Sources) -> list[tuple[str, Path]]:
+    """Addresses and names of what a store has at a place, below it, or by a pattern; without what
+    lies in the output's place."""
     if PictureSource(url).is_url:
         return [(url, Path(PurePosixPath(unquote(urlsplit(url).path)).name or "picture"))]
     with told(url):
@@ -191,7 +195,15 @@ def _objects(url: str, found: Sources) -> list[tuple[str, Path]]:
             root, entries = path.rpartition("/")[0], [path]
         suffixes = _suffixes() | {".tar", ".parquet"}
         named = []
+        output = output_dir.rstrip("/") if isinstance(output_dir, str) else None
+        if output == url.rstrip("/"):
+            raise InputError(
+                f"{url} is the source and the output, and pictures with masks painted on them "
+                "could not be told from others there; give the output a place of its own"
+            )
         for entry in sorted(entries):
+            if output and files.unstrip_protocol(entry).startswith(f"{output}/"):
+                continue
             name = Path(entry.removeprefix(f"{root.rstrip('/')}/"))
             if any(part.startswith(".") for part in name.parts):
                 found.ignored[name] = _HIDDEN
@@ -310,9 +322,9 @@ def counted(ignored: dict[Path, str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in ordered)
 
 
-def is_painting(path: Path) -> bool:
+def is_painting(file: Path | IO[bytes]) -> bool:
     """Whether this is a PNG that an earlier run has written."""
-    return MARK in read_png_texts(path)
+    return MARK in read_png_texts(file)
 
 
 def _expanded(source: str | os.PathLike[str]) -> Iterator[Path]:

@@ -182,14 +182,10 @@ class WindowedPictures:
 
     def clear(self, name: Path) -> None:
         """Removes the windows' files of a picture whose own is there."""
-        folder = self._outputs.output_dir / f"{name}{_FOLDER}"
-        if not folder.is_dir():
-            return
+        target, folder = self._outputs.target, name.with_name(f"{name.name}{_FOLDER}")
+        files = [file for file in target.below(folder) if _FILE.fullmatch(file.name)]
         with suppress(OSError):  # what is left does no harm
-            for file in folder.iterdir():
-                if _FILE.fullmatch(file.name):
-                    file.unlink()
-            folder.rmdir()
+            target.remove(files, folder)
 
     def _items_of(self, item: Item) -> list[Item | Failed | Resumed] | Item | Resumed:
         place = item.place

@@ -8,13 +8,16 @@ and are wrong.
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from samtrt.checkpoints import zarr_file
 from samtrt.checkpoints.tensor_file import RawTensor, read_tensors, write_tensors
 from samtrt.console import one_line
 from samtrt.encoders.embedded import EmbeddedPicture
@@ -25,6 +28,8 @@ from samtrt.records import SHA256, STRICT, parse_record
 from samtrt.sam import Sam
 
 _FORMAT = "samtrt-embedding-2"
+_FEATURES = "features"
+_ATTRIBUTE = "samtrt"  # of a zarr group: what safetensors have as metadata
 
 
 @dataclass(frozen=True)
@@ -69,20 +74,23 @@ def image_sha256(image: np.ndarray) -> str:
 
 
 def save_embedding(path: str | Path, picture: EmbeddedPicture, image_sha256: str) -> None:
-    """Writes an embedded picture as safetensors, whole or not at all.
+    """Writes an embedded picture, whole or not at all: as zarr where the name ends in .zarr.zip,
+    else as safetensors.
 
     Raises:
         InputError: it is not known what computed it, or with which parameters.
-        SamtrtError: the file cannot be written.
+        SamtrtError: the file cannot be written, or zarr is not installed.
     """
-    write_bytes(path, embedding_bytes(picture, image_sha256))
+    as_zarr = str(path).endswith(zarr_file.SUFFIX)
+    write_bytes(path, embedding_bytes(picture, image_sha256, as_zarr))
 
 
-def embedding_bytes(picture: EmbeddedPicture, image_sha256: str) -> bytes:
+def embedding_bytes(picture: EmbeddedPicture, image_sha256: str, as_zarr: bool = False) -> bytes:
     """What ``save_embedding`` writes.
 
     Raises:
         InputError: it is not known what computed it, or with which parameters.
+        SamtrtError: zarr is not installed.
     """
     for name, found in (
         ("encoder", picture.computed_by), ("parameters", picture.parameters_sha256)
@@ -99,8 +107,10 @@ def embedding_bytes(picture: EmbeddedPicture, image_sha256: str) -> bytes:
         features_sha256=hashlib.sha256(features.content.data).hexdigest(),
     )
     metadata = {"format": _FORMAT, "embedding": json.dumps(asdict(record))}
+    if as_zarr:
+        return zarr_file.zarr_bytes(_FEATURES, features.to_numpy(), {_ATTRIBUTE: metadata})
     file = io.BytesIO()
-    write_tensors(file, {"features": features}, metadata)
+    write_tensors(file, {_FEATURES: features}, metadata)
     return file.getvalue()
 
 
@@ -118,22 +128,32 @@ def load_embedding(
             picture, of other parameters or of another encoder.
     """
     try:
-        tensors, metadata = read_tensors(read_whole(Path(path)))
+        content = read_whole(Path(path))
+    except FileNotFoundError:
+        raise InputError(
+            f"no embedding at {path}; make one with SamPredictor.save_embedding"
+        ) from None
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return read_embedding(content, str(path), image, sam, same_encoder)
+
+
+def read_embedding(
+    content: bytes | bytearray, path: str, image: np.ndarray, sam: Sam, same_encoder: bool = True
+) -> EmbeddedPicture:
+    """``load_embedding`` of a file's content, which errors call ``path``."""
+    try:
+        array, metadata = _read(content)
         if metadata.get("format") != _FORMAT:
             raise InputError(
                 f"{path} is not an embedding of this version; expected {_FORMAT}; "
                 "encode the picture again"
             )
         record = parse_record(metadata["embedding"], _Record)
-        raw = tensors["features"]
-        features = torch.from_numpy(raw.to_numpy())
-    except FileNotFoundError:
-        raise InputError(
-            f"no embedding at {path}; make one with SamPredictor.save_embedding"
-        ) from None
-    except (OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
-    if hashlib.sha256(raw.content.data).hexdigest() != record.features_sha256:
+    features = torch.from_numpy(array)
+    if hashlib.sha256(array.data).hexdigest() != record.features_sha256:
         raise _damaged(path, ValueError("its features do not have the recorded hash"))
     try:
         found = record.picture(features)
@@ -145,6 +165,15 @@ def load_embedding(
         _check_binding(path, "encoder", found.computed_by, sam.encoder.computed_by)
     _check_content(path, found, image, sam)
     return found
+
+
+def _read(content: bytes | bytearray) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
+    """Features and metadata of either kind of file."""
+    if content.startswith(zarr_file.BEGIN):
+        array, attributes = zarr_file.read_zarr(content, _FEATURES)
+        return array, attributes[_ATTRIBUTE]
+    tensors, metadata = read_tensors(bytearray(content) if isinstance(content, bytes) else content)
+    return tensors[_FEATURES].to_numpy(), metadata
 
 
 def _damaged(path: str | Path, error: Exception) -> InputError:

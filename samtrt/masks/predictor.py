@@ -244,7 +244,8 @@ class SamPredictor:
         return self._picture().features
 
     def save_embedding(self, path: str | Path) -> None:
-        """Writes the embedding of the picture that is set (safetensors).
+        """Writes the embedding of the picture that is set: safetensors, or zarr where the name ends
+        in .zarr.zip.
 
         Raises:
             ImageNotSetError: no picture is set.

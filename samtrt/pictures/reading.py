@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +155,7 @@ def save_pngs(files: Mapping[Path, npt.NDArray[np.uint8]]) -> None:
             _save_png(stack.enter_context(replacing(path)), Image.fromarray(pixels))
 
 
-def read_png_texts(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_png_texts(path: str | os.PathLike[str] | IO[bytes]) -> dict[str, str]:
     """The texts that ``save_png`` has kept in a PNG; empty for any other file."""
     try:
         with Image.open(path, formats=("PNG",)) as image:

@@ -101,7 +101,10 @@ def test_formats_may_be_repeated_and_listed(given: list[str], expected: list[str
         assert parser.parse_args(before).sources == ["photos"]
 
 
-def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_every_format(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")  # a line would end within a name
     with pytest.raises(SystemExit):
         commands.run(["everything", "--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -78,7 +78,7 @@ def test_threads_end_with_the_job(
     def write(*_: object) -> None:
         raise full
 
-    monkeypatch.setattr("samtrt.jobs.record.write_bytes", write)
+    monkeypatch.setattr("samtrt.jobs.targets.write_bytes", write)
     with pytest.raises(SamtrtError, match="no space"):
         segment_folder(sam, photos, tmp_path / "out", show_progress=False, **ARGUMENTS)
     assert threading.active_count() == before

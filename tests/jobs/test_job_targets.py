@@ -172,3 +172,48 @@ def test_a_second_job_on_a_folder_is_refused(sam: Sam, photos: Path, tmp_path: P
     assert sorted(path.name for path in out.rglob("*.*")) == [
         "a.b.png.json", "c.png.json", "deep.er"
     ]  # fmt: skip
+
+
+def test_embeddings_as_zarr(sam: Sam, photos: Path, tmp_path: Path) -> None:
+    """The same numbers as safetensors, for a later job, the predictor and zarr itself."""
+    zarr = pytest.importorskip("zarr")
+    kept = tmp_path / "kept"
+    run(sam, photos, kept, "zarr", "embeddings")
+    assert len(run(sam, photos, kept, "zarr", "embeddings").resumed) == 2
+    file = kept / "a.b.png.zarr.zip"
+    content = file.read_bytes()
+    file.write_bytes(content[:-9])
+    assert list(run(sam, photos, kept, "zarr", "embeddings").segmented) == [Path("a.b.png")]
+    assert file.read_bytes() == content  # byte for byte, at another time
+    image = picture(1)
+    predictor = SamPredictor(sam)
+    predictor.load_embedding(kept / "a.b.png.safetensors", image)
+    features = predictor.get_image_embedding().numpy()
+    predictor.load_embedding(file, image)
+    np.testing.assert_array_equal(predictor.get_image_embedding().numpy(), features)
+    predictor.save_embedding(tmp_path / "one.zarr.zip")
+    assert (tmp_path / "one.zarr.zip").read_bytes() == content
+    with zarr.storage.ZipStore(str(file), mode="r") as store:
+        np.testing.assert_array_equal(zarr.open_group(store, mode="r")["features"][...], features)
+    expected = annotations(kept, "a.b.png")
+    for name in kept.rglob("*.safetensors"):
+        name.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sam, "embed", lambda image: pytest.fail("encoded again"))
+        later = tmp_path / "later"
+        assert len(run(sam, photos, later, "json", embeddings=kept).segmented) == 2
+        assert annotations(later, "a.b.png") == expected
+        (kept / "deep.er" / "c.png.zarr.zip").write_bytes(content)
+        file.write_bytes(content.replace(b'"samtrt"', b'"SAMTRT"'))
+        failed = run(sam, photos, tmp_path / "not", "json", embeddings=kept).failed
+    assert "belongs to another picture" in failed[Path("deep.er/c.png")]
+    assert "is damaged" in failed[Path("a.b.png")]
+
+
+def test_zarr_that_is_missing_is_told_before_the_model(
+    sam: Sam, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "zarr", None)
+    with pytest.raises(SamtrtError, match=r"zarr is not installed .*; run `.*install"):
+        run(sam, photos, tmp_path / "out", "zarr")
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_support import s3
 from server_support import encoded, picture, tiny_model
 
 from samtrt.cli import commands
@@ -148,20 +149,8 @@ def test_a_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket of an S3 that answers over HTTP, with pictures in it; reached by the environment's
-    variables, as any client is."""
-    server = pytest.importorskip("moto.server")
-    fsspec = pytest.importorskip("fsspec")
-    pytest.importorskip("s3fs")
-    threaded = server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    threaded.start()
-    host, port = threaded.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
+    """A bucket with pictures in it."""
+    with s3() as files:
         files.mkdir("photos")
         for name, content in PICTURES.items():
             files.pipe(f"photos/in/{'deep/' if name == '2.png' else ''}{name}", content)
@@ -174,7 +163,6 @@ def bucket() -> Iterator[str]:
             tar.addfile(member, io.BytesIO(PICTURES["0.png"]))
         files.pipe("photos/shards/0.tar", shard.getvalue())
         yield "s3://photos"
-    threaded.stop()
 
 
 def test_s3_gives_the_masks_of_files(bucket: str, tmp_path: Path) -> None:
