@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "samtrt"
 
 # What the modules of each part may import beside their own part's; also inside functions.
-EVERYONE = {"errors", "hints", "records", "files", "console", "torch_state", "host_memory"}
+EVERYONE = {"errors", "hints", "records", "files", "console", "torch_state"}
 MODEL = EVERYONE | {"checkpoints", "pictures", "modeling"}
 ENGINES = MODEL | {"kernels", "encoders", "decoders"}
 MASKS = ENGINES | {"building", "sam", "masks"}
@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "hints": set(),
     "records": set(),
     "torch_state": set(),
-    "host_memory": set(),
     "files": {"errors"},
     "console": {"errors", "files"},
     "checkpoints": EVERYONE,

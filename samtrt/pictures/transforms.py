@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from samtrt.checkpoints.config import PIXEL_MEAN, PIXEL_STD
-from samtrt.host_memory import copy
 
 Size = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]  # mean and deviation of the channels, [3, 1, 1] each
@@ -192,14 +191,14 @@ def preprocess(
 
 def _upload(x: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, on its way: in parts, each copied to page-locked memory while the one
-    before it crosses the bus."""
+    before it crosses the bus (by NumPy, in this thread: see ``masks.transfer.to_host``)."""
     found = torch.empty(x.shape, dtype=x.dtype, device=device)
     locked = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=device.type == "cuda")
     flat, source, target = (each.view(-1).view(torch.uint8) for each in (locked, x, found))
     staged, original = flat.numpy(), source.numpy()
     for first in range(0, len(flat), _UPLOAD_BYTES):
         part = slice(first, first + _UPLOAD_BYTES)
-        copy(staged[part], original[part])
+        np.copyto(staged[part], original[part])
         target[part].copy_(flat[part], non_blocking=True)
     return found
 
