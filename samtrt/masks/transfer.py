@@ -12,10 +12,8 @@ _PAGE_BYTES = 4096
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """Copies in ordinary host memory, which nobody else holds; waits for them.
 
-    From a GPU in parts: one is copied out of page-locked memory while the next crosses the bus. By
-    this thread alone: torch's copies start one on every core and wait for all, which took a hundred
-    times as long where other processes had the cores; threads of Python's, which waited for one
-    another, took longer than none. Page-locked blocks are never handed out: held masks would pin memory that the system can then
+    From a GPU in parts: one is copied out of page-locked memory while the next crosses the bus.
+    Page-locked blocks are never handed out: held masks would pin memory that the system can then
     neither move nor swap.
 
     Args:
@@ -73,7 +71,11 @@ def _start(pairs: list[tuple[Tensor, Tensor]]) -> list[_Arrival]:
 
 def _copy_out(under_way: list[_Arrival]) -> None:
     """Waits for each part and copies it to its target; while it waits, it has the system map the
-    pages of targets to come."""
+    pages of targets to come.
+
+    By NumPy, in this thread: torch's copies start one on every core and wait for all, which takes
+    long where other processes have the cores (docs/end_to_end.md).
+    """
     arrivals = [
         (arrived, [(locked.numpy(), target.numpy()) for locked, target in parts])
         for arrived, parts in under_way

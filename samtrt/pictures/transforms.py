@@ -191,7 +191,7 @@ def preprocess(
 
 def _upload(x: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, on its way: in parts, each copied to page-locked memory while the one
-    before it crosses the bus (by NumPy, in this thread: see ``masks.transfer.to_host``)."""
+    before it crosses the bus (in this thread, as masks/transfer.py says)."""
     found = torch.empty(x.shape, dtype=x.dtype, device=device)
     locked = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=device.type == "cuda")
     flat, source, target = (each.view(-1).view(torch.uint8) for each in (locked, x, found))
