@@ -26,7 +26,7 @@ from samtrt.encoders.cuda.fp8_reference import Fp8Reference  # noqa: E402
 from samtrt.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONFIG = tiny_config(depth=1, global_attn_indexes=(), img_size=64)
+CONFIG = tiny_config(depth=1, global_attn_indexes=(), img_size=16, patch_size=4)
 
 
 class InFloat32:

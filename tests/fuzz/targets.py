@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import warnings
 import zipfile
 from contextlib import ExitStack, suppress
@@ -346,10 +347,18 @@ def open_embedding(folder: Path) -> Case:
     return case
 
 
+@cache
+def _exported_decoder() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mask_decoder.onnx"
+        export_decoder(random_parameters(tiny_config(), 5), path)
+        return path.read_bytes()
+
+
 def open_onnx_decoder(with_digest: bool, folder: Path) -> Case:
     """A file of ours, or one that says nothing of its content, as Meta's."""
     path = folder / "mask_decoder.onnx"
-    export_decoder(random_parameters(tiny_config(), 5), path)
+    path.write_bytes(_exported_decoder())
     if not with_digest:
         model = onnx.load(path)
         model.producer_name = "pytorch"

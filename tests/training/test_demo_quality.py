@@ -1,4 +1,4 @@
-"""The shipped checkpoint still is what its model card says, on 40 scenes of the unseen seed."""
+"""The shipped checkpoint still is what its model card says, on 14 scenes of the unseen seed."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from samtrt.scenes.drawing import examples
 MODELS = Path(__file__).resolve().parents[2] / "examples/sam/sam_models"
 CHECKPOINT = MODELS / "sam_demo.pth"
 UNSEEN_SEED = 2024
-SCENES, MASKS_A_SCENE = 40, 3  # 120 masks: the mean IoU is known to about 0.01
+# 41 masks: the standard error of the mean IoU is 0.024 for a click, 0.007 for the others. The card
+# promises 0.85, 0.92 and 0.92; what so few masks must reach is one standard error more.
+SCENES, MASKS_A_SCENE = 14, 3
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,11 @@ def test_the_checkpoint_is_small() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("1 click", 0.85), ("box", 0.92), ("3 clicks", 0.92)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("1 click", 0.874), ("box", 0.927), ("3 clicks", 0.927)]
+)
 def test_masks_are_good(summary: dict[str, Any], kind: str, least: float) -> None:
-    assert summary["masks"] >= 100
+    assert summary["masks"] >= 40
     assert summary["mean_iou"][kind] >= least
 
 
