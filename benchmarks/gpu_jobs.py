@@ -214,11 +214,14 @@ def shares(lines: Sequence[str]) -> dict[str, float]:
 
 def steady(moments: Sequence[float]) -> tuple[float, float, float]:
     """From the moments at which files were done: begin and end of the time that counts, and files a
-    second in it."""
-    moments = sorted(moments)
-    first, last = (round(share * (len(moments) - 1)) for share in STEADY)
-    begin, end = moments[first], moments[last]
-    return begin, end, (last - first) / (end - begin) if end > begin else float("nan")
+    second in it, by a line through them (a worker's come some at a time)."""
+    ordered = np.sort(moments)
+    first, last = (round(share * (len(ordered) - 1)) for share in STEADY)
+    middle = ordered[first : last + 1]
+    times = middle - middle.mean()
+    spread = float((times**2).sum())
+    pace = float((times * np.arange(len(middle))).sum()) / spread if spread else float("nan")
+    return float(middle[0]), float(middle[-1]), pace
 
 
 def ways(gpus: int) -> dict[str, tuple[int, list[str]]]:
@@ -367,11 +370,11 @@ def main() -> None:
     parser.add_argument("--model", default="vit_h", choices=("vit_b", "vit_l", "vit_h"))
     parser.add_argument("--params", type=Path, help="parameter folder, in place of --model")
     parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS, help="(default: both)")
-    parser.add_argument("--boxes-pictures", type=int, default=1200)
-    parser.add_argument("--everything-pictures", type=int, default=160)
+    parser.add_argument("--boxes-pictures", type=int, default=2000)
+    parser.add_argument("--everything-pictures", type=int, default=240)
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument(
-        "--meta-seconds", type=float, default=8.0, help="of each of Meta's loops; 0 for none"
+        "--meta-seconds", type=float, default=6.0, help="of each of Meta's loops; 0 for none"
     )
     parser.add_argument("--at-once", type=int, help="pictures that a GPU is given at once")
     parser.add_argument("--folder", type=Path, help="where work goes (default: the system's)")

@@ -15,7 +15,10 @@ from samtrt.pictures.reading import load_image
 
 def test_the_pace_is_that_of_a_jobs_middle() -> None:
     slow_ends = [0.0, *(50 + number for number in range(101)), 1000.0]
-    assert gpu_jobs.steady(slow_ends[::-1]) == (75.0, 141.0, 1.0)
+    begin, end, pace = gpu_jobs.steady(slow_ends[::-1])
+    assert (begin, end) == (75.0, 141.0) and pace == pytest.approx(1.0)
+    together = [float(8 * (number // 8)) for number in range(200)]  # eight at a time
+    assert gpu_jobs.steady(together)[2] == pytest.approx(1.0, rel=0.02)
 
 
 def test_load_is_a_mean_for_each_gpu() -> None:
