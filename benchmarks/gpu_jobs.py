@@ -8,10 +8,12 @@ files: what start-up costs is told by the whole job's seconds. How busy a GPU is
 `nvidia-smi`, over the same time: the share in which at least one kernel ran. The files of all ways
 to work are compared.
 
-Seeded random weights predict masks of which no filter lets one pass, or all. So for everything the
-decoder does its work, and its masks are replaced by discs around the points, of which some ninety
-stay, as many as a trained model finds (`benchmarks/end_to_end.py`). Meta's generator is timed with
-its own masks, none of which passes its first filter: it has less to do.
+Seeded random weights predict noise: masks of a hundred thousand run lengths, of which no filter
+lets one pass, or all. So the decoder does its work, and its masks are replaced: those of boxes by
+ellipses in them, everything's by discs around the points, of which some ninety stay, as many as a
+trained model finds (`benchmarks/end_to_end.py`). In Meta's loop boxes have ellipses as well, drawn
+after its own masks; its generator keeps its own, none of which passes its first filter: it has less
+to do.
 """
 
 import argparse
@@ -34,11 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.end_to_end import DiscDecoder, random_picture
 from samtrt.checkpoints import config as sizes
 from samtrt.checkpoints.parameters import load_parameters, random_parameters, save_parameters
 from samtrt.console import run_script
+from samtrt.decoders.prompts import Prompts
+from samtrt.encoders.embedded import EmbeddedPicture
 from samtrt.errors import SamtrtError
 from samtrt.files import write_json
 from samtrt.reports.benchmarking import describe, environment, markdown_table
@@ -55,22 +60,54 @@ _META_WARM_UP = 2  # pictures
 WORKS = ("boxes", "everything")
 
 
+class EllipseDecoder(DiscDecoder):
+    """Decodes as ever, then hands on an ellipse in each box in place of its masks."""
+
+    def __call__(
+        self, picture: EmbeddedPicture, prompts: Prompts, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        boxes = prompts.coords[:, -2:].flatten(1).to(picture.features)  # first, as in discs
+        low_res, scores = self.decoder(picture, prompts, multimask_output)
+        side = 4 * low_res.shape[-1]
+        return ellipses(boxes, (side, side), 4)[:, None].expand_as(low_res), scores
+
+
+def ellipses(boxes: Tensor, size: tuple[int, int], step: int = 1) -> Tensor:
+    """Logits [B, H / step, W / step] of ellipses in boxes [B, 4] of a picture (H, W)."""
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    y, x = (
+        torch.arange(step / 2, length, step, dtype=boxes.dtype, device=boxes.device)
+        for length in size
+    )
+    across = (x - (x0 + x1) / 2) / ((x1 - x0) / 2)
+    down = (y[:, None] - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    return (1 - (across**2 + down**2).sqrt()) * 8
+
+
+def load_with_ellipses(*arguments: Any) -> Sam:
+    """``load_sam`` with a decoder that hands on ellipses; in every worker."""
+    return _with_decoder(load_sam(*arguments), EllipseDecoder)
+
+
 def load_with_discs(*arguments: Any) -> Sam:
     """``load_sam`` with a decoder that hands on discs; in every worker."""
-    sam = load_sam(*arguments)
+    return _with_decoder(load_sam(*arguments), DiscDecoder)
+
+
+def _with_decoder(sam: Sam, kind: type[DiscDecoder]) -> Sam:
     decoder = sam.get_decoder()
-    sam.get_decoder = lambda precision="auto": DiscDecoder(decoder)  # type: ignore[method-assign, assignment, return-value]
+    sam.get_decoder = lambda precision="auto": kind(decoder)  # type: ignore[method-assign, assignment, return-value]
     return sam
 
 
-def run_job(at_once: int | None, with_discs: bool, arguments: Sequence[str]) -> None:
-    """The command; with models of ``load_with_discs``, and otherwise many pictures on a GPU."""
+def run_job(at_once: int | None, work: str, arguments: Sequence[str]) -> None:
+    """The command, with masks that are replaced, and otherwise many pictures on a GPU."""
     import samtrt.sam
     from samtrt.cli import commands
     from samtrt.jobs.segmenting import AT_ONCE
 
-    if with_discs:
-        samtrt.sam.load_sam = load_with_discs  # the command takes it from there
+    # The command takes it from there.
+    samtrt.sam.load_sam = load_with_ellipses if work == "boxes" else load_with_discs
     if at_once is not None:
         AT_ONCE["cuda"] = at_once
     sys.exit(run_script(lambda: commands.run(list(arguments))))
@@ -108,7 +145,9 @@ class Meta:
                 masks, scores, _ = self.predictor.predict_torch(
                     None, None, mapped, multimask_output=False
                 )
-                rles = coco.encode(np.asfortranarray(masks[:, 0].cpu().numpy().transpose(1, 2, 0)))
+                drawn = ellipses(on_device, image.shape[:2]) > 0
+                assert drawn.shape == masks[:, 0].shape
+                rles = coco.encode(np.asfortranarray(drawn.cpu().numpy().transpose(1, 2, 0)))
                 records = [
                     {"segmentation": rle, "predicted_iou": score}
                     for rle, score in zip(rles, scores[:, 0].tolist(), strict=True)
@@ -286,7 +325,7 @@ class Bench:
             given += ["--prompts", pictures.with_name("boxes.csv")]
         else:
             given += ["--points-per-side", self.arguments.points_per_side]
-        call = f"run_job({self.arguments.at_once}, {work == 'everything'}, sys.argv[1:])"
+        call = f"run_job({self.arguments.at_once}, {work!r}, sys.argv[1:])"
         code = f"import sys; from benchmarks.gpu_jobs import run_job; {call}"
         start = time.perf_counter()
         self._run([sys.executable, "-c", code, *given], gpus)
