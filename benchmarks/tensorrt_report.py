@@ -40,7 +40,7 @@ def speeds(record: dict[str, Any]) -> str:
     header += ["sustained, ms", "speed-up", "mJ/image", "relative L2", "÷ Meta's"]
     lines = []
     for row in timed:
-        meta = next(other for other in timed if _like(other) == (row["run"], row["model"], META, 1))
+        meta = _meta(timed, row)
         seconds = row.get("sidecar", {}).get("build_seconds")
         cells = [MODELS[row["model"]], _title(record, row), str(row["batch_size"])]
         cells += [f"{seconds:.1f} s" if seconds else "–"]
@@ -52,12 +52,14 @@ def speeds(record: dict[str, Any]) -> str:
         cells += [f"{power:,.0f}" if power else "–", f"{error:.2e}"]
         cells += [f"{error / row['meta_relative_l2']:.2f}"]
         lines.append(cells)
+    apart = any(_meta(timed, row)["run"] != row["run"] for row in timed)
+    of_run = record["meta_run"] if apart else "the same run"
     protocols = "; ".join(f"{name}: {text}" for name, text in record["protocols"].items())
     notes = (
         f"{describe(record['runs'][0]['environment'])}; {record['note']}. Medians of an image "
-        f"({protocols}); speed-up over Meta's code, eager, fp16, of the same run; the worst "
+        f"({protocols}); speed-up over Meta's code, eager, fp16, of {of_run}; the worst "
         "picture's error against float64, and that by the error of Meta's fp16. "
-        f"{_commands(record, 'measure')} Element by element, of the first picture:"
+        f"{_commands(record, 'measure')} Element by element, of the batch:"
     )
     return f"{markdown_table(header, lines)}\n\n{notes}"
 
@@ -68,7 +70,7 @@ def errors(record: dict[str, Any]) -> str:
     header += ["rel L2"]
     rows = [
         [
-            f"{MODELS[row['model']]}, {_title(record, row)}",
+            f"{MODELS[row['model']]}, {_title(record, row)}, batch {row['batch_size']}",
             *(f"{error:.2e}" for error in row["statistics"].values()),
         ]
         for row in record["rows"]
@@ -137,8 +139,14 @@ def _kind(name: str, grids: list[int]) -> str:
     return f"ours: {layer}"
 
 
-def _like(row: Row) -> tuple[str, str, str, int]:
-    return row["run"], row["model"], row["encoder"], row["batch_size"]
+def _meta(rows: list[Row], row: Row) -> Row:
+    """Meta's code with that model and one picture; of the same run where it has it."""
+    like = [
+        other
+        for other in rows
+        if (other["model"], other["encoder"], other["batch_size"]) == (row["model"], META, 1)
+    ]
+    return next((other for other in like if other["run"] == row["run"]), like[0])
 
 
 def _title(record: dict[str, Any], row: Row) -> str:
