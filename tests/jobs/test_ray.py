@@ -32,6 +32,8 @@ from samtrt.errors import EngineError, InputError  # noqa: E402
 from samtrt.jobs.folder import segment_folder  # noqa: E402
 from samtrt.jobs.progress import FolderReport  # noqa: E402
 from samtrt.jobs.ray import Workers  # noqa: E402
+from samtrt.jobs.segmenting import AT_ONCE  # noqa: E402
+from samtrt.jobs.windows import Windowing  # noqa: E402
 
 # All that the command gives, in its order.
 ARGUMENTS: dict[str, Any] = {
@@ -119,6 +121,36 @@ def test_workers_make_the_bytes_of_one_process(
     found = json.loads(record.read_text())
     assert (found["segmented"], found["workers"], found["resumed"]) == (COUNT, 2, 0)
     assert list(found["failed"]) == ["bad.png"] and 0 < found["workers_at_work"] <= 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_windows_and_threads_of_workers_make_the_bytes_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker with two pictures at once, as on a GPU; a picture's windows go to both workers."""
+    pytest.importorskip("rasterio")
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encoded(picture(number)))
+
+    def job(out: Path, load: Any, workers: Workers | None) -> Tree:
+        report = segment_folder(
+            load, tmp_path / "in", out, ["json", "coco"], show_progress=False, workers=workers,
+            windowing=Windowing(96, 32), **ARGUMENTS,
+        )  # fmt: skip
+        assert len(report.segmented) == 3 and 0 < report.at_work <= 1
+        return tree(out)
+
+    load = partial(ray_loads.load, tiny_model())
+    alone = job(tmp_path / "one", load, None)
+    monkeypatch.setitem(AT_ONCE, "cpu", 2)
+    assert job(tmp_path / "two", load, Workers(2)) == alone
+    assert {path.as_posix() for path in alone} == {
+        "0.png.json",
+        "1.png.json",
+        "2.png.json",
+        "coco.json",
+    }
 
 
 @pytest.mark.usefixtures("cluster")
