@@ -49,11 +49,13 @@ def trt():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run have."""
+    """A folder that all processes of this run have, for what one makes for all."""
     own = tmp_path_factory.getbasetemp()
-    return (own.parent if processes else own) / "shared"
+    folder = (own.parent if processes else own) / "shared"
+    os.environ["SAMTRT_TESTS_SHARED"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ from PIL import Image
 
 from samtrt.building.build import BuildOptions, build_encoder
 from samtrt.checkpoints.parameters import random_parameters, save_parameters
+from samtrt.decoders.browser.contract import FILES
 from samtrt.decoders.browser.export import export_browser_decoder
+from samtrt.files import working_alone
 from samtrt.server.guard.serving import Server
-from samtrt.server.launch import PAGE_DECODER
 
 CONFIG = tiny_config(img_size=256)
 SEED = 3
@@ -53,9 +54,11 @@ def tiny_model() -> Path:
 
 @functools.cache
 def tiny_decoder() -> Path:
-    """``tiny_model``'s mask decoder for the page, a folder in its own."""
-    path = tiny_model() / PAGE_DECODER
-    export_browser_decoder(random_parameters(CONFIG, SEED), path)
+    """``tiny_model``'s mask decoder for the page; the first process of a run exports it for all."""
+    path = Path(os.environ["SAMTRT_TESTS_SHARED"]) / "page"  # (conftest.py)
+    with working_alone(path):
+        if not (path / FILES[-1]).exists():  # written last
+            export_browser_decoder(random_parameters(CONFIG, SEED), path)
     return path
 
 

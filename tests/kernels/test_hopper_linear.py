@@ -48,6 +48,7 @@ EPS = 1e-6
     ("tiles", "epilogue"),
     [
         (WIDE, NORMALISED),
+        (WIDE, NORMALISED_GELU),
         (MIDDLE, NORMALISED_GELU),
         (NARROW, NORMALISED_GELU),
         *((tiles, RESIDUAL) for tiles in RESIDUAL_TILES),
@@ -61,8 +62,9 @@ def test_machine_code(tiles: LinearTiles, epilogue: int, dtype: torch.dtype) -> 
     assert tiles.shared_bytes() <= 227 * 1024
 
 
-@pytest.mark.parametrize("fp8_output", [False, True])
-@pytest.mark.parametrize("fp8_operands", [False, True])
+@pytest.mark.parametrize(
+    ("fp8_operands", "fp8_output"), [(False, True), (True, False), (True, True)]
+)
 @pytest.mark.parametrize(
     ("tiles", "epilogue"),
     [
