@@ -237,6 +237,13 @@ def _conv2d(recording: Recording, layer: RecordedLayer, x: Value) -> Value:
     return F.conv2d(x, weight, bias, settings["stride"], settings["padding"])
 
 
+def _rows_linear(recording: Recording, layer: RecordedLayer, x: Value) -> Value:
+    weight, bias = (
+        layer.settings[key] and recording.weights[layer.settings[key]] for key in ("weight", "bias")
+    )
+    return F.linear(x, weight, bias)
+
+
 def _layer_norm(
     recording: Recording, layer: RecordedLayer, x: Value, weight: Value, bias: Value
 ) -> Value:
@@ -248,6 +255,7 @@ def _layer_norm(
 _OPS: dict[str, Any] = {
     "constant": _constant,
     "conv2d": _conv2d,
+    "linear": _rows_linear,
     "layer_norm": _layer_norm,
     "cast": lambda _, layer, x: x.to(layer.output.dtype),
     "view": lambda _, layer, x: x.reshape(layer.settings["sizes"]),

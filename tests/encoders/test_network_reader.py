@@ -61,7 +61,7 @@ def setting(layer, attribute, value):
             "pad": trt.ISliceLayer,
             "slice": trt.ISliceLayer,
             "add": trt.IElementWiseLayer,
-            "matmul": trt.IMatrixMultiplyLayer,
+            "linear.product": trt.IMatrixMultiplyLayer,
             "layer_norm": trt.INormalizationLayer,
             "softmax": trt.ISoftMaxLayer,
             "gelu": trt.IActivationLayer,
@@ -140,10 +140,10 @@ CHANGES_OF_THE_FUSED_NETWORK = {
     ),
     "elementwise, maximum": setting("blocks.1/add", "op", lambda trt: trt.ElementWiseOperation.MAX),
     "matrix multiply, transposed weight": setting(
-        "blocks.1.mlp.lin1/matmul", "op1", lambda trt: trt.MatrixOperation.NONE
+        "blocks.1.mlp.lin1/linear.product", "op1", lambda trt: trt.MatrixOperation.NONE
     ),
     "matrix multiply, vector": setting(
-        "blocks.1.mlp.lin1/matmul", "op1", lambda trt: trt.MatrixOperation.VECTOR
+        "blocks.1.mlp.lin1/linear.product", "op1", lambda trt: trt.MatrixOperation.VECTOR
     ),
     "normalization, epsilon": setting("blocks.1.norm2/layer_norm", "epsilon", 0.1),
     "normalization, axes": setting("blocks.1.norm2/layer_norm", "axes", 0b1100),

@@ -116,10 +116,14 @@ def layer_norm(
 
 def linear(x: Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Tensor:
     # Of rows: over leading axes TensorRT multiplies batch by batch, or looks for kernels that do.
-    rows = view(x, (-1, x.shape[-1]))
-    y = matmul(rows, constant(weight, 2, "weight"), transpose_y=True)
-    if bias is not None:
-        y = add(y, constant(bias, 2, "bias"))
+    y = _recording().add(
+        "linear",
+        [view(x, (-1, x.shape[-1]))],
+        (_resolved(x.shape, (-1, x.shape[-1]))[0], len(weight)),
+        x.dtype,
+        weight=_recording().keep("weight", weight),
+        bias=None if bias is None else _recording().keep("bias", bias),
+    )
     return view(y, (*x.shape[:-1], len(weight)))
 
 

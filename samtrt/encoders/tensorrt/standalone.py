@@ -298,6 +298,44 @@ def _matmul(network: Network, layer: Layer, inputs: list, weights: Mapping) -> A
     return network.typed(network.add(layer["name"], made), layer["type"])
 
 
+def _linear(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
+    """Rows [M, C] → [M, out]."""
+    if not network.is_strongly_typed:
+        return _linear_as_convolution(network, layer, inputs[0], weights)
+    name, kernel = layer["name"], weights[layer["weight"]]
+    operation = network.trt.MatrixOperation
+    matrix = network.constant(name + ".weight", kernel.shape, kernel)
+    made = network.definition.add_matrix_multiply(
+        inputs[0], operation.NONE, matrix, operation.TRANSPOSE
+    )
+    if layer["bias"] is None:
+        return network.add(name, made).get_output(0)
+    product = network.add(name + ".product", made).get_output(0)
+    bias = network.constant(name + ".bias", (1, kernel.shape[0]), weights[layer["bias"]])
+    kind = network.trt.ElementWiseOperation.SUM
+    made = network.definition.add_elementwise(product, bias, kind)
+    return network.add(name, made).get_output(0)
+
+
+def _linear_as_convolution(network: Network, layer: Layer, x: Any, weights: Mapping) -> Any:
+    """Of M pictures [C, 1, 1]: TensorRT 8.6 finds no implementation of a norm and a product of
+    matrices in fp16 together, and puts convolutions by themselves."""
+    name, kernel = layer["name"], weights[layer["weight"]]
+    channels, columns = kernel.shape[1], kernel.shape[0]
+    pictures = network.add(name + ".pictures", network.definition.add_shuffle(x))
+    pictures.reshape_dims = (-1, channels, 1, 1)
+    bias = network.trt.Weights(network.data_type(kernel.type))
+    if layer["bias"] is not None:
+        bias = network.weights(weights[layer["bias"]])
+    made = network.definition.add_convolution_nd(
+        network.typed(pictures, layer["type"]), columns, (1, 1), network.weights(kernel), bias
+    )
+    product = network.typed(network.add(name + ".product", made), layer["type"])
+    rows = network.add(name, network.definition.add_shuffle(product))
+    rows.reshape_dims = (-1, columns)
+    return network.typed(rows, layer["type"])
+
+
 def _conv2d(network: Network, layer: Layer, inputs: list, weights: Mapping) -> Any:
     kernel = weights[layer["weight"]]
     bias = network.trt.Weights(network.data_type(kernel.type))
@@ -437,6 +475,7 @@ _LAYERS: Dict[str, Callable[..., Any]] = {
     "add": _elementwise("SUM"),
     "mul": _elementwise("PROD"),
     "matmul": _matmul,
+    "linear": _linear,
     "conv2d": _conv2d,
     "layer_norm": _layer_norm,
     "softmax": _softmax,
