@@ -126,7 +126,11 @@ def test_layers_are_named_by_their_module(trt, attention):
     assert len(set(names)) == len(names)
     paths = {path for path, _ in meta_encoder_of(cfg, tensors).named_modules()}
     assert {name.rpartition("/")[0] for name in names} <= paths
-    for name in ("blocks.2.attn.qkv/linear", "blocks.2.attn.qkv/linear.weight", "blocks.0.mlp.act/gelu"):
+    for name in (
+        "blocks.2.attn.qkv/linear",
+        "blocks.2.attn.qkv/linear.weight",
+        "blocks.0.mlp.act/gelu",
+    ):
         assert name in names
     kinds = {definition.get_layer(index).type for index in range(definition.num_layers)}
     assert (trt.LayerType.ATTENTION_INPUT in kinds) == (attention == "fused")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from samtrt.encoders.tensorrt.attention import rel_pos_attention as rel_pos_attention
 from samtrt.encoders.tensorrt.recording import RecordedTensor as Tensor
 from samtrt.encoders.tensorrt.recording import Recording
 from samtrt.modeling.network import active_network
