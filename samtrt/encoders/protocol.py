@@ -77,8 +77,11 @@ def wait_when_deleted(encoder: ImageEncoder, work: torch.cuda.Event | torch.cuda
 
 
 def _wait(work: torch.cuda.Event | torch.cuda.Stream, process: int) -> None:
-    # (In a fork there is nothing to wait for; amid a recording nobody may.)
-    if os.getpid() == process and not torch.cuda.is_current_stream_capturing():
+    # (In a fork there is nothing to wait for, and CUDA is not asked; amid a recording nobody may.
+    # A torch without CUDA has no recordings, and raises where it is asked.)
+    if os.getpid() != process:
+        return
+    if not (torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()):
         work.synchronize()
 
 

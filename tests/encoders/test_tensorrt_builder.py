@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import io
 import logging
 import signal
@@ -374,6 +375,23 @@ def test_the_runtimes_output_is_float32_and_ordinary(fake):
     assert (output.dtype, output.device.type, output.is_inference()) == (x.dtype, "cpu", False)
     with pytest.raises(EngineError, match="cannot be copied or pickled"):
         copy.deepcopy(encoder)
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_memory_is_kept_until_the_work_is_done(fake, monkeypatch, recording):
+    waited, raised = [], []
+    gc.collect()  # encoders of other tests
+    monkeypatch.setattr(FakeStream, "synchronize", lambda stream: waited.append(stream))
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)  # what a finalizer raises
+    if recording:  # amid which nobody may wait
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    encoder = fake.make()
+    stream = encoder._stream
+    del encoder
+    gc.collect()
+    assert raised == []
+    assert waited == ([] if recording else [stream])
 
 
 def test_one_thread_at_a_time_has_the_context(fake):
