@@ -84,7 +84,7 @@ def selected(page: Page) -> list[str]:
 # The arithmetic
 
 
-def test_sets_of_pixels_are_numpys_and_pieces_scipys(page: Page) -> None:
+def test_sets_of_pixels_are_numpys_and_pieces_scipys(shared_page: Page) -> None:
     rng = np.random.default_rng(6)
     shapes = [(1, 1), (1, 40), (40, 1), (33, 47)]
     pairs = [
@@ -94,17 +94,17 @@ def test_sets_of_pixels_are_numpys_and_pieces_scipys(page: Page) -> None:
         for q in (0.5, 1)
     ]
     for a, b in pairs:
-        joined, cut = regions(page, "regions.union(a, b), regions.difference(a, b)", a, b)
+        joined, cut = regions(shared_page, "regions.union(a, b), regions.difference(a, b)", a, b)
         np.testing.assert_array_equal(joined, a | b)
         np.testing.assert_array_equal(cut, a & ~b)
-    (put,) = regions(page, "regions.place(a, [5, 3], [50, 60])", pairs[-1][0])
+    (put,) = regions(shared_page, "regions.place(a, [5, 3], [50, 60])", pairs[-1][0])
     expected = np.zeros((50, 60), bool)
     expected[3:36, 5:52] = pairs[-1][0]
     np.testing.assert_array_equal(put, expected)
 
     for share in (0.1, 0.35, 0.6):
         mask = rng.random((60, 45)) < share
-        pieces = regions(page, "regions.piecesOf(a)", mask)
+        pieces = regions(shared_page, "regions.piecesOf(a)", mask)
         found, count = label(mask, CORNERS_TOO)
         expected = {(found == i + 1).tobytes() for i in range(count)}
         assert {piece.tobytes() for piece in pieces} == expected and len(pieces) == count
@@ -112,7 +112,7 @@ def test_sets_of_pixels_are_numpys_and_pieces_scipys(page: Page) -> None:
         assert sizes == sorted(sizes, reverse=True)
 
 
-def test_strokes_are_numpys(page: Page) -> None:
+def test_strokes_are_numpys(shared_page: Page) -> None:
     rng = np.random.default_rng(8)
     empty = np.zeros((HEIGHT, WIDTH), bool)
     cases: list[tuple[list[list[float]], float]] = [
@@ -123,7 +123,7 @@ def test_strokes_are_numpys(page: Page) -> None:
     ]
     cases += [((rng.random((6, 2)) * (WIDTH, HEIGHT)).tolist(), radius) for radius in (0.7, 3, 41)]
     for points, radius in cases:
-        (found,) = regions(page, f"regions.strokeOf({points}, {radius}, a.size)", empty)
+        (found,) = regions(shared_page, f"regions.strokeOf({points}, {radius}, a.size)", empty)
         expected = near_line(np.array(points * 2 if len(points) == 1 else points), radius)
         assert (found ^ expected).sum() <= 2, (points, radius)
         assert found.any()

@@ -349,7 +349,7 @@ def test_every_control_has_a_name(page: Page) -> None:
 
 
 @pytest.mark.parametrize("size", [(300, 420), (75, 90), (1, 50), (640, 480)])
-def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
+def test_upscaling_is_the_servers(shared_page: Page, size: tuple[int, int]) -> None:
     import torch
 
     from samtrt.pictures.transforms import MASK_THRESHOLD, ResizeLongestSide, postprocess_masks
@@ -359,7 +359,7 @@ def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
     input_size = ResizeLongestSide.get_preprocess_shape(*size, 256)
     expected = postprocess_masks(logits, input_size, size, 256)[0, 0] > MASK_THRESHOLD
     text = in_page(
-        page,
+        shared_page,
         "runs",
         "const r = module.runsFromLogits(Float32Array.from(arguments[0]), 64, 256, arguments[1],"
         " arguments[2]); return module.countsToText(r.counts);",
@@ -371,14 +371,14 @@ def test_upscaling_is_the_servers(page: Page, size: tuple[int, int]) -> None:
     assert (found != expected.numpy()).mean() < 1e-4
 
 
-def test_run_lengths_are_cocos(page: Page) -> None:
+def test_run_lengths_are_cocos(shared_page: Page) -> None:
     rng = np.random.default_rng(5)
     masks = [rng.random((60, 80)) < share for share in (0, 0.02, 0.5, 0.98, 1)]
     masks += [np.zeros((1, 1), bool), np.ones((2000, 900), bool)]
     for mask in masks:
         rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
         text, box, area = in_page(
-            page,
+            shared_page,
             "runs",
             "const counts = module.textToCounts(arguments[0]);"
             "const r = {size: arguments[1], counts};"

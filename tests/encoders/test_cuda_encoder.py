@@ -51,7 +51,11 @@ def errors(
         (tiny_config(embed_dim=160, num_heads=2, depth=2, img_size=96, window_size=4), 2),
         (tiny_config(embed_dim=64, num_heads=1, depth=2, img_size=80, window_size=5), 1),
         # (of the sizes that Hopper has kernels of its own for)
-        (tiny_config(embed_dim=192, num_heads=3, depth=2, img_size=256, window_size=14), 1),
+        pytest.param(
+            tiny_config(embed_dim=192, num_heads=3, depth=2, img_size=256, window_size=14),
+            1,
+            marks=pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU"),
+        ),
     ],
     ids=["head16", "head80-batch2", "head64-no-padding", "hopper"],
 )
