@@ -319,7 +319,7 @@ def _linear(network: Network, layer: Layer, inputs: list, weights: Mapping) -> A
 
 def _linear_as_convolution(network: Network, layer: Layer, x: Any, weights: Mapping) -> Any:
     """Of M pictures [C, 1, 1]: TensorRT 8.6 finds no implementation of a norm and a product of
-    matrices in fp16 together, and puts convolutions by themselves."""
+    matrices together where they are told their types, and puts convolutions by themselves."""
     name, kernel = layer["name"], weights[layer["weight"]]
     channels, columns = kernel.shape[1], kernel.shape[0]
     pictures = network.add(name + ".pictures", network.definition.add_shuffle(x))
