@@ -17,6 +17,8 @@ from samtrt.files import working_alone
 LONG_FILES = (
     *("test_readme", "test_ray", "test_page", "test_wheel", "test_kills", "test_demo_quality"),
     *("test_targets", "test_server_ray", "test_drop_in", "test_runtimes", "test_network_full_size"),
+    *("test_server_load", "test_training", "test_sam_onnx_model", "test_export_decoder"),
+    *("test_mask_decoder_hq", "test_server_ending", "test_demo", "test_stumbles"),
 )
 
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):

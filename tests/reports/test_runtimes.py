@@ -14,7 +14,7 @@ from samtrt.cli import benchmark
 from samtrt.errors import InputError, SamtrtError
 from samtrt.reports.runtimes import PEERS, peer_contestants
 
-CONFIG = tiny_config(img_size=128)
+CONFIG = tiny_config(img_size=128, depth=2)  # a block of each kind
 _FULL = random_parameters(CONFIG, 0)
 # In halves, as those of the demo are kept.
 PARAMETERS = replace(
