@@ -35,7 +35,7 @@ $(DEMO)/mask_decoder.onnx: $(DEMO)/config.json
 
 test check: lint
 	tests/browser/install.sh $(BIN)/python
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # 12 GB at most
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder  # two cores: many wait
 
 CLIENTS ?= all
 
