@@ -294,7 +294,9 @@ def rel_pos_attention(
     Scores are (q / √D) · kᵀ; the relative positions are taken from q as it is.
 
     Args:
-        q, k, v: [B, heads, H·W, D]. rel_h: [H, H, D]. rel_w: [W, W, D].
+        q, k, v: [B, heads, H·W, D].
+        rel_h: [H, H, D], by the rows of query and key, the same for all that lie as far apart.
+        rel_w: [W, W, D], by their columns, likewise.
         fused: by the back end's own attention operator, else step by step.
     """
     if fused:

@@ -81,7 +81,14 @@ def rel_pos_attention_reference(q, k, v, rel_h, rel_w):
     return attention_reference(q / math.sqrt(q.shape[-1]), k, v, bias)
 
 
+def by_pair(offsets):
+    """Rows by the offset of query and key, [2 S - 1, D], as [S, S, D] by the two."""
+    side = len(offsets) // 2 + 1
+    return torch.stack([offsets[query : query + side].flip(0) for query in range(side)])
+
+
 HEADS = (BATCH, 2, 12, 8)  # 2 heads, 3×4 tokens, 8 channels
+OFFSETS = [(5, 8), (7, 8)]
 TABLES = [(3, 3, 8), (4, 4, 8)]
 OPS = {
     "constant": Op(lambda x, p: F.add(x, F.constant(p, 3)), torch.add, [(BATCH, 1, 5)], [(5,)]),
@@ -165,15 +172,17 @@ OPS = {
     "fused_attention": Op(
         F.fused_attention, attention_reference, [HEADS, HEADS, HEADS, (BATCH, 2, 12, 12)]
     ),
-    "rel_pos_attention, fused": Op(
-        F.rel_pos_attention, rel_pos_attention_reference, [HEADS, HEADS, HEADS], TABLES
-    ),
-    "rel_pos_attention, plain": Op(
-        lambda *args: F.rel_pos_attention(*args, fused=False),
-        rel_pos_attention_reference,
-        [HEADS, HEADS, HEADS],
-        TABLES,
-    ),
+    **{
+        f"rel_pos_attention, {name}": Op(
+            lambda q, k, v, h, w, fused=fused: F.rel_pos_attention(
+                q, k, v, by_pair(h), by_pair(w), fused
+            ),
+            lambda q, k, v, h, w: rel_pos_attention_reference(q, k, v, by_pair(h), by_pair(w)),
+            [HEADS, HEADS, HEADS],
+            OFFSETS,
+        )
+        for name, fused in (("fused", True), ("plain", False))
+    },
 }
 # A few roundings on the way: no op has more than five results in its own precision.
 ERROR = {dtype: 5 * torch.finfo(dtype).eps / 2 for dtype in DTYPES}
@@ -293,3 +302,15 @@ def test_net_guard_restores_on_error_and_nests():
         raise RuntimeError
     assert active_network() is None
     assert F.add(torch.ones(1), torch.ones(1)).item() == 2
+
+
+def test_relative_positions_that_are_none_are_refused(trt):
+    """The network's plain form reads a table by offsets alone."""
+    op = OPS["rel_pos_attention, plain"]
+    inputs, (rel_h, rel_w), _ = make_operands(op, torch.float32)
+    tables = by_pair(rel_h), by_pair(rel_w).clone()
+    tables[1][2, 1] += 1
+    with pytest.raises(ValueError, match="offset"):
+        in_network(
+            trt, lambda *tensors: F.rel_pos_attention(*tensors, *tables, fused=False), inputs
+        )

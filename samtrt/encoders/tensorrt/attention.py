@@ -48,8 +48,15 @@ def rel_pos_attention(
 
 def _by_offset(table: torch.Tensor) -> torch.Tensor:
     """[S, S, D] by query and key as [L, D]: row j is that of key − query = j − (S − 1); L is
-    2·S − 1 rounded up, by rows of zeros."""
+    2·S − 1 rounded up, by rows of zeros.
+
+    Raises:
+        ValueError: pairs that lie as far apart have different rows, which SAM's never do.
+    """
     rows = torch.cat([table.flip(0)[:-1, 0], table[0]])
+    side = torch.arange(len(table))
+    if not torch.equal(table, rows[side - side[:, None] + len(table) - 1]):
+        raise ValueError("a table of relative positions is not one by the offset of key and query")
     return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8))
 
 
